@@ -1,0 +1,32 @@
+# Needs only Python >= 3.11. `make quickstart` and `make test` share one environment in .venv.
+PYTHON ?= python3
+VENV := .venv
+PY := $(VENV)/bin/python
+
+.PHONY: quickstart test test-all lint clean
+
+$(VENV)/installed: pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "cdmem needs Python 3.11 or newer; set PYTHON=python3.11")'
+	$(PYTHON) -m venv $(VENV)
+	$(PY) -m pip install --progress-bar off -e .
+	touch $@
+
+$(VENV)/installed-test: $(VENV)/installed
+	$(PY) -m pip install --progress-bar off -e '.[test]'
+	touch $@
+
+# The whole experiment on scikit-learn's digits: no network, one core, minutes.
+quickstart: $(VENV)/installed
+	$(PY) -m cdmem study --config configs/quickstart.yaml
+
+test: $(VENV)/installed-test
+	$(PY) -m pytest
+
+test-all: $(VENV)/installed-test
+	$(PY) -m pytest -m ''
+
+lint: $(VENV)/installed-test
+	$(VENV)/bin/ruff check .
+
+clean:
+	rm -rf $(VENV) build *.egg-info

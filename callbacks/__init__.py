@@ -1,0 +1,8 @@
+"""Callbacks: hooks, cadence and logging; the mathematics is in :mod:`cdmem.metrics`."""
+
+from callbacks.evaluation import EvaluationCallback
+from callbacks.memorization import MemorizationCallback
+from callbacks.quality import QualityCallback
+from callbacks.samples import SampleGridCallback
+
+__all__ = ["EvaluationCallback", "MemorizationCallback", "QualityCallback", "SampleGridCallback"]

@@ -1,0 +1,188 @@
+"""Base of all metric callbacks: when to evaluate, and samples shared between the callbacks of one moment.
+
+A new metric is one file with one class::
+
+    class MeanBrightness(EvaluationCallback):
+        prefix = "brightness"
+
+        def measure(self, evaluation):
+            _, images = evaluation.samples(self.samples)
+            return {"mean": float(images.mean())}
+
+and two lines of YAML under ``trainer.callbacks``: ``class_path`` and ``init_args``.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from lightning.pytorch import Callback, Trainer
+from torch import Tensor
+
+from cdmem.data.subset import TrainingSet
+from cdmem.diffusion.sampling import Sampler, first_seed
+from cdmem.errors import InputError
+from cdmem.run import RunFolder
+from cdmem.training.module import CdmemModule
+
+Spacing = Literal["log", "linear"]
+
+
+def evaluation_steps(max_steps: int, points: int, spacing: Spacing) -> list[int]:
+    """Optimizer steps at which to evaluate, always ending at ``max_steps``.
+
+    ``log`` spaces them by a constant factor from max_steps / 64 on, so that the onset of memorisation is visible;
+    ``linear`` evenly, so that the end of a distillation is.
+    """
+    if max_steps < 1 or points < 1:
+        return []
+    first = max_steps / 64 if spacing == "log" else max_steps / points
+    space = np.geomspace if spacing == "log" else np.linspace
+    return sorted({max(1, round(s)) for s in space(first, max_steps, points)} | {max_steps})
+
+
+@dataclass
+class SampleCache:
+    """Images already made at this step, by (role, nfe, weights): every callback of one moment shares them."""
+
+    step: int = -1
+    fixed: dict[str, Tensor] = field(default_factory=dict)
+    current: dict[str, Tensor] = field(default_factory=dict)
+
+
+@dataclass
+class Evaluation:
+    """What a metric may look at.
+
+    Attributes:
+        trainer: for ranks and folders.
+        module: the model, in eval mode.
+        folder: the run folder; use :attr:`is_writer` before writing.
+        batch_size: samples made at once.
+    """
+
+    trainer: Trainer
+    module: CdmemModule
+    folder: RunFolder
+    batch_size: int
+
+    @property
+    def step(self) -> int:
+        return self.trainer.global_step
+
+    @property
+    def training_set(self) -> TrainingSet:
+        return self.module.data.training_set
+
+    @property
+    def is_writer(self) -> bool:
+        return self.trainer.is_global_zero
+
+    def _seeds(self, count: int) -> list[int]:
+        start = first_seed(self.module.sampling_seed)
+        return list(range(start + self.trainer.global_rank, start + count, self.trainer.world_size))
+
+    def _make(self, store: dict[str, Tensor], key: str, sampler: Sampler, count: int) -> tuple[Tensor, Tensor]:
+        seeds = self._seeds(count)
+        have = store.get(key)
+        missing = seeds[0 if have is None else len(have) :]
+        parts = [] if have is None else [have]
+        for k in range(0, len(missing), self.batch_size):
+            parts.append(sampler(missing[k : k + self.batch_size], self.module.device).cpu())
+        if parts:
+            store[key] = torch.cat(parts)
+        images = store.get(key, torch.zeros(0, *self.module.shape))
+        return torch.tensor(seeds, dtype=torch.int64), images[: len(seeds)]
+
+    def samples(self, count: int, nfe: int | None = None, weights: str | None = None) -> tuple[Tensor, Tensor]:
+        """This rank's share of the first ``count`` samples of the model.
+
+        Returns:
+            seeds int64 (b,) and float32 images (b, C, H, W) on the CPU, in [-1, 1] but not clamped.
+        """
+        cache = self.module.__dict__.setdefault("_sample_cache", SampleCache())
+        if cache.step != self.step:
+            cache.step, cache.current = self.step, {}
+        sampler = self.module.sampler(nfe, weights)
+        return self._make(cache.current, f"{sampler.nfe}/{weights or self.module.weights}", sampler, count)
+
+    def teacher_endpoints(self, count: int) -> Tensor | None:
+        """The frozen teacher's ODE endpoints for the same seeds (b, C, H, W), or None for a module without teacher."""
+        sampler = getattr(self.module, "teacher_sampler", lambda: None)()
+        if sampler is None:
+            return None
+        cache = self.module.__dict__.setdefault("_sample_cache", SampleCache())
+        return self._make(cache.fixed, "teacher", sampler, count)[1]
+
+
+class EvaluationCallback(Callback):
+    """Calls :meth:`measure` at chosen steps of ``fit`` and once in ``validate`` and ``test``; logs what it returns.
+
+    Args:
+        samples: generated images per evaluation.
+        points: number of evaluations during ``fit``.
+        spacing: ``log`` (onset) or ``linear`` (end of a distillation).
+        batch_size: samples made at once.
+        test_samples: generated images in ``test``; None is ``samples``.
+    """
+
+    prefix = "metric"
+
+    def __init__(
+        self,
+        samples: int = 512,
+        points: int = 8,
+        spacing: Spacing = "log",
+        batch_size: int = 256,
+        test_samples: int | None = None,
+    ) -> None:
+        if samples < 2:
+            raise InputError(f"{type(self).__name__}.samples", samples, "needs at least 2 samples", "use 512 or more")
+        self.samples, self.points, self.spacing = samples, points, spacing
+        self.batch_size, self.test_samples = batch_size, test_samples
+        self._steps: set[int] = set()
+
+    @abstractmethod
+    def measure(self, evaluation: Evaluation) -> dict[str, float]:
+        """The metric's values by name; logged as ``<prefix>/<name>``. Called on every rank."""
+
+    def run(self, trainer: Trainer, module: CdmemModule) -> dict[str, float]:
+        """Evaluate now and send the values to every logger."""
+        training = module.training
+        module.eval()
+        with torch.no_grad():
+            evaluation = Evaluation(trainer, module, RunFolder(trainer.default_root_dir), self.batch_size)
+            values = self.measure(evaluation)
+        module.train(training)
+        values = {k if "/" in k else f"{self.prefix}/{k}": float(v) for k, v in values.items()}
+        for logger in trainer.loggers:
+            logger.log_metrics({**values, "images_seen": module.images_seen()}, step=trainer.global_step)
+        return values
+
+    def on_fit_start(self, trainer: Trainer, pl_module: Any) -> None:
+        self._steps = set(evaluation_steps(trainer.max_steps, self.points, self.spacing))
+
+    def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
+        # Step 0 of a student is the teacher's network used in one step: the baseline of its curve.
+        if trainer.global_step == 0 and pl_module.role == "student" and not trainer.fast_dev_run:
+            self.run(trainer, pl_module)
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: Any, *args: Any) -> None:
+        # With accumulation several micro-batches share a step: evaluate after the one that moved the weights.
+        if trainer.global_step in self._steps:
+            self._steps.discard(trainer.global_step)
+            values = self.run(trainer, pl_module)
+            pl_module.log_dict(values, logger=False, prog_bar=False, sync_dist=False)
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: Any) -> None:
+        if not trainer.sanity_checking and trainer.state.fn == "validate":
+            pl_module.log_dict(self.run(trainer, pl_module), logger=False)
+
+    def on_test_epoch_end(self, trainer: Trainer, pl_module: Any) -> None:
+        usual, self.samples = self.samples, self.test_samples or self.samples
+        pl_module.log_dict(self.run(trainer, pl_module), logger=False)
+        self.samples = usual

@@ -1,0 +1,76 @@
+"""f_mem while training; for a student also how close it is to its teacher."""
+
+from __future__ import annotations
+
+from cdmem.metrics.memorization import MemorizedFraction
+from cdmem.metrics.neighbors import NeighborIndex
+from cdmem.metrics.pairing import PairedWithTeacher
+
+from callbacks.evaluation import Evaluation, EvaluationCallback, Spacing
+from cdmem.images import to_uint8
+
+
+class MemorizationCallback(EvaluationCallback):
+    """Logs ``memorization/f_mem`` (and ``f_mem_nfe2`` ...) with its 95 % interval; for a student also
+    ``distillation/rmse_to_teacher``, ``variance_ratio`` and ``same_basin`` on the same seeds.
+
+    Per-seed rows go to ``evaluations/step=<step>_nfe=<nfe>.npz`` of the run folder: what paired statistics need.
+
+    Args:
+        samples: generated images per evaluation.
+        threshold: memorised means d1 / d2 < threshold, over groups of T.
+        nfe: network evaluations per sample to look at; None takes the model's own list.
+        weights: ``raw`` or ``ema_<half-life>``; None is the model's choice.
+        points: number of evaluations during ``fit``.
+        spacing: ``log`` or ``linear``.
+        batch_size: samples made at once.
+        test_samples: generated images in ``test``.
+    """
+
+    prefix = "memorization"
+
+    def __init__(
+        self,
+        samples: int = 512,
+        threshold: float = 1 / 3,
+        nfe: list[int] | None = None,
+        weights: str | None = None,
+        points: int = 8,
+        spacing: Spacing = "log",
+        batch_size: int = 256,
+        test_samples: int | None = None,
+    ) -> None:
+        super().__init__(samples, points, spacing, batch_size, test_samples)
+        self.threshold, self.nfe, self.weights = threshold, nfe, weights
+        self._index: NeighborIndex | None = None
+
+    def index(self, evaluation: Evaluation) -> NeighborIndex:
+        """Neighbour search over T, built once."""
+        if self._index is None:
+            t = evaluation.training_set
+            self._index = NeighborIndex(t.images, flip=t.flip)
+        return self._index
+
+    def measure(self, evaluation: Evaluation) -> dict[str, float]:
+        module, index, values = evaluation.module, self.index(evaluation), {}
+        device = module.device
+        teacher = evaluation.teacher_endpoints(self.samples)
+        for k, nfe in enumerate(self.nfe or module.default_nfe):
+            seeds, images = evaluation.samples(self.samples, nfe, self.weights)
+            metric = MemorizedFraction(index, self.threshold).to(device)
+            if len(seeds):
+                metric.update(to_uint8(images), seeds)
+            result = metric.compute()
+            suffix = "" if k == 0 else f"_nfe{nfe}"
+            for name in ("f_mem", "f_mem_low", "f_mem_high", "unique"):
+                values[f"memorization/{name}{suffix}"] = result[name]
+            if teacher is not None:
+                paired = PairedWithTeacher(index).to(device)
+                paired.update(images, teacher)
+                distance = paired.compute()
+                for name in ("rmse_to_teacher", "variance_ratio", "same_basin"):
+                    values[f"distillation/{name}{suffix}"] = distance[name]
+            if evaluation.is_writer and not evaluation.trainer.fast_dev_run:
+                rows = {name: rows.cpu().numpy() for name, rows in metric.rows().items()}
+                evaluation.folder.write_arrays(f"evaluations/step={evaluation.step:08d}_nfe={nfe}.npz", **rows)
+        return values

@@ -1,0 +1,6 @@
+"""``python -m cdmem``."""
+
+from cdmem.cli import main
+
+if __name__ == "__main__":
+    main()

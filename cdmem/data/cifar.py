@@ -1,0 +1,90 @@
+"""CIFAR-10 from the official binary batches, every file checked against its published MD5."""
+
+from __future__ import annotations
+
+import hashlib
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from cdmem.data.pixels import ImagePool, PixelOptions, transform_array
+from cdmem.errors import InputError
+
+FOLDER = "cifar-10-batches-bin"
+URL = "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz"
+ARCHIVE_MD5 = "c32a1d4ab5d03f1284b67883e8d87530"
+# The five training batches, in the order that numbers the images 0..49999; the test batch is never read.
+MD5 = {
+    "data_batch_1.bin": "5dd7e06a14cb22eb9f671a540d1b7c25",
+    "data_batch_2.bin": "5ea93a67294ea407fff1d09f752e9692",
+    "data_batch_3.bin": "942cd6a4bcdd0dd3c604fbe906cb4421",
+    "data_batch_4.bin": "ae636b3ba5c66a11e91e8cb52e771fcb",
+    "data_batch_5.bin": "53f37980c15c3d472c316c40844f3f0d",
+}
+SHAPE = (3, 32, 32)
+RECORD = 1 + 3 * 32 * 32  # a label byte, then the red, green and blue planes row by row
+CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+LAYOUT = f"data_batch_1.bin .. data_batch_5.bin in the folder itself or in its {FOLDER}/"
+
+
+def read_cifar10(path: Path | None, options: PixelOptions, download: bool) -> ImagePool:
+    """The 50,000 training images, uint8 (50000, 3, 32, 32) before the options.
+
+    Args:
+        path: folder with the binary batches, or the one above it.
+        options: crop, grey, resize.
+        download: fetch the official archive into ``path`` where batches are missing.
+
+    Raises:
+        InputError: no path, missing or altered batches, or a failed download.
+    """
+    if path is None:
+        raise InputError("data.path", None, "cifar10 is read from a folder", f"name one with {LAYOUT}")
+    folder = _find(path)
+    if folder is None and download:
+        _download(path)
+        folder = _find(path)
+    if folder is None:
+        mend = f"put {LAYOUT}, or set data.download=true to fetch the official archive"
+        raise InputError("data.path", path, "the CIFAR-10 binary batches are not there", mend)
+    records = np.concatenate([_read_batch(folder / name, md5) for name, md5 in MD5.items()])
+    pixels = records[:, 1:].reshape(-1, *SHAPE)
+    return ImagePool(
+        images=transform_array(pixels, options),
+        labels=torch.from_numpy(records[:, 0].astype(np.int64)),
+        class_names=CLASSES,
+        indices=torch.arange(len(records)),
+        source="cifar10",
+        provenance={"md5": dict(MD5)},
+    )
+
+
+def _find(path: Path) -> Path | None:
+    for folder in (path, path / FOLDER):
+        if all((folder / name).is_file() for name in MD5):
+            return folder
+    return None
+
+
+def _read_batch(file: Path, md5: str) -> np.ndarray:
+    """One batch as uint8 (10000, 3073): label, then pixels."""
+    content = file.read_bytes()
+    found = hashlib.md5(content, usedforsecurity=False).hexdigest()
+    if found != md5:
+        mend = "remove the file and fetch the official binary version again (data.download=true)"
+        raise InputError("data.path", file.name, f"MD5 {found} is not the published {md5}", mend)
+    return np.frombuffer(content, np.uint8).reshape(-1, RECORD)
+
+
+def _download(path: Path) -> None:
+    from torchvision.datasets.utils import download_and_extract_archive
+
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        download_and_extract_archive(URL, str(path), md5=ARCHIVE_MD5)
+    except (OSError, RuntimeError, EOFError, tarfile.TarError) as error:
+        problem = f"CIFAR-10 could not be fetched ({type(error).__name__}: {error})"
+        mend = f"check the network and retry, or fetch {URL} elsewhere and unpack it into data.path"
+        raise InputError("data.download", True, problem, mend) from error

@@ -1,0 +1,93 @@
+r"""Training objectives: the denoising loss of the teacher and the consistency loss of the student."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from cdmem.diffusion.noise import expand
+from cdmem.diffusion.preconditioning import DenoiserLike
+
+Distance = Callable[[Tensor, Tensor], Tensor]
+
+
+def l2(a: Tensor, b: Tensor) -> Tensor:
+    """Mean squared difference over the pixels of each image: (B, ...) -> (B,)."""
+    return (a - b).flatten(1).square().mean(1)
+
+
+def l1(a: Tensor, b: Tensor) -> Tensor:
+    """Mean absolute difference over the pixels of each image: (B, ...) -> (B,)."""
+    return (a - b).flatten(1).abs().mean(1)
+
+
+@dataclass(frozen=True)
+class PseudoHuber:
+    """sqrt(||a - b||^2 + c^2) - c on the *whole image vector* (Song & Dhariwal 2023, eq. 8): (B, ...) -> (B,).
+
+    Args:
+        c: None takes the paper's 0.00054 sqrt(d), d = pixels x channels. Applying that c per pixel, as some ports do,
+            turns the distance into plain l2.
+    """
+
+    c: float | None = None
+
+    def __call__(self, a: Tensor, b: Tensor) -> Tensor:
+        delta = (a - b).flatten(1)
+        c = self.c if self.c is not None else 0.00054 * math.sqrt(delta.shape[1])
+        return (delta.square().sum(1) + c**2).sqrt() - c
+
+
+def denoising_loss(
+    denoiser: DenoiserLike,
+    x0: Tensor,
+    sigma: Tensor,
+    eps: Tensor,
+    weight: Tensor | float = 1.0,
+    labels: Tensor | None = None,
+) -> Tensor:
+    """lambda(sigma) mean_pixels (D(x0 + sigma eps; sigma) - x0)^2, per sample (B,) (EDM eq. 2, mean instead of sum).
+
+    Args:
+        x0: clean images in [-1, 1], (B, C, H, W).
+        sigma: noise levels (B,).
+        eps: unit Gaussian noise like x0.
+        weight: lambda(sigma), (B,) or a number.
+    """
+    x = x0 + expand(sigma, x0) * eps
+    return weight * l2(denoiser(x, sigma, labels), x0)
+
+
+def training_step_solver(x0: Tensor, x: Tensor, sigma_hi: Tensor, sigma_lo: Tensor) -> Tensor:
+    """Consistency *training* needs no teacher: the ODE step towards the image itself, x0 + (lo / hi) (x - x0)."""
+    return x0 + expand(sigma_lo / sigma_hi, x) * (x - x0)
+
+
+def consistency_loss(
+    student: DenoiserLike,
+    target: DenoiserLike,
+    x_hi: Tensor,
+    x_lo: Tensor,
+    sigma_hi: Tensor,
+    sigma_lo: Tensor,
+    distance: Distance,
+    weight: Tensor | float = 1.0,
+    labels: Tensor | None = None,
+) -> Tensor:
+    """lambda d(f_student(x_hi; sigma_hi), stopgrad f_target(x_lo; sigma_lo)), (B,) (Song et al. 2023, eq. 7).
+
+    Args:
+        x_hi: noisy images x0 + sigma_hi eps.
+        x_lo: the same points moved *down* to sigma_lo by one solver step of the teacher (or by
+            :func:`training_step_solver`).
+        weight: lambda(sigma), (B,) or a number.
+
+    Neither output is clamped: clamping inside the loss kills gradients.
+    """
+    with torch.no_grad():
+        goal = target(x_lo, sigma_lo, labels)
+    return weight * distance(student(x_hi, sigma_hi, labels), goal.detach())

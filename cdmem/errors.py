@@ -1,0 +1,19 @@
+"""One kind of error for everything that the user, not the program, has to mend."""
+
+from __future__ import annotations
+
+
+class InputError(Exception):
+    """A setting or file that cannot be used; the text is one line naming key, value and mend.
+
+    Args:
+        key: the setting as the user would write it, for example ``data.n``.
+        value: what was given.
+        problem: what is wrong with it.
+        mend: what to do instead, as an imperative.
+    """
+
+    def __init__(self, key: str, value: object, problem: str, mend: str) -> None:
+        text = f"{key}={value}: {problem}; {mend}"
+        super().__init__(" ".join(text.split()))
+        self.key = key

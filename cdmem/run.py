@@ -1,0 +1,223 @@
+"""The run folder: where a run's settings, provenance, metrics and results live. Nobody else creates folders.
+
+::
+
+    runs/<name>/
+      config.yaml            every setting, resolved; usable as --config
+      environment.json       versions, git state, threads, command
+      training_set.json      which images, how often, content hash
+      metrics.jsonl          one line per logging event
+      checkpoints/           last.ckpt and snapshots
+      evaluations/           per-seed rows of every evaluation (.npz)
+      panels/                sample grids (.png)
+      audit/  samples/       results of an audit; generated images
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+import time
+import uuid
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cdmem.errors import InputError
+
+CONFIG = "config.yaml"
+FINISHED = "finished.json"
+PACKAGES = ("torch", "torchvision", "lightning", "diffusers", "torchmetrics", "numpy", "scipy", "scikit-learn")
+# Settings that change where or how a run executes, not what it computes.
+FREE_KEYS = (
+    "run_dir",
+    "ckpt_path",
+    "weights_only",
+    "threads",
+    "wandb",
+    "trainer.default_root_dir",
+    "trainer.devices",
+    "trainer.num_nodes",
+    "trainer.strategy",
+    "trainer.accelerator",
+    "trainer.logger",
+    "trainer.enable_progress_bar",
+    "trainer.enable_model_summary",
+    "trainer.profiler",
+)
+
+
+class RunFolder:
+    """One run's folder; created by the first write.
+
+    Args:
+        path: for example ``runs/quickstart``.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+
+    def __truediv__(self, name: str) -> Path:
+        return self.path / name
+
+    def file(self, name: str) -> Path:
+        """Path of a file inside the folder, with its parents made."""
+        target = self.path / name
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InputError("run_dir", self.path, f"cannot be created ({error.strerror})", "choose another") from None
+        return target
+
+    def write_text(self, name: str, text: str) -> Path:
+        """Write through a temporary file in the same folder and rename, so that a crash leaves the old or the new."""
+        target = self.file(name)
+        handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
+        with os.fdopen(handle, "w", encoding="utf-8") as stream:
+            stream.write(text)
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.replace(temporary, target)
+        return target
+
+    def write_json(self, name: str, value: Any) -> Path:
+        """Write plain types as indented JSON."""
+        return self.write_text(name, json.dumps(value, indent=2, sort_keys=False) + "\n")
+
+    def read_json(self, name: str) -> Any:
+        """Read a JSON file of the folder."""
+        file = self.path / name
+        try:
+            return json.loads(file.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise InputError("run_dir", self.path, f"has no {name}", "give the folder of a run") from None
+        except (json.JSONDecodeError, UnicodeDecodeError):
+            raise InputError("run_dir", self.path, f"{name} is torn", "remove the file and run again") from None
+
+    def write_arrays(self, name: str, **arrays: np.ndarray) -> Path:
+        """Write an ``.npz`` through a temporary file."""
+        target = self.file(name)
+        temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}.npz")
+        np.savez_compressed(temporary, **arrays)
+        os.replace(temporary, target)
+        return target
+
+    @property
+    def last_checkpoint(self) -> Path:
+        return self.path / "checkpoints" / "last.ckpt"
+
+    def finished(self) -> dict[str, Any] | None:
+        """What :data:`FINISHED` says, or None while the run is not complete."""
+        return self.read_json(FINISHED) if (self.path / FINISHED).is_file() else None
+
+    def wandb_id(self) -> str:
+        """The W&B run id that belongs to this folder; made once, so that a resumed run continues the same W&B run."""
+        file = self.path / "wandb_id"
+        if not file.is_file():
+            self.write_text("wandb_id", uuid.uuid4().hex[:12] + "\n")
+        return file.read_text(encoding="utf-8").strip()
+
+
+def flatten(value: Any, prefix: str = "") -> dict[str, Any]:
+    """Nested mappings to dotted keys; lists stay whole."""
+    if isinstance(value, dict) and value:
+        flat: dict[str, Any] = {}
+        for key, inner in value.items():
+            flat.update(flatten(inner, f"{prefix}.{key}" if prefix else str(key)))
+        return flat
+    return {prefix: value}
+
+
+def check_same_settings(folder: RunFolder, old: dict[str, Any], new: dict[str, Any]) -> None:
+    """Refuse to continue a folder that was made with other settings.
+
+    Raises:
+        InputError: naming the first key that differs and both values.
+    """
+    a, b = flatten(old), flatten(new)
+    for key in sorted(set(a) | set(b)):
+        if any(key == free or key.startswith(free + ".") for free in FREE_KEYS):
+            continue
+        if a.get(key) != b.get(key):
+            raise InputError(
+                key,
+                b.get(key),
+                f"the run folder {folder.path} was made with {key}={a.get(key)}",
+                "use that value, or give another --run_dir",
+            )
+
+
+class MetricsRecord:
+    """``metrics.jsonl``: appended, never rewritten except to drop lines after a resumed step."""
+
+    def __init__(self, folder: RunFolder) -> None:
+        self.folder = folder
+
+    @property
+    def path(self) -> Path:
+        return self.folder.path / "metrics.jsonl"
+
+    def append(self, step: int, values: dict[str, float]) -> None:
+        """Add one line: ``{"step": ..., "time": unix seconds, key: value, ...}``."""
+        line = json.dumps({"step": int(step), "time": round(time.time(), 3), **values})
+        with self.folder.file("metrics.jsonl").open("a", encoding="utf-8") as stream:
+            stream.write(line + "\n")
+
+    def rows(self) -> list[dict[str, Any]]:
+        """All complete lines; a torn last line is left out."""
+        if not self.path.is_file():
+            return []
+        rows = []
+        for line in self.path.read_text(encoding="utf-8").splitlines():
+            try:
+                rows.append(json.loads(line))
+            except json.JSONDecodeError:
+                continue
+        return rows
+
+    def truncate(self, step: int) -> None:
+        """Forget lines after ``step``: they belong to work that a resumed run does again."""
+        kept = [row for row in self.rows() if row["step"] <= step]
+        if self.path.is_file():
+            self.folder.write_text("metrics.jsonl", "".join(json.dumps(row) + "\n" for row in kept))
+
+
+def git_state() -> dict[str, Any]:
+    """Commit and dirty flag of the code that runs, or of the image it was built from (``CDMEM_COMMIT``)."""
+    root = Path(__file__).resolve().parent
+
+    def git(*args: str) -> str | None:
+        try:
+            done = subprocess.run(["git", "-C", str(root), *args], capture_output=True, text=True, timeout=10)
+        except (OSError, subprocess.TimeoutExpired):
+            return None
+        return done.stdout.strip() if done.returncode == 0 else None
+
+    commit = git("rev-parse", "HEAD")
+    if commit is None:
+        return {"commit": os.environ.get("CDMEM_COMMIT"), "dirty": None}
+    return {"commit": commit, "dirty": bool(git("status", "--porcelain", "--untracked-files=no"))}
+
+
+def environment(threads: int) -> dict[str, Any]:
+    """Versions, git state, platform and command: what it takes to make the run again."""
+    versions = {}
+    for package in PACKAGES:
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            versions[package] = None
+    return {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "packages": versions,
+        "git": git_state(),
+        "threads": threads,
+        "command": ["python", "-m", "cdmem", *sys.argv[1:]],
+    }

@@ -1,0 +1,335 @@
+"""``python -m cdmem study``: teacher, student(s) and audit in one run folder; run again, it goes on where it stopped.
+
+A study file names the stages' own config files, so ``fit`` and ``study`` train from the same settings::
+
+    teacher: quickstart/teacher.yaml
+    students: {student: quickstart/student.yaml}
+    audit: {samples: 2000}
+
+``--teacher.KEY``, ``--<student name>.KEY`` and ``--data.KEY`` on the command line (or as mappings in the file) override
+settings of one stage or of all.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from cdmem.audit import Auditor, AuditResult, Subject
+from cdmem.errors import InputError
+from cdmem.metrics.convergence import Convergence, convergence
+from cdmem.metrics.memorization import memorized
+from cdmem.run import CONFIG, MetricsRecord, RunFolder, check_same_settings, environment, flatten
+from cdmem.summary import print_summary
+from cdmem.tracking import finish_wandb
+from cdmem.trainer_cli import CdmemCLI, build, config_name, quiet_libraries
+from cdmem.training.checkpoint import load_module
+from cdmem.training.student import ConsistencyStudent
+from cdmem.training.teacher import DiffusionTeacher
+
+TOP_KEYS = ("teacher", "students", "audit", "data", "seed", "run_dir", "threads", "wandb")
+
+
+@dataclass(frozen=True)
+class AuditSettings:
+    """The ``audit`` section.
+
+    Attributes:
+        samples: images per model.
+        batch_size: images made at once; changes no number.
+        nfe: student evaluations per sample to audit; None takes all that its ``mid_sigmas`` allow.
+        threshold: memorised means d1 / d2 below it.
+        device: where samples are made.
+    """
+
+    samples: int = 2000
+    batch_size: int = 256
+    nfe: list[int] | None = None
+    threshold: float = 1 / 3
+    device: str = "cpu"
+
+
+@dataclass
+class StudyConfig:
+    """A parsed study file.
+
+    Attributes:
+        path: of the file; stage files are relative to it.
+        run_dir: the study's folder.
+        seed: everything derives from it.
+        stages: stage name -> (config file, overrides); the teacher first.
+        audit: settings of the audit.
+        raw: the merged settings, for the record.
+    """
+
+    path: Path
+    run_dir: str
+    seed: int
+    stages: dict[str, tuple[Path, dict[str, Any]]]
+    audit: AuditSettings
+    raw: dict[str, Any]
+
+
+def _unknown(key: str, known: Sequence[str]) -> InputError:
+    close = difflib.get_close_matches(key, known, 1)
+    hint = f"did you mean {close[0]}?" if close else f"known: {', '.join(known)}"
+    return InputError(key, "...", "no such setting of a study", hint)
+
+
+def _overrides(args: Sequence[str]) -> tuple[str, list[str]]:
+    """Split ``--config FILE`` from ``--key value`` pairs, which become OmegaConf's ``key=value``."""
+    config, dotted, k = None, [], 0
+    while k < len(args):
+        arg = args[k]
+        if not arg.startswith("--"):
+            raise InputError("arguments", arg, "is not an option", "write overrides as --key value")
+        key, equals, value = arg[2:].partition("=")
+        if not equals:
+            if k + 1 >= len(args):
+                raise InputError(key, "", "has no value", f"write --{key} VALUE")
+            value, k = args[k + 1], k + 1
+        if key == "config":
+            config = value
+        else:
+            dotted.append(f"{key}={value}")
+        k += 1
+    if config is None:
+        raise InputError(
+            "config", None, "a study needs a file", "python -m cdmem study --config configs/quickstart.yaml"
+        )
+    return config, dotted
+
+
+def read_study(args: Sequence[str]) -> StudyConfig:
+    """Parse the command line of a study.
+
+    Raises:
+        InputError: unknown keys, unreadable files, missing stages.
+    """
+    file, dotted = _overrides(args)
+    try:
+        base = OmegaConf.load(file)
+        students = list((base.get("students") or {"student": None}).keys())
+        # --student.model.lr means students.student.model.lr
+        dotted = [f"students.{d}" if d.split("=")[0].split(".")[0] in students else d for d in dotted]
+        for name in ("teacher", *(f"students.{s}" for s in students)):
+            value = OmegaConf.select(base, name)
+            if isinstance(value, str):
+                OmegaConf.update(base, name, {"config": value}, merge=False)
+        merged = OmegaConf.merge(base, OmegaConf.from_dotlist(dotted))
+        raw = OmegaConf.to_container(merged, resolve=True)
+    except FileNotFoundError:
+        raise InputError("config", file, "no such file", "give the path of a study file") from None
+    except (OmegaConfBaseException, yaml.YAMLError, AttributeError, TypeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise InputError("config", file, f"cannot be read ({reason})", "see configs/quickstart.yaml") from None
+    return _checked(Path(file), raw, args)
+
+
+def _checked(path: Path, raw: dict[str, Any], args: Sequence[str]) -> StudyConfig:
+    for key in raw:
+        if key not in TOP_KEYS:
+            raise _unknown(str(key), TOP_KEYS)
+    audit = raw.get("audit") or {}
+    known = [f.name for f in fields(AuditSettings)]
+    for key in audit:
+        if key not in known:
+            raise _unknown(f"audit.{key}", [f"audit.{k}" for k in known])
+    stages: dict[str, tuple[Path, dict[str, Any]]] = {}
+    shared = {k: raw[k] for k in ("data", "threads", "wandb") if raw.get(k) is not None}
+    for name, value in {"teacher": raw.get("teacher"), **(raw.get("students") or {})}.items():
+        if not isinstance(value, dict) or not value.get("config"):
+            raise InputError(name, value, "names no config file", f"write {name}: path/to/file.yaml")
+        config = path.parent / value["config"]
+        if not config.is_file():
+            raise InputError(
+                f"{name}.config", value["config"], f"no file {config}", "paths are relative to the study file"
+            )
+        own = {k: v for k, v in value.items() if k != "config"}
+        stages[name] = (config, {k: v for k, v in {**flatten(shared), **flatten(own)}.items() if k})
+    if len(stages) < 2:
+        raise InputError("students", raw.get("students"), "a study needs a student", "students: {student: file.yaml}")
+    seed = raw.get("seed", 0)
+    if not isinstance(seed, int):
+        raise InputError("seed", seed, "must be a whole number", "e.g. --seed 1")
+    run_dir = str(raw.get("run_dir") or f"runs/{config_name(['--config', str(path)])}")
+    return StudyConfig(path, run_dir, seed, stages, _audit_settings(audit), raw)
+
+
+def _audit_settings(audit: dict[str, Any]) -> AuditSettings:
+    settings = AuditSettings(**audit)
+    checks = {
+        "samples": isinstance(settings.samples, int) and settings.samples >= 2,
+        "batch_size": isinstance(settings.batch_size, int) and settings.batch_size >= 1,
+        "threshold": isinstance(settings.threshold, int | float) and 0 < settings.threshold <= 1,
+        "nfe": settings.nfe is None
+        or (isinstance(settings.nfe, list) and all(isinstance(k, int) and k >= 1 for k in settings.nfe)),
+    }
+    for key, good in checks.items():
+        if not good:
+            raise InputError(f"audit.{key}", getattr(settings, key), "is out of range", "see configs/quickstart.yaml")
+    return settings
+
+
+def stage_arguments(study: StudyConfig, name: str) -> list[str]:
+    """The ``fit`` command line of one stage."""
+    config, overrides = study.stages[name]
+    args = ["--config", str(config), "--run_dir", f"{study.run_dir}/{name}", "--seed", str(study.seed)]
+    if name != "teacher":
+        args += ["--model.teacher", f"{study.run_dir}/teacher"]
+    for key, value in overrides.items():
+        args.append(f"--{key}={value if isinstance(value, str) else json.dumps(value)}")
+    return args
+
+
+class Study:
+    """Runs the stages of a study one after the other in this process."""
+
+    def __init__(self, config: StudyConfig) -> None:
+        self.config, self.folder = config, RunFolder(config.run_dir)
+        # Every stage is parsed and its data are read before anything trains.
+        self.stages: dict[str, CdmemCLI] = {name: build("fit", stage_arguments(config, name)) for name in config.stages}
+        self._check_stages()
+
+    def _check_stages(self) -> None:
+        teacher = self.stages["teacher"]
+        if not isinstance(teacher.model, DiffusionTeacher):
+            raise InputError("teacher", type(teacher.model).__name__, "is not a teacher", "use DiffusionTeacher")
+        wanted = teacher.datamodule.training_set
+        for name, cli in self.stages.items():
+            if cli.datamodule.training_set.hash != wanted.hash:
+                raise InputError(
+                    f"{name}.data",
+                    "...",
+                    "differs from the teacher's training set",
+                    "share one data file between stages",
+                )
+            if name != "teacher" and not isinstance(cli.model, ConsistencyStudent):
+                raise InputError(name, type(cli.model).__name__, "is not a student", "use ConsistencyStudent")
+        if (self.folder / CONFIG).is_file():
+            old = yaml.safe_load((self.folder / CONFIG).read_text(encoding="utf-8"))
+            check_same_settings(self.folder, old, self.config.raw | {"seed": self.config.seed})
+
+    def run(self) -> AuditResult:
+        """All stages, then the audit; finished parts are skipped."""
+        record = self.config.raw | {"seed": self.config.seed}
+        for number, (name, cli) in enumerate(self.stages.items(), 1):
+            print(f"[{number}/{len(self.stages) + 1}] {name}", flush=True)
+            self._run_stage(name, cli)
+            if number == 1 and cli.trainer.is_global_zero:
+                self.folder.write_text(CONFIG, yaml.safe_dump(record, sort_keys=False))
+                self.folder.write_json("training_set.json", cli.datamodule.training_set.record())
+        print(f"[{len(self.stages) + 1}/{len(self.stages) + 1}] audit", flush=True)
+        return self.audit()
+
+    def _run_stage(self, name: str, cli: CdmemCLI) -> None:
+        folder = RunFolder(f"{self.config.run_dir}/{name}")
+        done = folder.finished()
+        if done is not None and done["step"] >= cli.trainer.max_steps:
+            check_same_settings(folder, yaml.safe_load((folder / CONFIG).read_text(encoding="utf-8")), cli.record)
+            print(f"      finished before, at step {done['step']}", flush=True)
+            return
+        if folder.last_checkpoint.is_file():
+            cli.settings.ckpt_path = "last"
+            cli.config_init["fit"].ckpt_path = "last"
+        cli.execute()
+        finish_wandb()
+
+    # ---- audit --------------------------------------------------------------------------------------------------
+
+    def subjects(self) -> list[Subject]:
+        """The teacher at full cost, the teacher at the students' cost, the students."""
+        teacher = load_module(f"{self.config.run_dir}/teacher")
+        teacher.to(self.config.audit.device)
+        about = (teacher.weights, teacher.step)
+        found = [Subject("teacher", "teacher", teacher.solver, teacher.sampler(), *about)]
+        cheap: dict[tuple[float, ...], Subject] = {}
+        students = []
+        for name in list(self.config.stages)[1:]:
+            student = load_module(f"{self.config.run_dir}/{name}")
+            student.to(self.config.audit.device)
+            for nfe in self.config.audit.nfe or student.default_nfe:
+                sampler = student.sampler(nfe)
+                students.append(Subject(name, "student", "consistency", sampler, student.weights, student.step))
+                mids = tuple(sampler.mid_sigmas)
+                euler = teacher.few_step_sampler(mids)
+                cheap.setdefault(mids, Subject("teacher", "teacher", "euler", euler, *about))
+        return [*found, *cheap.values(), *students]
+
+    def audit(self) -> AuditResult:
+        """Measure, or read the summary of an audit of exactly these checkpoints and settings."""
+        teacher = self.stages["teacher"]
+        if not teacher.trainer.is_global_zero:
+            raise SystemExit(0)
+        subjects = self.subjects()
+        key = [[s.name, s.method, s.sampler.nfe, s.weights, s.step] for s in subjects]
+        if (self.folder / "audit/summary.json").is_file():
+            old = AuditResult.from_dict(self.folder.read_json("audit/summary.json"))
+            if [[m["name"], m["method"], m["nfe"], m["weights"], m["step"]] for m in old.models] == key:
+                return old
+        a = self.config.audit
+        auditor = Auditor(
+            teacher.datamodule.training_set,
+            a.samples,
+            teacher.model.sampling_seed,
+            a.threshold,
+            a.batch_size,
+            a.device,
+            folder=self.folder,
+        )
+        result = auditor.run(subjects)
+        for name in list(self.config.stages)[1:]:
+            result.distillation[name] = distillation_record(RunFolder(f"{self.config.run_dir}/{name}"), a.threshold)
+        self.folder.write_text("audit/summary.json", result.to_json())
+        return result
+
+
+def distillation_record(folder: RunFolder, threshold: float) -> dict[str, Any]:
+    """The student's curve along distillation, and by NFE whether f_mem had stopped rising."""
+    curve = []
+    for row in MetricsRecord(folder).rows():
+        values = {k: v for k, v in row.items() if k.startswith(("memorization/f_mem", "distillation/"))}
+        if values:
+            curve.append({"step": row["step"], **values})
+    flags: dict[int, dict[int, tuple[np.ndarray, np.ndarray]]] = {}
+    for file in sorted((folder / "evaluations").glob("step=*_nfe=*.npz")):
+        step, nfe = (int(part.split("=")[1]) for part in file.stem.split("_"))
+        with np.load(file, allow_pickle=False) as rows:
+            hit = memorized_rows(rows["squared1"], rows["squared2"], threshold)
+            flags.setdefault(nfe, {})[step] = (rows["seeds"], hit)
+    judged: dict[int, Convergence | None] = {nfe: convergence(by_step) for nfe, by_step in sorted(flags.items())}
+    trends = {str(nfe): None if c is None else c.record() for nfe, c in judged.items()}
+    return {"curve": curve, "f_mem_trend": trends}
+
+
+def memorized_rows(squared1: np.ndarray, squared2: np.ndarray, threshold: float) -> np.ndarray:
+    """The memorised flag of stored rows, bool (m,)."""
+    import torch
+
+    return memorized(torch.from_numpy(squared1), torch.from_numpy(squared2), threshold).numpy()
+
+
+def run_study(args: Sequence[str]) -> int:
+    """``python -m cdmem study``."""
+    if not args or {"-h", "--help"} & set(args):
+        print(__doc__)
+        return 0
+    quiet_libraries()
+    started = time.time()
+    config = read_study(args)
+    study = Study(config)
+    result = study.run()
+    study.folder.write_json("environment.json", environment(study.stages["teacher"].settings.threads or 0))
+    print_summary(result)
+    print(f"\n{time.time() - started:.0f} s; everything is in {config.run_dir}/")
+    return 0

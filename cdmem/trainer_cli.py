@@ -1,0 +1,314 @@
+"""``fit``, ``validate``, ``test`` and ``predict``: Lightning's command line with our folder and checkpoint rules."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import os
+import re
+import time
+import warnings
+from collections.abc import Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+import yaml
+from jsonargparse import ArgumentError, Namespace, set_parsing_settings
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+
+from cdmem.data.datamodule import MemorizationDataModule
+from cdmem.errors import InputError
+from cdmem.run import CONFIG, FINISHED, MetricsRecord, RunFolder, check_same_settings, environment
+from cdmem.training.checkpoint import RunCheckpoint, read_checkpoint
+from cdmem.training.loggers import JsonlLogger
+from cdmem.training.module import CdmemModule
+from cdmem.training.progress import StepProgress
+from cdmem.training.student import ConsistencyStudent  # noqa: F401  (short class names in configs)
+from cdmem.training.teacher import DiffusionTeacher
+
+with contextlib.suppress(ModuleNotFoundError):
+    import callbacks  # noqa: F401  (the one place that looks callbacks up: short class names in configs)
+
+DERIVED_DATA_SEEDS = ("subset_seed", "order_seed")
+DERIVED_MODEL_SEEDS = ("training_seed", "sampling_seed")
+set_parsing_settings(omegaconf_absolute_to_relative_paths=True)
+
+
+def config_name(args: Sequence[str]) -> str:
+    """The name of a run: its last config file, relative to ``configs/`` if it lies there, without suffix."""
+    names = [b for a, b in pairwise(args) if a in ("--config", "-c")]
+    names += [a.split("=", 1)[1] for a in args if a.startswith("--config=")]
+    files = [n for n in names if n.endswith((".yaml", ".yml")) and "\n" not in n]
+    if not files:
+        return "unnamed"
+    parts = Path(files[-1]).with_suffix("").parts
+    if "configs" in parts:
+        parts = parts[len(parts) - parts[::-1].index("configs") :]
+        return "/".join(parts)
+    return parts[-1]
+
+
+def one_line(message: str) -> str:
+    """jsonargparse explains at length; keep what names the key and the reason."""
+    lines = [line.strip(" -") for line in message.splitlines() if line.strip()]
+    noise = ("Given value type", "Problem with given class_path", "expected to be", "tip:", "Subclass types")
+    kept = [line for line in lines if not line.startswith(noise)] or lines
+    return " ".join(kept)[:600]
+
+
+class CdmemCLI(LightningCLI):
+    """One subcommand of Lightning's CLI.
+
+    Args:
+        command: ``fit``, ``validate``, ``test`` or ``predict``.
+        args: the arguments after it.
+
+    Construction only parses, checks and builds; :meth:`execute` runs (a study checks all of its stages first).
+    """
+
+    def __init__(self, command: str, args: Sequence[str]) -> None:
+        self.command, self.arguments = command, list(args)
+        super().__init__(
+            model_class=CdmemModule,
+            datamodule_class=MemorizationDataModule,
+            subclass_mode_model=True,
+            save_config_callback=None,
+            seed_everything_default=False,
+            auto_configure_optimizers=False,
+            trainer_defaults={"num_sanity_val_steps": 0, "check_val_every_n_epoch": None},
+            parser_kwargs={"parser_mode": "omegaconf+", "exit_on_error": False},
+            args=[command, *self.arguments],
+        )
+
+    def subcommands(self) -> dict[str, set[str]]:  # only the one asked for: each parser costs a second to build
+        known = LightningCLI.subcommands()
+        return {self.command: known[self.command]}
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        parser.add_argument("--run_dir", type=str | None, default=None, help="run folder; runs/<config name>")
+        parser.add_argument("--seed", type=int, default=0, help="subset, training and sampling seeds derive from it")
+        parser.add_argument("--threads", type=int | None, default=None, help="CPU threads; cores / devices if null")
+        parser.add_argument(
+            "--wandb", type=bool, default=True, help="log to Weights & Biases (offline without a login)"
+        )
+
+    def _parse_ckpt_path(self) -> None:
+        """The configuration decides what is built, never the settings inside a checkpoint file."""
+
+    @property
+    def settings(self) -> Namespace:
+        """The parsed settings of the subcommand."""
+        return self.config[self.command]
+
+    def before_instantiate_classes(self) -> None:
+        s = self.settings
+        for name in DERIVED_DATA_SEEDS:
+            if s.data[name] is None:
+                s.data[name] = s.seed
+        for name in DERIVED_MODEL_SEEDS:
+            if s.model.init_args.get(name) is None:
+                s.model.init_args[name] = s.seed
+        if s.run_dir is None:
+            s.run_dir = f"runs/{config_name(self.arguments)}"
+        precision = str(s.trainer.precision)
+        # Nothing from a checkpoint is unpickled, on resume either.
+        s.weights_only = True
+        if precision not in ("None", "32", "32-true", "bf16-mixed", "16-mixed"):
+            raise InputError(
+                "trainer.precision", precision, "only the network may run in low precision", "use bf16-mixed or 32-true"
+            )
+        self.record = yaml.safe_load(self._parser(self.command).dump(s, skip_validation=True))
+        s.trainer.default_root_dir = s.run_dir
+        threads = s.threads or max(1, (os.cpu_count() or 1) // max(1, int(os.environ.get("LOCAL_WORLD_SIZE", 1))))
+        torch.set_num_threads(threads)
+        pl.seed_everything(s.seed, verbose=False)
+
+    def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
+        """Add what every run has: JSONL record, W&B, checkpoints under the run folder, a bar that knows the end."""
+        s = self.settings
+        run_dir = s.run_dir
+        wanted = self._get(self.config_init, "trainer")["callbacks"] or []
+        if not isinstance(wanted, list):
+            wanted = [wanted]
+        if not any(isinstance(c, RunCheckpoint) for c in wanted):
+            wanted = [*wanted, RunCheckpoint()]
+        for callback in wanted:
+            if isinstance(callback, RunCheckpoint):
+                callback.dirpath = str(Path(run_dir).resolve() / "checkpoints")
+        if s.trainer.enable_progress_bar is not False:
+            wanted = [*wanted, StepProgress()]
+        self.config_init[self.command].trainer.callbacks = wanted
+        if s.trainer.logger in (None, True):
+            self.config_init[self.command].trainer.logger = self._loggers(run_dir)
+        return super().instantiate_trainer(**kwargs)
+
+    def _loggers(self, run_dir: str) -> list[Any]:
+        loggers: list[Any] = [JsonlLogger(run_dir)] if self.command == "fit" else []
+        if self.command == "fit" and self.settings.wandb and os.environ.get("WANDB_MODE") != "disabled":
+            from cdmem.tracking import wandb_logger
+
+            loggers.append(wandb_logger(RunFolder(run_dir), self.record))
+        return loggers
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        """Called at the end of construction: read the data, so that what is wrong with them is known now."""
+        self.datamodule.setup(subcommand)
+        if self.trainer.max_steps < 1:
+            raise InputError(
+                "trainer.max_steps", self.trainer.max_steps, "the stream of images never ends", "set a number"
+            )
+        if isinstance(self.model, DiffusionTeacher):
+            self.model.prepare(self.datamodule.training_set)
+
+    # ---- running ------------------------------------------------------------------------------------------------
+
+    def execute(self) -> None:
+        """Check the folder and the checkpoint, then hand over to Lightning."""
+        if self.model.raw is None:  # a student's teacher may not exist before now
+            self.model.prepare(self.datamodule.training_set)
+        self._check_folder()
+        if self.command == "fit" and self.settings.ckpt_path is None:
+            pl.seed_everything(self.settings.seed, verbose=False)
+        started = time.time()
+        super()._run_subcommand(self.command)
+        folder = RunFolder(self.settings.run_dir)
+        if not self.trainer.is_global_zero or self.trainer.fast_dev_run:
+            return
+        if self.command == "fit" and self.trainer.global_step >= self.trainer.max_steps:
+            folder.write_json(FINISHED, {"step": self.trainer.global_step, "seconds": round(time.time() - started, 1)})
+        elif self.command in ("validate", "test"):
+            metrics = {k: float(v) for k, v in self.trainer.callback_metrics.items()}
+            folder.write_json(f"{self.command}/step={self._checkpoint_step:08d}.json", metrics)
+        elif self.command == "predict":
+            self._write_predictions(folder)
+
+    def _check_folder(self) -> None:
+        s, folder = self.settings, RunFolder(self.settings.run_dir)
+        if self.command != "fit":
+            s.ckpt_path = s.ckpt_path or "last"
+        checkpoint = None
+        if s.ckpt_path == "last":
+            exists = folder.last_checkpoint.is_file()
+            if not exists and self.command != "fit":
+                raise InputError(
+                    "ckpt_path", "last", f"{folder.path} holds no checkpoint", "train first or give --ckpt_path FILE"
+                )
+            s.ckpt_path = str(folder.last_checkpoint) if exists else None
+        if s.ckpt_path is not None:
+            checkpoint = read_checkpoint(s.ckpt_path, "ckpt_path")
+            self._check_checkpoint(checkpoint)
+        self._checkpoint_step = int(checkpoint["global_step"]) if checkpoint else 0
+        if self.command != "fit" or s.trainer.fast_dev_run:
+            return
+        if (folder / CONFIG).is_file():
+            check_same_settings(folder, yaml.safe_load((folder / CONFIG).read_text(encoding="utf-8")), self.record)
+        if s.ckpt_path is None and folder.last_checkpoint.is_file():
+            raise InputError(
+                "run_dir",
+                folder.path,
+                "already holds a trained state that a new run would overwrite",
+                "add --ckpt_path last to go on, or give another --run_dir",
+            )
+        self._prepare_folder(folder)
+
+    def _prepare_folder(self, folder: RunFolder) -> None:
+        if not self.trainer.is_global_zero:
+            return
+        if not (folder / CONFIG).is_file():
+            folder.write_text(CONFIG, yaml.safe_dump(self.record, sort_keys=False))
+        folder.write_json("environment.json", environment(torch.get_num_threads()))
+        folder.write_json("training_set.json", self.datamodule.training_set.record())
+        MetricsRecord(folder).truncate(self._checkpoint_step)
+
+    def _check_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        about, path = checkpoint["cdmem"], self.settings.ckpt_path
+        if about["role"] != self.model.role:
+            raise InputError(
+                "ckpt_path",
+                path,
+                f"is a {about['role']}, the config describes a {self.model.role}",
+                "give the teacher to a student as --model.teacher; --ckpt_path only resumes the same model",
+            )
+        if about["training_set"] != self.datamodule.training_set.hash:
+            raise InputError(
+                "ckpt_path",
+                path,
+                "was trained on another training set than the data section describes",
+                "use the data section of that run (its config.yaml)",
+            )
+
+    def _write_predictions(self, folder: RunFolder) -> None:
+        from cdmem.images import to_uint8
+
+        seeds, images = zip(*self.trainer.predict_loop.predictions)
+        folder.write_arrays(
+            "samples/predict.npz",
+            seeds=torch.cat(list(seeds)).cpu().numpy(),
+            images=to_uint8(torch.cat(list(images))).permute(0, 2, 3, 1).numpy(),
+        )
+        print(f"images: {folder / 'samples/predict.npz'}")
+
+
+def build(command: str, args: Sequence[str]) -> CdmemCLI:
+    """Parse, check and build without running; all parsing mistakes become :class:`InputError`."""
+    quiet_libraries()
+    wants_help = bool({"-h", "--help"} & set(args))
+    quiet = io.StringIO()
+    try:
+        with contextlib.nullcontext() if wants_help else contextlib.redirect_stderr(quiet):
+            return CdmemCLI(command, args)
+    except (ArgumentError, ValueError, TypeError) as error:
+        raise _explain(error) from None
+    except SystemExit as stop:
+        if stop.code in (0, None):
+            raise
+        raise InputError(command, " ".join(args), one_line(quiet.getvalue()), "see --help") from None
+
+
+def _explain(error: Exception) -> InputError:
+    text = one_line(str(error))
+    seen: BaseException | None = error
+    while seen is not None:
+        if isinstance(seen, InputError):
+            return seen
+        seen = seen.__cause__ or seen.__context__
+    key = re.search(r"[Kk]ey \"?'?([\w.]+)|argument ['\"]?-*([\w.]+)|nested key '([\w.]+)'", text)
+    name = next((g for g in (key.groups() if key else ()) if g), "config")
+    return InputError(name, "...", text, "correct the key or its value; --help lists all settings")
+
+
+def quiet_libraries() -> None:
+    """Hide warnings about things that are so on purpose; everything else stays visible."""
+    # Device banners and advertisements; warnings and errors still come through.
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    for pattern in (
+        ".*does not have many workers.*",
+        ".*IterableDataset.*",
+        ".*Checkpoint directory .* exists and is not empty.*",
+        ".*GPU available but not used.*",
+        ".*isinstance.treespec.*",
+        ".*in eval mode at the start of training.*",
+        ".*Trainer already configured with model summary.*",
+        ".*You called `self.log.*",
+        ".*anonymous.*",
+        ".*args parameter is intended to run from within Python.*",
+        ".*lr_scheduler.step.*",
+    ):
+        warnings.filterwarnings("ignore", pattern)
+
+
+def run_trainer_command(command: str, args: Sequence[str]) -> int:
+    """``python -m cdmem fit|validate|test|predict``."""
+    quiet_libraries()
+    cli = build(command, args)
+    cli.execute()
+    if command == "fit" and cli.trainer.is_global_zero and not cli.trainer.fast_dev_run:
+        print(f"run folder: {cli.settings.run_dir}")
+    from cdmem.tracking import finish_wandb
+
+    finish_wandb()
+    return 0

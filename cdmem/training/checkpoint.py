@@ -1,0 +1,125 @@
+"""Reading checkpoints back as generators, and the callback that writes them.
+
+Nothing from disk is unpickled: files are read with ``weights_only=True`` and rebuilt from plain types.
+"""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+
+from cdmem.errors import InputError
+from cdmem.networks import from_record
+
+if TYPE_CHECKING:
+    from cdmem.training.module import CdmemModule
+
+LAST = "last.ckpt"
+
+
+def find_checkpoint(path: str | Path, key: str = "checkpoint") -> Path:
+    """The checkpoint file meant by ``path``: the file itself, or the newest state of a run folder.
+
+    Raises:
+        InputError: there is none.
+    """
+    path = Path(path)
+    if path.is_dir():
+        for candidate in (path / "checkpoints" / LAST, path / LAST):
+            if candidate.is_file():
+                return candidate
+        raise InputError(key, path, "holds no checkpoints/last.ckpt", "give a .ckpt file or a run folder of a stage")
+    if not path.is_file():
+        raise InputError(key, path, "no such file", "give a .ckpt file or a run folder")
+    return path
+
+
+def read_checkpoint(path: str | Path, key: str = "checkpoint") -> dict[str, Any]:
+    """Load a cdmem checkpoint onto the CPU.
+
+    Raises:
+        InputError: missing, torn, not written by cdmem, or holding more than tensors and plain types.
+    """
+    file = find_checkpoint(path, key)
+    try:
+        checkpoint = torch.load(file, map_location="cpu", weights_only=True)
+    except (RuntimeError, pickle.UnpicklingError, EOFError, OSError, KeyError, ValueError) as error:
+        reason = str(error).split("\n")[0][:120]
+        raise InputError(
+            key, file, f"cannot be read ({reason})", "the file is torn or no checkpoint; use another"
+        ) from None
+    if not isinstance(checkpoint, dict) or "cdmem" not in checkpoint or "state_dict" not in checkpoint:
+        raise InputError(key, file, "was not written by cdmem", "give a checkpoint of cdmem fit or study")
+    return checkpoint
+
+
+def load_module(path: str | Path, key: str = "checkpoint") -> CdmemModule:
+    """A teacher or student ready to sample, on the CPU, in eval mode, from a checkpoint or run folder."""
+    from cdmem.training.student import ConsistencyStudent
+    from cdmem.training.teacher import DiffusionTeacher
+
+    checkpoint = read_checkpoint(path, key)
+    record = checkpoint["cdmem"]
+    network = from_record(record["network"])
+    common = {
+        "network": network,
+        "ema_half_lives": record["ema_half_lives"],
+        "weights": record["weights"],
+        "sampling_seed": record["sampling_seed"],
+    }
+    names = ("shape", "num_classes", "sigma_data", "sigma_min", "parameterization", "training_set")
+    about = {name: record[name] for name in names}
+    built = network.build(about["shape"], about["num_classes"], 0)
+    if record["role"] == "teacher":
+        module: CdmemModule = DiffusionTeacher(
+            parameterization=record["parameterization"],
+            sampler_points=record["sampler_points"],
+            solver=record["solver"],
+            **common,
+        )
+        module.assemble_teacher(about)
+    else:
+        mu = 0.5 if record["has_target"] else 0.0
+        module = ConsistencyStudent(
+            objective="training", initialize="scratch", mid_sigmas=record["mid_sigmas"], mu=mu, **common
+        )
+        module.assemble_student(about, built)
+    try:
+        module.load_state_dict(checkpoint["state_dict"])
+    except RuntimeError as error:
+        reason = str(error).split("\n")[-1].strip()[:120]
+        raise InputError(key, path, f"weights do not fit the stored network ({reason})", "use another file") from None
+    module.step = int(record["step"])
+    return module.eval()
+
+
+class RunCheckpoint(ModelCheckpoint):
+    """``checkpoints/last.ckpt`` every so many steps, at the end, and when something fails; optional numbered snapshots.
+
+    Args:
+        every_n_steps: cadence in optimizer steps.
+        keep_all: keep a numbered file each time (memorisation is studied along training), not only the last.
+        dirpath: set by the command line to ``<run folder>/checkpoints``.
+    """
+
+    def __init__(self, every_n_steps: int = 500, keep_all: bool = False, dirpath: str | None = None) -> None:
+        super().__init__(
+            dirpath=dirpath,
+            filename="{step:08d}",
+            save_last=True,
+            save_top_k=-1 if keep_all else 1,
+            every_n_train_steps=every_n_steps,
+            save_on_exception=True,
+            enable_version_counter=False,
+        )
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """The final state is always the last file, whatever the cadence."""
+        super().on_train_end(trainer, pl_module)
+        if not trainer.fast_dev_run and self.dirpath:
+            trainer.save_checkpoint(str(Path(self.dirpath) / LAST))

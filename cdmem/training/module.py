@@ -1,0 +1,240 @@
+"""What teacher and student have in common: network, averages, optimizer, sampling, what a checkpoint says of itself."""
+
+from __future__ import annotations
+
+import math
+from abc import abstractmethod
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import torch
+from lightning.pytorch import LightningModule
+from lightning.pytorch.cli import OptimizerCallable
+from torch import Tensor, nn
+
+from cdmem import __version__
+from cdmem.data.datamodule import MemorizationDataModule
+from cdmem.data.stream import Batch
+from cdmem.data.subset import TrainingSet
+from cdmem.diffusion.noise import SIGMA_MAX, SIGMA_MIN
+from cdmem.diffusion.preconditioning import Denoiser, EDMScaling, Scaling, VPScaling
+from cdmem.diffusion.sampling import Sampler
+from cdmem.errors import InputError
+from cdmem.images import to_float
+from cdmem.networks import NetworkConfig
+from cdmem.training.ema import EMA
+from cdmem.training.randomness import StepNoise
+
+FORMAT = 1
+Parameterization = Literal["edm", "vp"]
+Schedule = Literal["constant", "cosine"]
+
+
+def make_scaling(parameterization: str, sigma_data: float, sigma_min: float) -> Scaling:
+    """The preconditioning of a parameterisation."""
+    return VPScaling(sigma_min) if parameterization == "vp" else EDMScaling(sigma_data, sigma_min)
+
+
+class CdmemModule(LightningModule):
+    """Base of :class:`DiffusionTeacher` and :class:`ConsistencyStudent`.
+
+    The network is built in
+    :meth:`prepare`, when the data have told the image shape and ``sigma_data``.
+    """
+
+    role: str
+
+    def __init__(
+        self,
+        network: NetworkConfig | None,
+        optimizer: OptimizerCallable,
+        lr_schedule: Schedule,
+        warmup_steps: int,
+        ema_half_lives: Sequence[int],
+        ema_ramp: float,
+        weights: str | None,
+        training_seed: int | None,
+        sampling_seed: int | None,
+        sigma_max: float = SIGMA_MAX,
+    ) -> None:
+        super().__init__()
+        if not ema_half_lives or min(ema_half_lives) < 1:
+            raise InputError(
+                "model.ema_half_lives", list(ema_half_lives), "needs half-lives of 1 step or more", "e.g. [200]"
+            )
+        names = ["raw", *(f"ema_{h}" for h in ema_half_lives)]
+        if weights is not None and weights not in names:
+            raise InputError("model.weights", weights, "no such weights", f"choose one of {names}")
+        self.network_config = network
+        self.optimizer_factory, self.lr_schedule, self.warmup_steps = optimizer, lr_schedule, warmup_steps
+        self.ema_half_lives, self.ema_ramp = list(ema_half_lives), ema_ramp
+        self.weights = weights or names[1]
+        self.training_seed, self.sampling_seed = training_seed or 0, sampling_seed or 0
+        self.sigma_max = sigma_max
+        self.raw: Denoiser | None = None
+        self.ema: EMA | None = None
+        self.about: dict[str, Any] = {}
+
+    # ---- construction -------------------------------------------------------------------------------------------
+
+    @abstractmethod
+    def prepare(self, training_set: TrainingSet) -> None:
+        """Build everything that depends on the data; raises :class:`InputError` for what does not fit together."""
+
+    def setup(self, stage: str) -> None:
+        if self.raw is None:
+            self.prepare(self.data.training_set)
+
+    def assemble(self, about: dict[str, Any], network: nn.Module, raw: type[Denoiser]) -> None:
+        """Wrap ``network`` in its preconditioning and make its averages.
+
+        Args:
+            about: ``shape``, ``num_classes``, ``sigma_data``, ``sigma_min``, ``parameterization``, ``training_set``.
+        """
+        self.about = about
+        scaling = make_scaling(about["parameterization"], about["sigma_data"], about["sigma_min"])
+        self.raw = raw(network, scaling)
+        self.ema = EMA(network, self.ema_half_lives, self.ema_ramp)
+
+    @property
+    def data(self) -> MemorizationDataModule:
+        return self.trainer.datamodule
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return tuple(self.about["shape"])
+
+    @property
+    def num_classes(self) -> int:
+        return int(self.about["num_classes"])
+
+    @property
+    def sigma_min(self) -> float:
+        return float(self.about["sigma_min"])
+
+    def function(self, weights: str | None = None) -> Denoiser:
+        """The denoiser (teacher) or consistency function (student) with the named weights, ``raw`` or ``ema_<h>``."""
+        name = weights or self.weights
+        if name == "raw":
+            return self.raw
+        if name not in self.ema.names():
+            raise InputError("weights", name, "no such weights", f"choose one of {['raw', *self.ema.names()]}")
+        return type(self.raw)(self.ema.get(name), self.raw.scaling).eval()
+
+    @abstractmethod
+    def sampler(self, nfe: int | None = None, weights: str | None = None) -> Sampler:
+        """Seed -> image with ``nfe`` network evaluations (None: this role's default)."""
+
+    @property
+    @abstractmethod
+    def default_nfe(self) -> list[int]:
+        """Network evaluations at which this role is evaluated unless told otherwise; the first is the headline."""
+
+    # ---- optimisation -------------------------------------------------------------------------------------------
+
+    def configure_optimizers(self) -> dict[str, Any]:
+        total = self.trainer.max_steps
+        if total is None or total < 1:
+            raise InputError("trainer.max_steps", total, "the stream of images never ends", "set a number of steps")
+        optimizer = self.optimizer_factory(self.raw.network.parameters())
+
+        def factor(step: int) -> float:
+            warm = min(1.0, (step + 1) / self.warmup_steps) if self.warmup_steps else 1.0
+            cosine = 0.5 * (1 + math.cos(math.pi * min(step / total, 1.0)))
+            return warm * (cosine if self.lr_schedule == "cosine" else 1.0)
+
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def step_noise(self, local_batch: int, batch_idx: int) -> StepNoise:
+        """The random numbers of this micro-batch."""
+        accumulate = self.trainer.accumulate_grad_batches
+        position = self.trainer.global_step * accumulate + batch_idx % accumulate
+        return StepNoise(
+            self.training_seed,
+            position,
+            local_batch,
+            self.trainer.global_rank,
+            self.trainer.world_size,
+            self.device,
+        )
+
+    def labels(self, batch: Batch) -> Tensor | None:
+        """Class labels of a batch, or None for an unconditional model."""
+        return batch.label if self.num_classes else None
+
+    @abstractmethod
+    def loss(self, batch: Batch, noise: StepNoise) -> Tensor:
+        """Per-sample training loss (B,)."""
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        loss = self.loss(batch, self.step_noise(len(batch.image), batch_idx)).mean()
+        if self.trainer.global_step % self.trainer.log_every_n_steps == 0 and not torch.isfinite(loss):
+            raise InputError(
+                "train/loss",
+                float(loss),
+                f"training diverged at step {self.trainer.global_step}",
+                "lower model.optimizer.lr or use precision 32-true; the last good checkpoint is kept",
+            )
+        self.log("train/loss", loss.detach(), prog_bar=True)
+        self.log("images_seen", float(self.images_seen()))
+        return loss
+
+    def images_seen(self) -> int:
+        """Training images consumed by all ranks so far."""
+        return self.trainer.global_step * self.data.batch_size * self.trainer.accumulate_grad_batches
+
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        """Averages move after the weights have, once per optimizer step however many micro-batches it had."""
+        super().optimizer_step(*args, **kwargs)
+        # Lightning counts the step only after this hook.
+        self.after_optimizer_step(self.trainer.global_step + 1)
+
+    def after_optimizer_step(self, step: int) -> None:
+        """``step``: optimizer steps taken, including the one just made."""
+        self.ema.update(self.raw.network, step)
+
+    # ---- validation: how much better than on held-out images? ---------------------------------------------------
+
+    def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
+        """Loss on fixed noise, on training (loader 0) and on held-out images (loader 1): their gap is memorisation."""
+        noise = StepNoise(self.sampling_seed, batch_idx, len(batch.image), device=self.device)
+        loss = self.loss(batch, noise).mean()
+        which = ["train", "held_out"][dataloader_idx]
+        self.log(f"validate/loss_{which}", loss, add_dataloader_idx=False, sync_dist=True, batch_size=len(batch.image))
+
+    def test_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
+        self.validation_step(batch, batch_idx, dataloader_idx)
+
+    def predict_step(self, seeds: Tensor, batch_idx: int) -> tuple[Tensor, Tensor]:
+        """Seeds (B,) -> (seeds, images float32 (B, C, H, W), not clamped)."""
+        return seeds, self.sampler()(seeds.tolist(), self.device).cpu()
+
+    def images(self, batch: Batch) -> Tensor:
+        """The batch's pixels in [-1, 1]."""
+        return to_float(batch.image)
+
+    # ---- checkpoints --------------------------------------------------------------------------------------------
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["cdmem"] = {
+            "format": FORMAT,
+            "version": __version__,
+            "role": self.role,
+            **self.about,
+            "network": self.network_config.record(),
+            "ema_half_lives": self.ema_half_lives,
+            "weights": self.weights,
+            "sampling_seed": self.sampling_seed,
+            "sigma_max": self.sigma_max,
+            "step": int(checkpoint.get("global_step", 0)),
+            **self.extra_record(),
+        }
+
+    def extra_record(self) -> dict[str, Any]:
+        """What this role adds to its checkpoints; plain types only."""
+        return {}
+
+    def sigma_range(self, parameterization: str) -> float:
+        """Smallest noise level of a parameterisation."""
+        return SIGMA_MIN if parameterization == "edm" else round(VPScaling(0.01).schedule.sigma_min, 6)

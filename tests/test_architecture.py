@@ -1,0 +1,145 @@
+"""The house keeps its floors: a file imports only from its own floor or below."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+FLOORS: dict[str, int] = {
+    "cdmem": 0,
+    "cdmem.errors": 0,
+    "cdmem.run": 0,
+    "cdmem.images": 0,
+    "cdmem.networks": 1,
+    "cdmem.diffusion": 0,
+    "cdmem.diffusion.noise": 1,
+    "cdmem.diffusion.preconditioning": 1,
+    "cdmem.diffusion.solvers": 1,
+    "cdmem.diffusion.losses": 2,
+    "cdmem.diffusion.sampling": 2,
+    "cdmem.diffusion.analytic": 2,
+    "cdmem.data": 0,
+    "cdmem.data.pixels": 1,
+    "cdmem.data.files": 1,
+    "cdmem.data.cifar": 1,
+    "cdmem.data.celeba": 1,
+    "cdmem.data.sources": 1,
+    "cdmem.data.duplication": 1,
+    "cdmem.data.subset": 1,
+    "cdmem.data.stream": 1,
+    "cdmem.data.datamodule": 3,
+    "cdmem.metrics": 0,
+    "cdmem.metrics.neighbors": 1,
+    "cdmem.metrics.features": 1,
+    "cdmem.metrics.statistics": 1,
+    "cdmem.metrics.memorization": 2,
+    "cdmem.metrics.fidelity": 2,
+    "cdmem.metrics.pairing": 2,
+    "cdmem.metrics.convergence": 2,
+    "cdmem.training": 0,
+    "cdmem.training.ema": 3,
+    "cdmem.training.randomness": 3,
+    "cdmem.training.recipes": 3,
+    "cdmem.training.module": 3,
+    "cdmem.training.teacher": 3,
+    "cdmem.training.student": 3,
+    "cdmem.training.checkpoint": 3,
+    "cdmem.training.loggers": 3,
+    "cdmem.training.progress": 3,
+    "cdmem.audit": 4,
+    "cdmem.summary": 4,
+    "callbacks": 4,
+    "callbacks.evaluation": 4,
+    "callbacks.memorization": 4,
+    "callbacks.quality": 4,
+    "callbacks.samples": 4,
+    "cdmem.tracking": 4,
+    "cdmem.sample": 5,
+    "cdmem.trainer_cli": 5,
+    "cdmem.study": 5,
+    "cdmem.cli": 5,
+    "cdmem.__main__": 5,
+}
+LIGHTNING_FLOOR = 3
+
+
+def modules() -> dict[str, Path]:
+    found = {}
+    for package in ("cdmem", "callbacks"):
+        for path in (ROOT / package).rglob("*.py"):
+            parts = path.relative_to(ROOT).with_suffix("").parts
+            found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    return found
+
+
+def imported(path: Path) -> set[str]:
+    """Every module a file imports, also inside functions, except under TYPE_CHECKING."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    skipped = {
+        id(inner)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)
+        for inner in ast.walk(node)
+    }
+    names: set[str] = set()
+    for node in ast.walk(tree):
+        if id(node) in skipped:
+            continue
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+    return names
+
+
+MODULES = modules()
+
+
+def test_every_module_has_a_floor():
+    assert set(MODULES) == set(FLOORS)
+
+
+@pytest.mark.parametrize("name", sorted(MODULES))
+def test_imports_go_down(name):
+    for other in imported(MODULES[name]) & set(FLOORS):
+        assert FLOORS[other] <= FLOORS[name], f"{name} (floor {FLOORS[name]}) imports {other} (floor {FLOORS[other]})"
+
+
+@pytest.mark.parametrize("name", sorted(MODULES))
+def test_foreign_packages_stay_in_their_rooms(name):
+    tops = {other.split(".")[0] for other in imported(MODULES[name])}
+    if FLOORS[name] < LIGHTNING_FLOOR:
+        assert not tops & {"lightning", "wandb"}
+    if "diffusers" in tops:
+        assert name == "cdmem.networks"
+    if "callbacks" in tops and name.startswith("cdmem"):
+        assert name == "cdmem.trainer_cli"
+    if "wandb" in tops:
+        assert name == "cdmem.tracking"
+
+
+@pytest.mark.parametrize("name", sorted(MODULES))
+def test_files_stay_small_and_documented(name):
+    text = MODULES[name].read_text(encoding="utf-8")
+    assert len(text.splitlines()) <= 400
+    tree = ast.parse(text)
+    assert ast.get_docstring(tree), f"{name} has no docstring"
+    for node in tree.body:
+        if isinstance(node, ast.ClassDef | ast.FunctionDef) and not node.name.startswith("_"):
+            assert ast.get_docstring(node) or "Protocol" in ast.unparse(node), f"{name}.{node.name} has no docstring"
+
+
+def test_only_one_place_knows_the_pixel_range():
+    holders = [n for n, p in MODULES.items() if "127.5" in p.read_text(encoding="utf-8")]
+    assert holders == ["cdmem.images"]
+
+
+def test_importing_cdmem_is_light():
+    code = "import sys, cdmem, cdmem.cli; sys.exit(any(m in sys.modules for m in ('torch', 'lightning', 'numpy')))"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, timeout=60).returncode == 0

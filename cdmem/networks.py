@@ -31,7 +31,7 @@ class NetworkConfig(ABC):
 
 
 def from_record(record: dict[str, Any]) -> NetworkConfig:
-    """Rebuild a config stored in a checkpoint. Only classes of this module are accepted: a file must not choose code."""
+    """Rebuild a config stored in a checkpoint. Only classes of this module: a file must not choose code."""
     module, _, name = str(record.get("class_path")).rpartition(".")
     known = {"UNet": UNet, "MLP": MLP}
     if module != __name__ or name not in known:

@@ -1,0 +1,67 @@
+"""Intervals and tests for fractions, alone and paired."""
+
+from __future__ import annotations
+
+import math
+
+from scipy import stats
+
+from cdmem.errors import InputError
+
+
+def wilson_interval(successes: int, trials: int, confidence: float = 0.95) -> tuple[float, float]:
+    """Wilson's score interval of a binomial fraction (Wilson 1927); right also at 0 and at ``trials`` successes.
+
+    Raises:
+        InputError: no trials, or successes outside 0..trials.
+    """
+    if trials < 1 or not 0 <= successes <= trials:
+        raise InputError("samples", f"{successes} of {trials}", "is no fraction", "give at least one sample")
+    z2 = float(stats.norm.ppf(0.5 + confidence / 2)) ** 2
+    p = successes / trials
+    centre = (p + z2 / (2 * trials)) / (1 + z2 / trials)
+    half = math.sqrt(z2 * (p * (1 - p) / trials + z2 / (4 * trials**2))) / (1 + z2 / trials)
+    # At the ends the bound is 0 or 1 exactly; rounding must not move it inside.
+    return (0.0 if successes == 0 else centre - half), (1.0 if successes == trials else centre + half)
+
+
+def newcombe_paired_difference(
+    both: int, only_first: int, only_second: int, neither: int, confidence: float = 0.95
+) -> tuple[float, float, float]:
+    """p_first - p_second for paired yes/no answers, with Newcombe's score interval (Newcombe 1998, method 10).
+
+    Args:
+        both: pairs in which first and second say yes.
+        only_first: first yes, second no.
+        only_second: first no, second yes.
+        neither: both no.
+
+    Returns:
+        estimate, lower and upper bound.
+    """
+    n = both + only_first + only_second + neither
+    yes1, yes2 = both + only_first, both + only_second
+    p1, p2 = yes1 / n, yes2 / n
+    low1, high1 = wilson_interval(yes1, n, confidence)
+    low2, high2 = wilson_interval(yes2, n, confidence)
+    margins = yes1 * (n - yes1) * yes2 * (n - yes2)
+    phi = 0.0
+    if margins > 0:
+        cross = both * neither - only_first * only_second
+        # Method 10: continuity correction of a positive correlation only.
+        cross = max(cross - n / 2, 0.0) if cross > 0 else float(cross)
+        phi = cross / math.sqrt(margins)
+
+    def length(a: float, b: float) -> float:
+        return math.sqrt(max(a * a - 2 * phi * a * b + b * b, 0.0))
+
+    difference = p1 - p2
+    low = difference - length(p1 - low1, high2 - p2)
+    high = difference + length(high1 - p1, p2 - low2)
+    return difference, low, high
+
+
+def mcnemar_exact(only_first: int, only_second: int) -> float:
+    """Two-sided exact p value of McNemar's test: the discordant pairs are a fair coin under the null hypothesis."""
+    total = only_first + only_second
+    return 1.0 if total == 0 else float(stats.binomtest(only_first, total, 0.5).pvalue)

@@ -1,0 +1,607 @@
+"""Statements about the code that several tests share; each raises AssertionError when it does not hold.
+
+``test_fault_injection`` switches bugs on one by one and demands that the statement named beside the bug fails. For that
+the checks reach the code through its modules, where a bug can be put in its place.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from types import SimpleNamespace
+from unittest import mock
+
+import lightning.pytorch as pl
+import torch
+from torch import nn
+
+from cdmem.data import subset
+from cdmem.data.datamodule import MemorizationDataModule
+from cdmem.data.pixels import ImagePool
+from cdmem.diffusion import analytic, losses, noise, preconditioning, sampling, solvers
+from cdmem.errors import InputError
+from cdmem.images import to_float
+from cdmem.networks import MLP
+from cdmem.training import ema, randomness, student, teacher
+
+EPS32 = torch.finfo(torch.float32).eps
+SIGMA_DATA, SIGMA_MIN = 0.5, 0.002
+MEAN, STD = 0.3, 0.5  # the one-dimensional Gaussian whose probability flow is known in closed form
+
+
+# ---- small parts ----------------------------------------------------------------------------------------------------
+
+
+def rng(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def fill(*shape, value):
+    return torch.full(shape, float(value), dtype=torch.float64)
+
+
+def scramble(network, seed=0):
+    """Random weights everywhere (fresh networks end in zeros and so would hide mistakes)."""
+    generator = rng(seed)
+    with torch.no_grad():
+        for p in network.parameters():
+            p.copy_(0.3 * torch.randn(p.shape, generator=generator))
+    return network
+
+
+def small_network(shape=(1, 4, 4), dropout=0.0, seed=0, num_classes=0):
+    return scramble(MLP(width=16, depth=1, dropout=dropout).build(shape, num_classes, seed), seed)
+
+
+def edm(sigma_data=SIGMA_DATA):
+    return preconditioning.EDMScaling(sigma_data, SIGMA_MIN)
+
+
+def vp():
+    return preconditioning.VPScaling(noise.VPSchedule().sigma_min)
+
+
+def gaussian():
+    """Exact denoiser of N(MEAN, STD^2) for images of one pixel."""
+    return analytic.GaussianDenoiser(fill(1, 1, 1, value=MEAN), fill(1, 1, value=STD**2))
+
+
+def as_images(values):
+    return torch.as_tensor(values, dtype=torch.float64).reshape(-1, 1, 1, 1)
+
+
+def walk(step, denoiser, x, sigmas):
+    """All steps of a grid, float64."""
+    for hi, lo in zip(sigmas[:-1].tolist(), sigmas[1:].tolist()):
+        x = step(denoiser, x, fill(len(x), value=hi), fill(len(x), value=lo))
+    return x
+
+
+def flat_weights(network):
+    return torch.cat([p.detach().flatten().clone() for p in network.parameters()])
+
+
+# ---- tiny runs ------------------------------------------------------------------------------------------------------
+
+
+def make_data(**options):
+    return MemorizationDataModule(**({"source": "digits", "n": 8, "held_out": 8, "batch_size": 4} | options))
+
+
+def make_student(cls=None, **options):
+    """A student of the exact empirical denoiser, from scratch."""
+    default = {
+        "teacher": "analytic:empirical",
+        "initialize": "scratch",
+        "network": MLP(width=16, depth=1),
+        "ema_half_lives": [2],
+        "optimizer": lambda p: torch.optim.SGD(p, lr=0.1),
+    }
+    return (cls or student.ConsistencyStudent)(**(default | options))
+
+
+def make_teacher(cls=None, **options):
+    default = {"network": MLP(width=16, depth=1), "ema_half_lives": [2]}
+    return (cls or teacher.DiffusionTeacher)(**(default | options))
+
+
+def make_trainer(steps, **options):
+    return pl.Trainer(
+        max_steps=steps,
+        accelerator="cpu",
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+        **options,
+    )
+
+
+def fit(module, steps=3, data=None, ckpt_path=None, **trainer):
+    """Train in this process; returns the module."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        made = make_trainer(steps, **trainer)
+        made.fit(module, datamodule=data or make_data(), ckpt_path=ckpt_path)
+    return module
+
+
+class Seen:
+    """Arguments and outputs of every ``consistency_loss`` of a tiny run."""
+
+    def __init__(self, module, steps=2, **options):
+        self.calls = []
+        real = student.consistency_loss
+
+        def spy(online, target, *rest):
+            call = SimpleNamespace(**dict(zip(("x_hi", "x_lo", "hi", "lo"), rest)), outputs={})
+            call.online, call.target = online, target
+            call.loss = real(self.tap(call, "online", online), self.tap(call, "target", target), *rest)
+            self.calls.append(call)
+            return call.loss
+
+        with mock.patch.object(student, "consistency_loss", spy):
+            fit(module, steps, **options)
+
+    @staticmethod
+    def tap(call, name, function):
+        def tapped(x, sigma, labels=None):
+            out = function(x, sigma, labels)
+            call.outputs[name] = (x, sigma, out)
+            return out
+
+        return tapped
+
+
+# ---- preconditioning ------------------------------------------------------------------------------------------------
+
+
+def check_boundary(make_scaling=edm, autocast=False, training=False):
+    """f(x, sigma_min) = x bit for bit, whatever the network says."""
+    scaling = make_scaling()
+    function = preconditioning.ConsistencyFunction(small_network(dropout=0.5), scaling).train(training)
+    x = torch.randn(5, 1, 4, 4, generator=rng())
+    sigma = torch.full((5,), scaling.sigma_min)
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        raw = function.network(x, sigma)
+        out = function(x, sigma)
+    assert raw.abs().max() > 0.1, "the network must have something to say"
+    assert out.dtype == torch.float32
+    assert torch.equal(out, x)
+
+
+def check_edm_identities():
+    """EDM eqs. 7-8: unit-variance network target and lambda c_out^2 = 1. Rounding of float64: 1e-12."""
+    sigma = torch.logspace(-3, 2, 11, dtype=torch.float64)
+    for sigma_data in (0.2, 0.5, 1.7):
+        scaling = edm(sigma_data)
+        c = scaling.denoiser(sigma)
+        target = ((1 - c.c_skip) ** 2 * sigma_data**2 + c.c_skip**2 * sigma**2) / c.c_out**2
+        one = torch.ones_like(sigma)
+        torch.testing.assert_close(target, one, rtol=0, atol=1e-12)
+        torch.testing.assert_close(scaling.loss_weight(sigma) * c.c_out**2, one, rtol=0, atol=1e-12)
+        torch.testing.assert_close(c.c_in**2 * (sigma**2 + sigma_data**2), one, rtol=0, atol=1e-12)
+
+
+def check_shared_inputs(make_scaling=edm):
+    """The student feeds its network, the teacher's, what the teacher fed it."""
+    scaling = make_scaling()
+    calls = []
+
+    class Probe(nn.Module):
+        def forward(self, x, c_noise, labels=None):
+            calls.append((x, c_noise))
+            return x
+
+    x, sigma = torch.randn(4, 1, 4, 4, generator=rng()), torch.tensor([0.02, 0.5, 5.0, 80.0])
+    preconditioning.Denoiser(Probe(), scaling)(x, sigma)
+    preconditioning.ConsistencyFunction(Probe(), scaling)(x, sigma)
+    (x_teacher, c_teacher), (x_student, c_student) = calls
+    assert torch.equal(x_teacher, x_student)
+    assert torch.equal(c_teacher, c_student)
+
+
+def check_network_only_in_low_precision():
+    """With a network that is exact in bfloat16 (it returns 1), autocast changes nothing."""
+
+    class One(nn.Module):
+        def forward(self, x, c_noise, labels=None):
+            return torch.ones_like(x, dtype=torch.bfloat16)
+
+    x, sigma = 80 * torch.randn(8, 1, 4, 4, generator=rng()), torch.logspace(-2, 1.9, 8)
+    for form in (preconditioning.Denoiser, preconditioning.ConsistencyFunction):
+        plain = form(One(), edm())(x, sigma)
+        with torch.autocast("cpu", torch.bfloat16):
+            assert torch.equal(form(One(), edm())(x, sigma), plain)
+        c = [noise.expand(v.double(), x) for v in form(One(), edm()).scalings(sigma)[:2]]
+        exact = c[0] * x.double() + c[1]
+        # c_skip is d^2/(s^2 + d^2): a handful of float32 roundings of each term.
+        bound = 16 * EPS32 * ((c[0] * x).abs() + c[1].abs())
+        assert bool(((plain - exact).abs() <= bound).all())
+    low, high = noise.karras_sigmas(160).float()[80:82].flip(0).split(1)
+    x0, eps = torch.zeros(1, 1, 4, 4), torch.ones(1, 1, 4, 4)
+    with torch.autocast("cpu", torch.bfloat16):
+        near = sampling.renoise(x0, low, eps), sampling.renoise(x0, high, eps)
+    assert torch.equal(near[0], noise.expand(low, eps) * eps) and bool((near[1] > near[0]).all())
+
+
+def check_nan_is_visible():
+    """A network that returns NaN is neither masked by the boundary condition nor by the training step."""
+
+    class Broken(nn.Module):
+        def forward(self, x, c_noise, labels=None):
+            return x * math.nan
+
+    function = preconditioning.ConsistencyFunction(Broken(), edm())
+    assert not function(torch.ones(2, 1, 4, 4), torch.full((2,), SIGMA_MIN)).isfinite().any()
+
+    class Diverging(student.ConsistencyStudent):
+        def setup(self, stage):
+            super().setup(stage)
+            with torch.no_grad():
+                next(self.raw.network.parameters()).fill_(math.nan)
+
+    try:
+        fit(make_student(Diverging), 1)
+    except InputError as error:
+        assert error.key == "train/loss"
+        return
+    raise AssertionError("a NaN loss went unnoticed")
+
+
+# ---- grids ----------------------------------------------------------------------------------------------------------
+
+
+def check_grid():
+    """N points, N - 1 intervals; reference values of the published grid."""
+    for points in (2, 9, 18, 40, 151):
+        sigmas = noise.karras_sigmas(points)
+        assert sigmas.shape == (points,)
+        assert sigmas[0].item() == 80.0 and sigmas[-1].item() == 0.002
+        assert bool((sigmas.diff() < 0).all())
+    # The references are rounded to four decimals.
+    assert abs(noise.karras_sigmas(40)[22].item() - 1.3824) <= 5e-5
+    assert abs(noise.karras_sigmas(18)[9].item() - 1.9233) <= 5e-5
+
+
+def check_every_interval_is_trained():
+    """Of N points exactly the N - 1 neighbouring pairs occur in training, the first and the last among them.
+
+    A uniform draw of 4 x 60 samples misses a given one of 3 intervals with probability (2/3)^240 < 1e-42.
+    """
+    seen = Seen(make_student(points=4, intervals="uniform"), steps=15, data=make_data(batch_size=16))
+    grid = noise.karras_sigmas(4).float().tolist()
+    pairs = {(h, low) for c in seen.calls for h, low in zip(c.hi.tolist(), c.lo.tolist())}
+    assert pairs == set(zip(grid[:-1], grid[1:]))
+
+
+def check_curriculum_values():
+    """Song et al. 2023, app. C and Song & Dhariwal 2023, eq. 11 on the published lengths."""
+    doubling = [noise.num_points(50_000 * k, 400_000, "doubling", 10, 1280) for k in range(8)]
+    assert doubling == [11, 21, 41, 81, 161, 321, 641, 1281]
+    steps = (0, 1, 100_000, 400_000, 800_000)
+    assert [noise.num_points(k, 800_000, "sqrt", 2, 150) for k in steps] == [2, 3, 54, 107, 151]
+
+
+def check_curriculum_follows_the_step():
+    """N is read off the trainer's step: any order, any number of calls, a resumed process included."""
+    for name in ("doubling", "sqrt"):
+        modules = [make_student(curriculum=name, start_points=2, points=64) for _ in range(2)]
+        for order, module in zip(((0, 5, 9), (9, 5, 0, 5)), modules):
+            module._trainer = SimpleNamespace(max_steps=10)
+            for step in order:
+                module._trainer.global_step = step
+                assert module.points_at(module.trainer.global_step) == noise.num_points(step, 10, name, 2, 64)
+
+
+# ---- solver and loss ------------------------------------------------------------------------------------------------
+
+
+def global_error(step, points):
+    """|end of the numerical ODE - exact end| of the Gaussian, per unit of starting noise, at sigma_min."""
+    sigmas = noise.karras_sigmas(points)
+    start = as_images([MEAN + 80.0])
+    exact = gaussian().endpoint(start, fill(1, value=80), SIGMA_MIN)
+    return float((walk(step, gaussian(), start, sigmas) - exact).abs())
+
+
+def check_solver_order(name="heun"):
+    """Error ratio per doubling: 2^order."""
+    step, order = {"heun": (solvers.heun_step, 2), "euler": (solvers.euler_step, 1)}[name]
+    errors = [global_error(step, 1 + k) for k in (128, 256, 512)]
+    for coarse, fine in zip(errors, errors[1:]):
+        # The next term of the error is smaller by O(1/N): 4 % is far from the neighbouring orders.
+        assert abs(coarse / fine / 2**order - 1) < 0.04
+
+
+def check_step_follows_the_teacher():
+    """x_lo of the training loss is where the teacher's ODE, not the forward process, leads from x_hi.
+
+    The exact Gaussian flow is the truth. Heun's relative local error on a grid of 80 points is O(h^3), below 1 % of the
+    way; noise put on x0 instead would miss by a multiple of it, and stepping up goes the wrong way.
+    """
+    module = make_student(teacher="analytic:gaussian", points=80, solver="heun", intervals="uniform")
+    seen = Seen(module, steps=3)
+    truth = module.teacher_denoiser
+    for c in seen.calls:
+        assert bool((c.lo < c.hi).all())
+        for k in range(len(c.hi)):
+            exact = truth.endpoint(c.x_hi[k : k + 1], c.hi[k : k + 1], float(c.lo[k]))
+            way = (c.x_hi[k] - exact[0]).norm()
+            # float32 of the state adds EPS32 |x| per pixel.
+            bound = 0.02 * way + 8 * EPS32 * c.x_hi[k].norm()
+            assert (c.x_lo[k] - exact[0]).norm() <= bound
+
+
+class Composed(nn.Module):
+    """The student that distillation aims at: the teacher's solver steps composed down to sigma_min."""
+
+    def __init__(self, step, sigmas):
+        super().__init__()
+        self.step, self.sigmas = step, sigmas
+
+    def forward(self, x, sigma, labels=None):
+        k = int((self.sigmas - float(sigma[0])).abs().argmin())
+        return walk(self.step, gaussian(), x, self.sigmas[k:])
+
+
+def check_zero_loss(name="heun"):
+    """The composition of solver steps has consistency loss exactly 0 on every interval."""
+    step = solvers.SOLVERS[name]
+    sigmas = noise.karras_sigmas(18)
+    ideal = Composed(step, sigmas)
+    for k in range(17):
+        hi, lo = fill(7, value=sigmas[k]), fill(7, value=sigmas[k + 1])
+        x_hi = as_images(torch.randn(7, generator=rng(k), dtype=torch.float64)) * sigmas[k]
+        x_lo = step(gaussian(), x_hi, hi, lo)
+        loss = losses.consistency_loss(ideal, ideal, x_hi, x_lo, hi, lo, losses.l2)
+        assert torch.equal(loss, torch.zeros_like(loss))
+
+
+def check_target_is_a_consistency_function():
+    """In training the goal is f_target(x_lo; sigma_lo); at the lowest level that is x_lo itself."""
+    module = make_student(points=3, intervals="uniform", mu=0.5)
+    seen = Seen(module, steps=4)
+    boundary = 0
+    for c in seen.calls:
+        x, sigma, out = c.outputs["target"]
+        assert torch.equal(x, c.x_lo) and torch.equal(sigma, c.lo)
+        lowest = c.lo == torch.tensor(module.sigma_min)
+        assert torch.equal(out[lowest], c.x_lo[lowest])
+        boundary += int(lowest.sum())
+    assert boundary > 0
+
+
+def check_student_sees_the_noisier_image():
+    """Gradients flow through f_student(x_hi; sigma_hi) and nowhere else."""
+    online, target = nn.Linear(1, 1), nn.Linear(1, 1)
+    levels = {}
+
+    def wrap(name, layer):
+        def call(x, sigma, labels=None):
+            levels[name] = (x, sigma)
+            return layer(x)
+
+        return call
+
+    x_hi, x_lo = torch.full((3, 1), 2.0).requires_grad_(), torch.full((3, 1), 1.0).requires_grad_()
+    hi, lo = torch.full((3,), 2.0), torch.full((3,), 1.0)
+    loss = losses.consistency_loss(
+        wrap("online", online), wrap("target", target), x_hi, x_lo, hi, lo, losses.l2
+    )
+    loss.sum().backward()
+    assert levels["online"][0] is x_hi and levels["online"][1] is hi
+    assert levels["target"][0] is x_lo and levels["target"][1] is lo
+    assert all(p.grad is not None for p in online.parameters()) and x_hi.grad is not None
+    assert all(p.grad is None for p in target.parameters()) and x_lo.grad is None
+
+
+def check_huber_on_the_vector():
+    """Pseudo-Huber is a function of the norm of the whole image: 16 pixels of 1 have norm 4, whatever their order."""
+    a = torch.zeros(2, 1, 4, 4, dtype=torch.float64)
+    a[0] = 1.0
+    a[1, 0, 0, 0] = 4.0
+    for c in (0.1, 1.0, 3.0):
+        value = losses.PseudoHuber(c)(a, torch.zeros_like(a))
+        expected = fill(2, value=math.sqrt(16 + c * c) - c)
+        torch.testing.assert_close(value, expected, rtol=1e-14, atol=0)
+
+
+def check_no_clamp():
+    """Outputs beyond [-1, 1] still have a gradient and their full distance."""
+    out = torch.full((2, 1, 2, 2), 3.0, requires_grad=True)
+    loss = losses.consistency_loss(
+        lambda *_: out, lambda *_: torch.full((2, 1, 2, 2), -2.0), out, out, torch.ones(2), torch.ones(2), losses.l2
+    )
+    assert torch.equal(loss.detach(), torch.full((2,), 25.0))
+    loss.sum().backward()
+    assert torch.equal(out.grad, torch.full_like(out, 2 * 5 / 4))
+    assert float(losses.denoising_loss(lambda *_: out.detach() * 2, out.detach(), torch.ones(2), out.detach())[0]) == 9
+
+
+# ---- averages and optimizer -----------------------------------------------------------------------------------------
+
+
+class Tracked:
+    """Mixin: the raw weights after every optimizer step and the step numbers that the averages were told."""
+
+    def setup(self, stage):
+        super().setup(stage)
+        self.trail, self.told = [flat_weights(self.raw.network)], []
+
+    def on_train_batch_end(self, *_):
+        if (_[-1] + 1) % self.trainer.accumulate_grad_batches == 0:
+            self.trail.append(flat_weights(self.raw.network))
+
+    def after_optimizer_step(self, step):
+        self.told.append(step)
+        super().after_optimizer_step(step)
+
+
+class TrackedStudent(Tracked, student.ConsistencyStudent):
+    pass
+
+
+class TrackedTeacher(Tracked, teacher.DiffusionTeacher):
+    pass
+
+
+def check_averages(accumulate=1, steps=4, role="student"):
+    """One update per optimizer step, after it: the average is the closed form of the weights' trail."""
+    options = {"ema_half_lives": [2], "ema_ramp": 0.0}
+    optimizer = {"optimizer": lambda p: torch.optim.SGD(p, lr=0.1)}
+    if role == "student":
+        module = make_student(TrackedStudent, mu=0.75, **options)
+    else:
+        module = make_teacher(TrackedTeacher, **options, **optimizer)
+    fit(module, steps, accumulate_grad_batches=accumulate)
+    assert module.told == list(range(1, steps + 1))
+    assert len(module.trail) == steps + 1
+    assert not torch.equal(module.trail[0], module.trail[-1])
+    checked = [(2**-0.5, module.ema.copies[0])]
+    if role == "student":
+        checked.append((0.75, module.target))
+    for beta, network in checked:
+        average = module.trail[0].double()
+        for weights in module.trail[1:]:
+            average = beta * average + (1 - beta) * weights.double()
+        # Each update rounds once or twice to float32, at numbers of the size of the weights.
+        bound = 4 * steps * EPS32 * float(torch.stack(module.trail).abs().max())
+        assert float((flat_weights(network) - average).abs().max()) <= bound
+
+
+def check_averages_forget_the_start():
+    """With the ramp a short run's average does not remember the initial weights (0.9999^200 = 0.98 would)."""
+    network = nn.Linear(1, 1, bias=False)
+    nn.init.zeros_(network.weight)
+    average = ema.EMA(network, [100_000], ramp=0.05)
+    nn.init.ones_(network.weight)
+    for step in range(1, 201):
+        average.update(network, step)
+    # The remaining share is prod 2^(-1/(0.05 k)) = 2^(-20 H_200), H_200 = 5.88: 4e-36.
+    assert abs(float(average.copies[0].weight) - 1) < 200 * EPS32
+
+
+def check_who_is_optimised():
+    """The optimizer holds exactly the student's network; nobody else has gradients; no teacher among the weights."""
+    module = fit(make_student(mu=0.5), 1)
+    inside = {id(p) for group in module.optimizers().param_groups for p in group["params"]}
+    assert inside == {id(p) for p in module.raw.network.parameters()}
+    assert all(p.requires_grad for p in module.raw.network.parameters())
+    for frozen in (module.ema, module.target, module.teacher_denoiser):
+        assert not any(p.requires_grad or p.grad is not None for p in frozen.parameters())
+    assert not module.ema.training and not any(m.training for m in module.ema.modules())
+    size = sum(p.numel() for p in module.raw.network.parameters())
+    assert sum(p.numel() for p in module.ema.parameters()) == size
+    # raw, one average, target: the teacher is not saved again.
+    assert sum(p.numel() for p in module.parameters()) == 3 * size
+
+
+def check_shared_dropout():
+    """Same weights, same input, p = 1/2: student and target drop the same units."""
+    module = make_student(points=2, mu=0.0, dropout=0.5, network=MLP(width=16, depth=2))
+    seen = Seen(module, steps=2)
+    call = seen.calls[-1]
+    x, sigma = torch.randn(6, *module.shape, generator=rng()), torch.full((6,), 5.0)
+    scramble(module.raw.network)
+    module.train()
+    with torch.no_grad():
+        online, target = call.online(x, sigma), call.target(x, sigma)
+        other = module.raw(x, sigma)
+    assert torch.equal(online, target)
+    assert not torch.equal(online, other), "dropout must be on for this to mean anything"
+
+
+def check_streams_restored():
+    """What happens under a dropout seed leaves the global stream where it was."""
+    torch.manual_seed(3)
+    expected = torch.rand(4)
+    torch.manual_seed(3)
+    with randomness.dropout_seed(torch.device("cpu"), 1):
+        torch.rand(100)
+    assert torch.equal(torch.rand(4), expected)
+
+
+# ---- sampling -------------------------------------------------------------------------------------------------------
+
+
+def record_levels(levels, draws, denoise=lambda x, sigma, labels=None: torch.zeros_like(x), sigma_min=SIGMA_MIN):
+    """Inputs that a consistency function gets in multi-step sampling; and the result."""
+    inputs = []
+
+    def function(x, sigma, labels=None):
+        inputs.append((x.clone(), sigma.clone()))
+        return denoise(x, sigma, labels)
+
+    source = iter(draws)
+    out = sampling.sample_consistency(
+        function, levels[0] * next(source), levels, sigma_min, lambda: next(source)
+    )
+    return inputs, out
+
+
+def check_multistep_noise():
+    """Noise added at level tau has standard deviation sqrt(tau^2 - sigma_min^2) (visible at small tau)."""
+    one = torch.ones(1, 1, 2, 2, dtype=torch.float64)
+    for tau, low in ((0.8, 0.002), (0.05, 0.04), (0.003, 0.002)):
+        inputs, _ = record_levels([80.0, tau], [one, one], sigma_min=low)
+        expected = math.sqrt(tau**2 - low**2)
+        torch.testing.assert_close(inputs[1][0], expected * one, rtol=1e-12, atol=0)
+        assert float(inputs[1][1][0]) == float(torch.tensor(tau))
+
+
+def check_last_output_is_returned():
+    """The picture is the last network output itself: no noise on it, not clamped; one draw per level."""
+    draws = [torch.randn(2, 1, 2, 2, generator=rng(k)) for k in range(3)]
+    outputs = []
+
+    def function(x, sigma, labels=None):
+        outputs.append(x * 2 + sigma[0])
+        return outputs[-1]
+
+    inputs, out = record_levels([80.0, 1.0, 0.3], draws, function)
+    assert len(inputs) == 3
+    assert torch.equal(out, outputs[-1])
+
+
+def check_labels_from_the_seed():
+    """Labels are a function of the sample seed alone: not of the global stream, the batch, or earlier draws."""
+    torch.manual_seed(0)
+    first = sampling.NoiseSource(range(50), (1, 2, 2)).labels(10)
+    torch.manual_seed(1)
+    source = sampling.NoiseSource(range(20, 50), (1, 2, 2))
+    source.next()
+    assert torch.equal(source.labels(10), first[20:])
+    assert len(first.unique()) > 5
+
+
+# ---- data -----------------------------------------------------------------------------------------------------------
+
+
+def check_sigma_data_is_measured(duplication=None):
+    """sigma_data of the preconditioning is the standard deviation of the training pixels, copies counted."""
+    data = make_data(n=4, duplication=duplication)
+    module = fit(make_student(), 1, data=data)
+    t = data.training_set
+    rows = to_float(t.images[t.row_to_group]).double()
+    expected = float(rows.std(correction=0))
+    assert abs(module.raw.scaling.sigma_data / expected - 1) < 1e-6
+    assert abs(expected - 0.5) > 0.01
+
+
+def check_flips_are_grouped():
+    """With flips a picture and its mirror image are one image, so neither is held out when the other is trained on;
+    and flipping is part of what a teacher's training set is."""
+    generator = rng()
+    images = torch.randint(0, 256, (10, 1, 4, 4), dtype=torch.uint8, generator=generator)
+    both = torch.cat([images, images.flip(-1)])
+    pool = ImagePool(both, torch.zeros(20).long(), (), torch.arange(20), "test", {})
+    for seed in range(5):
+        chosen = subset.choose(pool, subset.SubsetSpec(n=5, seed=seed, held_out=5, flip=True))
+        held = {x.tobytes() for x in chosen.held_out_images.numpy()}
+        assert not held & {x.tobytes() for x in chosen.images.flip(-1).numpy()}
+    plain = subset.choose(pool, subset.SubsetSpec(n=5, held_out=0, flip=False))
+    flipped = subset.choose(pool, subset.SubsetSpec(n=5, held_out=0, flip=True))
+    same = subset.TrainingSet(**(vars(plain) | {"flip": True}))
+    assert same.hash != plain.hash and flipped.flip

@@ -109,7 +109,8 @@ class UNet(NetworkConfig):
                 up_block_types=tuple("AttnUpBlock2D" if a else "UpBlock2D" for a in reversed(attends)),
                 mid_block_type="UNetMidBlock2D",
                 add_attention=any(attends),
-                attention_head_dim=min(64, self.channels[-1]),
+                # diffusers makes width // head_dim heads: a level narrower than one head would have none.
+                attention_head_dim=min(64, self.channels[-1], *(w for w, a in zip(self.channels, attends) if a)),
                 norm_num_groups=self.norm_groups,
                 dropout=self.dropout,
                 num_class_embeds=num_classes or None,

@@ -57,7 +57,7 @@ class MemorizationDataModule(LightningDataModule):
         n: int = 64,
         subset_seed: int | None = None,
         balance: bool = False,
-        duplication: list[dict[str, float]] | dict[str, float] | str | None = None,
+        duplication: list[dict[str, int | float]] | dict[str, int | float] | str | None = None,
         held_out: int = 500,
         held_out_path: str | None = None,
         flip: bool = False,

@@ -78,7 +78,8 @@ class PartialMemorizer(MixtureDenoiser):
         variance = (weights * squared).sum() / weights.sum()
         means = torch.cat([x0[:kept].double(), mean[None]])
         variances = torch.cat([torch.zeros(kept, dtype=torch.float64), variance[None]])
-        rest = weights[kept:].sum().clamp_min(1e-300)
+        # A rest of nothing has log-weight -inf; any small number would win far from all images at little noise.
+        rest = weights[kept:].sum()
         super().__init__(means, variances, torch.cat([weights[:kept], rest[None]]))
 
 

@@ -1,0 +1,490 @@
+"""Tiny real runs on the CPU: gradients, averages, targets, controls, precision, resuming, refusals."""
+
+from __future__ import annotations
+
+import hashlib
+
+import checks
+import pytest
+import torch
+from torch import nn
+
+from cdmem.diffusion import noise
+from cdmem.diffusion.losses import consistency_loss, l2
+from cdmem.diffusion.preconditioning import ConsistencyFunction
+from cdmem.errors import InputError
+from cdmem.images import to_float
+from cdmem.networks import MLP, UNet
+from cdmem.training.checkpoint import load_module
+from cdmem.training.student import ConsistencyStudent
+
+SETTINGS = {"max_epochs": -1}
+
+
+def digest(module):
+    tensors = [v.cpu().contiguous().numpy().tobytes() for _, v in sorted(module.state_dict().items())]
+    return hashlib.sha256(b"".join(tensors)).hexdigest()
+
+
+def saved(module, path):
+    module.trainer.save_checkpoint(path)
+    return str(path)
+
+
+def trained_teacher(path, steps=2, data=None, **options):
+    return saved(checks.fit(checks.make_teacher(**options), steps, data), path)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("teachers")
+
+
+@pytest.fixture(scope="module")
+def teacher_file(folder):
+    return trained_teacher(folder / "teacher.ckpt")
+
+
+@pytest.fixture(scope="module")
+def vp_teacher_file(folder):
+    return trained_teacher(folder / "vp.ckpt", parameterization="vp", conditional=True)
+
+
+def from_teacher(path, **options):
+    default = {"teacher": path, "ema_half_lives": [2], "optimizer": lambda p: torch.optim.SGD(p, lr=0.1)}
+    return ConsistencyStudent(**(default | options))
+
+
+# ---- who learns -----------------------------------------------------------------------------------------------------
+
+
+def test_only_the_student_is_optimised():
+    checks.check_who_is_optimised()
+
+
+def test_the_teacher_is_frozen_in_eval_mode_and_unchanged(teacher_file):
+    file_before = hashlib.sha256(open(teacher_file, "rb").read()).hexdigest()
+    module = from_teacher(teacher_file, mu=0.5)
+    frozen = []
+
+    class Watched(type(module)):
+        def setup(self, stage):
+            super().setup(stage)
+            frozen.append(digest(self._frozen["module"]))
+
+    module.__class__ = Watched
+    checks.fit(module, 3)
+    frozen_teacher = module._frozen["module"]
+    assert digest(frozen_teacher) == frozen[0]
+    assert hashlib.sha256(open(teacher_file, "rb").read()).hexdigest() == file_before
+    assert not any(m.training for m in frozen_teacher.modules())
+    assert not any(p.requires_grad or p.grad is not None for p in frozen_teacher.parameters())
+    assert not any(m.training for m in module.teacher_denoiser.modules())
+    held = {id(p) for p in frozen_teacher.parameters()}
+    assert not held & {id(p) for p in module.parameters()}
+    assert not any("_frozen" in key or "teacher" in key for key in module.state_dict())
+
+
+def test_the_student_starts_from_the_teachers_averaged_weights(teacher_file):
+    module = from_teacher(teacher_file, mu=0.5, optimizer=lambda p: torch.optim.SGD(p, lr=0.0))
+    checks.fit(module, 1)
+    average = checks.flat_weights(load_module(teacher_file).ema.get("ema_2"))
+    assert not torch.equal(average, checks.flat_weights(load_module(teacher_file).raw.network))
+    for network in (module.raw.network, module.target, module.ema.get("ema_2")):
+        assert torch.equal(checks.flat_weights(network), average)
+
+
+def test_the_solver_uses_the_chosen_teacher_weights(teacher_file):
+    x, sigma = torch.randn(3, 1, 8, 8, generator=checks.rng()), torch.tensor([0.1, 1.0, 10.0])
+    outputs = []
+    for weights in (None, "raw"):
+        module = checks.fit(from_teacher(teacher_file, teacher_weights=weights), 1)
+        outputs.append(module.teacher_denoiser(x, sigma))
+        expected = load_module(teacher_file).function(weights)(x, sigma)
+        assert torch.equal(outputs[-1], expected)
+    assert not torch.equal(*outputs)
+
+
+def test_every_weight_of_the_student_learns():
+    """The output layer starts at zero, so the rest has a gradient from the second step on."""
+    module = checks.make_student(optimizer=lambda p: torch.optim.SGD(p, lr=1.0))
+    before = {}
+
+    class Remember(type(module)):
+        def setup(self, stage):
+            super().setup(stage)
+            before.update({n: p.detach().clone() for n, p in self.raw.network.named_parameters()})
+
+    module.__class__ = Remember
+    checks.fit(module, 4)
+    same = [n for n, p in module.raw.network.named_parameters() if torch.equal(p, before[n])]
+    assert same == []
+
+
+# ---- averages and target --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("role", ["student", "teacher"])
+@pytest.mark.parametrize("accumulate", [1, 2, 3])
+def test_averages_move_once_per_optimizer_step_and_after_it(role, accumulate):
+    checks.check_averages(accumulate, 4, role)
+
+
+def test_without_a_rate_the_target_is_the_student():
+    module = checks.make_student(mu=0.0)
+    seen = checks.Seen(module, 2)
+    assert module.target is None
+    x, sigma = torch.randn(3, 1, 8, 8, generator=checks.rng()), torch.tensor([0.1, 1.0, 10.0])
+    checks.scramble(module.raw.network)
+    call = seen.calls[-1]
+    with torch.no_grad():
+        assert torch.equal(call.target(x, sigma), call.online(x, sigma))
+        assert torch.equal(call.target(x, sigma), module.raw(x, sigma))
+
+
+@pytest.mark.parametrize("curriculum", ["fixed", "sqrt", "doubling"])
+def test_adaptive_rate_follows_the_grid_of_the_same_step(curriculum):
+    module = checks.make_student(
+        checks.TrackedStudent, mu="adaptive", mu_start=0.9, curriculum=curriculum, points=20, start_points=2
+    )
+    checks.fit(module, 4)
+    average = module.trail[0].double()
+    for step, weights in enumerate(module.trail[1:]):
+        mu = noise.adaptive_mu(noise.num_points(step, 4, curriculum, 2, 20), 2, 0.9)
+        average = mu * average + (1 - mu) * weights.double()
+    bound = 16 * checks.EPS32 * float(torch.stack(module.trail).abs().max())
+    assert float((checks.flat_weights(module.target) - average).abs().max()) <= bound
+
+
+# ---- the loss of a real step ----------------------------------------------------------------------------------------
+
+
+def test_steps_follow_the_teachers_flow():
+    checks.check_step_follows_the_teacher()
+
+
+def test_goal_is_the_targets_consistency_function():
+    checks.check_target_is_a_consistency_function()
+
+
+def test_sigma_data_is_the_standard_deviation_of_the_training_pixels():
+    checks.check_sigma_data_is_measured()
+    checks.check_sigma_data_is_measured([{"fraction": 0.25, "copies": 9}])
+
+
+def test_mirror_images_are_one_group():
+    checks.check_flips_are_grouped()
+
+
+def test_analytic_teacher_trains_a_student_end_to_end():
+    """The loss at fixed noise falls; the network is the one from scratch; samples have the data's shape."""
+    module = checks.make_student(
+        network=MLP(width=32, depth=2), optimizer=lambda p: torch.optim.RAdam(p, lr=3e-3), distance="l2", mu=0.5
+    )
+    seen = checks.Seen(module, 60, data=checks.make_data(batch_size=16))
+    losses = [float(c.loss.mean()) for c in seen.calls]
+    assert sum(losses[-10:]) < 0.7 * sum(losses[:10])
+    samples = module.sampler(2)(range(5))
+    assert samples.shape == (5, 1, 8, 8) and bool(samples.isfinite().all())
+
+
+@pytest.mark.parametrize("name", ["analytic:empirical", "analytic:gaussian", "analytic:partial:0.5"])
+def test_every_analytic_teacher_distils(name):
+    module = checks.fit(checks.make_student(teacher=name), 2)
+    assert bool(checks.flat_weights(module.raw.network).isfinite().all())
+
+
+def test_consistency_training_steps_towards_the_image_itself():
+    """Control without a teacher: x_lo = x0 + sigma_lo eps with the noise of x_hi."""
+    module = checks.make_student(teacher=None, objective="training")
+    images = []
+
+    class Keep(type(module)):
+        def images(self, batch):
+            images.append(super().images(batch))
+            return images[-1]
+
+    module.__class__ = Keep
+    seen = checks.Seen(module, 3)
+    assert module.teacher_denoiser is None and module.teacher_sampler() is None
+    for x0, c in zip(images, seen.calls):
+        hi, lo = (noise.expand(s, x0).double() for s in (c.hi, c.lo))
+        eps = (c.x_hi.double() - x0) / hi
+        expected = x0 + lo * eps
+        bound = 8 * checks.EPS32 * (x0.abs() + c.x_hi.abs())
+        assert bool(((c.x_lo - expected).abs() <= bound).all())
+        # eps is unit noise: 4 x 64 draws, five standard errors of the second moment.
+        assert abs(float(eps.square().mean()) - 1) < 5 * (2 / eps.numel()) ** 0.5
+
+
+def test_resume_of_the_curriculum():
+    checks.check_curriculum_follows_the_step()
+
+
+def test_inverse_gap_weighting():
+    module = checks.make_student(weighting="inverse_gap", distance="l2")
+    seen = checks.Seen(module, 2)
+    for c in seen.calls:
+        plain = l2(c.outputs["online"][2], c.outputs["target"][2]).detach()
+        torch.testing.assert_close(c.loss.detach(), plain / (c.hi - c.lo), rtol=4 * checks.EPS32, atol=0)
+
+
+def test_dropout_is_shared_between_student_and_target():
+    checks.check_shared_dropout()
+
+
+def test_dropout_noise_is_not_the_training_noise(monkeypatch):
+    """Masks and pixels come from different seeds; from one seed their bits would be the same."""
+    from cdmem.training import student, teacher
+
+    for module, role in ((checks.make_teacher(), teacher), (checks.make_student(), student)):
+        seeds, noises = [], []
+        real = role.dropout_seed
+        with monkeypatch.context() as m:
+            m.setattr(role, "dropout_seed", lambda device, seed, r=real, s=seeds: (s.append(seed), r(device, seed))[1])
+            step_noise = type(module).step_noise
+            m.setattr(
+                type(module),
+                "step_noise",
+                lambda self, *a, f=step_noise, n=noises: (n.append(f(self, *a)), n[-1])[1],
+            )
+            checks.fit(module, 2)
+        assert seeds and noises
+        assert not set(seeds) & {n.seed for n in noises}
+
+
+# ---- what the student is shown --------------------------------------------------------------------------------------
+
+
+class KeepIds(ConsistencyStudent):
+    def loss(self, batch, noise):
+        self.ids = [*getattr(self, "ids", []), *batch.index.tolist()]
+        self.shown = [*getattr(self, "shown", []), *batch.image]
+        return super().loss(batch, noise)
+
+
+@pytest.mark.parametrize("seen", ["same", "heldout", "teacher_samples"])
+def test_ids_tell_where_the_images_come_from(seen):
+    data = checks.make_data(batch_size=8)
+    module = checks.fit(checks.make_student(KeepIds, data=seen), 2, data)
+    t = data.training_set
+    if seen == "same":
+        assert set(module.ids) == set(range(8))
+        expected = {i: t.images[i] for i in range(8)}
+    elif seen == "heldout":
+        assert set(module.ids) == set(range(8, 16))
+        expected = {8 + i: t.held_out_images[i] for i in range(8)}
+    else:
+        assert set(module.ids) == set(range(-8, 0))
+        pool, _ = module._teacher_images()
+        expected = {-1 - i: pool[i] for i in range(8)}
+    for number, image in zip(module.ids, module.shown):
+        assert torch.equal(image, expected[number])
+
+
+def test_teacher_samples_are_copies_when_the_teacher_memorised_everything():
+    data = checks.make_data()
+    module = checks.fit(checks.make_student(data="teacher_samples", teacher_sample_count=20), 1, data)
+    pool, _ = module._teacher_images()
+    assert len(pool) == 20
+    gap = torch.cdist(to_float(pool).flatten(1), to_float(data.training_set.images).flatten(1)).min(1).values
+    # The sampler's grid ends at 0; what is left is rounding to 256 grey levels: half a level in 64 pixels.
+    assert float(gap.max()) <= 8 * (0.5 / 127.5) * 1.01
+
+
+def test_held_out_images_are_needed():
+    with pytest.raises(InputError) as caught:
+        checks.fit(checks.make_student(data="heldout"), 1, checks.make_data(held_out=0))
+    assert caught.value.key == "model.data"
+
+
+# ---- precision ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("mu", [0.0, 0.5])
+def test_mixed_precision_run_keeps_weights_and_boundary_in_float32(mu):
+    module = checks.make_student(mu=mu)
+    seen = checks.Seen(module, 3, precision="bf16-mixed")
+    assert all(p.dtype == torch.float32 for p in module.parameters())
+    for c in seen.calls:
+        for tensor in (c.x_hi, c.x_lo, c.hi, c.lo, c.loss, *(o[2] for o in c.outputs.values())):
+            assert tensor.dtype == torch.float32
+    x = torch.randn(3, 1, 8, 8, generator=checks.rng())
+    lowest = torch.full((3,), module.sigma_min)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(module.raw(x, lowest), x)
+    assert torch.equal(module.function()(x, lowest), x)
+
+
+def test_mixed_precision_leaves_the_teachers_step_alone(teacher_file):
+    """The student computes in bfloat16, its teacher does not: x_lo is that of a float32 run bit for bit."""
+    calls = [checks.Seen(from_teacher(teacher_file), 1, precision=p).calls[0] for p in ("32-true", "bf16-mixed")]
+    assert torch.equal(calls[0].x_lo, calls[1].x_lo)
+    assert not torch.equal(calls[0].outputs["online"][2], calls[1].outputs["online"][2])
+
+
+def test_mixed_precision_gradients_survive_the_goal():
+    """Autocast caches cast weights: casts made for the goal, without gradient, must not be used for the student."""
+    gradients = []
+    for enabled in (False, True):
+        network = checks.small_network()
+        f = ConsistencyFunction(network, checks.edm())
+        x, s = torch.randn(4, 1, 4, 4, generator=checks.rng()), torch.tensor([1.0, 2.0, 3.0, 4.0])
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            loss = consistency_loss(f, f, x, 0.5 * x, s, 0.5 * s, l2)
+        loss.sum().backward()
+        assert all(p.grad is not None for p in network.parameters())
+        gradients.append(torch.cat([p.grad.flatten() for p in network.parameters()]))
+    # bfloat16 has 8 bits: relative error of the whole gradient of a few per cent.
+    assert float((gradients[0] - gradients[1]).norm() / gradients[0].norm()) < 0.1
+
+
+def test_a_diverged_run_says_so():
+    checks.check_nan_is_visible()
+
+
+# ---- resume ---------------------------------------------------------------------------------------------------------
+
+
+def everything(module):
+    """All that decides how a run goes on."""
+    optimizer = module.optimizers().optimizer.state_dict()
+    state = [v for s in optimizer["state"].values() for v in s.values() if isinstance(v, torch.Tensor)]
+    rates = torch.tensor([g["lr"] for g in optimizer["param_groups"]], dtype=torch.float64)
+    return [*module.state_dict().values(), *state, rates]
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+@pytest.mark.parametrize("role", ["teacher", "student"])
+def test_two_steps_and_two_more_are_four(role, accumulate, tmp_path):
+    def fresh():
+        adam = {"optimizer": lambda p: torch.optim.Adam(p, lr=1e-2), "ema_half_lives": [2, 5], "warmup_steps": 3}
+        if role == "teacher":
+            return checks.make_teacher(network=MLP(width=16, depth=1, dropout=0.3), **adam)
+        return checks.make_student(
+            mu="adaptive", curriculum="sqrt", points=20, start_points=2, dropout=0.3, **adam
+        )
+
+    options = {"accumulate_grad_batches": accumulate}
+    torch.manual_seed(0)
+    straight = checks.fit(fresh(), 4, checks.make_data(n=10, batch_size=4, flip=True), **options)
+
+    class StopAtTwo(checks.pl.Callback):
+        def on_train_batch_end(self, trainer, *_):
+            trainer.should_stop = trainer.global_step >= 2
+
+    half = fresh()
+    checks.fit(
+        half, 4, checks.make_data(n=10, batch_size=4, flip=True), callbacks=[StopAtTwo()], min_steps=1, **options
+    )
+    assert half.trainer.global_step == 2
+    path = saved(half, tmp_path / "half.ckpt")
+    torch.manual_seed(99)  # a new process has another global stream
+    resumed = checks.fit(fresh(), 4, checks.make_data(n=10, batch_size=4, flip=True), ckpt_path=path, **options)
+    assert resumed.trainer.global_step == 4
+    assert all(torch.equal(a, b) for a, b in zip(everything(straight), everything(resumed), strict=True))
+    assert not all(torch.equal(a, b) for a, b in zip(everything(straight), everything(half)))
+
+
+@pytest.mark.parametrize("role", ["teacher", "student"])
+def test_a_checkpoint_samples_like_the_run_that_wrote_it(role, tmp_path):
+    module = checks.fit(checks.make_teacher() if role == "teacher" else checks.make_student(mu=0.5), 2)
+    back = load_module(saved(module, tmp_path / "x.ckpt"))
+    assert not back.training and back.step == 2
+    assert torch.equal(back.sampler()(range(3)), module.sampler()(range(3)))
+    assert torch.equal(back.sampler(weights="raw")(range(3)), module.eval().sampler(weights="raw")(range(3)))
+
+
+# ---- teachers of other kinds ----------------------------------------------------------------------------------------
+
+
+def test_vp_teacher_hands_down_its_form_and_its_classes(vp_teacher_file):
+    module = checks.fit(from_teacher(vp_teacher_file), 2)
+    assert module.about["parameterization"] == "vp" and module.num_classes == 10
+    assert module.sigma_min == pytest.approx(0.01, rel=1e-3)
+    x = torch.randn(3, 1, 8, 8, generator=checks.rng())
+    labels = torch.tensor([1, 2, 3])
+    assert torch.equal(module.raw(x, torch.full((3,), module.sigma_min), labels), x)
+    assert module.sampler(2)(range(3)).shape == (3, 1, 8, 8)
+
+
+def test_unet_runs():
+    network = UNet(channels=[8, 16], layers=1, norm_groups=4)
+    module = checks.fit(checks.make_student(network=network), 1)
+    assert module.sampler()(range(2)).shape == (2, 1, 8, 8)
+
+
+# ---- refusals -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "data",
+    [{"n": 4}, {"subset_seed": 5}, {"duplication": [{"fraction": 0.25, "copies": 3}]}, {"flip": True}],
+    ids=["n", "seed", "copies", "flip"],
+)
+def test_a_teacher_of_other_data_is_refused(teacher_file, data):
+    with pytest.raises(InputError, match="another training set") as caught:
+        checks.fit(from_teacher(teacher_file), 1, checks.make_data(**data))
+    assert caught.value.key == "model.teacher"
+
+
+def test_a_teacher_of_another_shape_is_refused(teacher_file):
+    with pytest.raises(InputError, match="shape") as caught:
+        checks.fit(from_teacher(teacher_file), 1, checks.make_data(resolution=4))
+    assert caught.value.key == "model.teacher"
+
+
+def test_a_student_is_no_teacher(tmp_path):
+    path = saved(checks.fit(checks.make_student(), 1), tmp_path / "student.ckpt")
+    with pytest.raises(InputError, match="is a student") as caught:
+        checks.fit(from_teacher(path), 1)
+    assert caught.value.key == "model.teacher"
+
+
+@pytest.mark.parametrize(
+    ("options", "key"),
+    [
+        ({"teacher": None}, "model.teacher"),
+        ({"initialize": "teacher"}, "model.initialize"),
+        ({"network": None}, "model.network"),
+        ({"teacher": None, "objective": "training", "data": "teacher_samples"}, "model.data"),
+        ({"mid_sigmas": [90.0]}, "model.mid_sigmas"),
+        ({"mid_sigmas": [1.0, 2.0]}, "model.mid_sigmas"),
+        ({"mid_sigmas": [0.0]}, "model.mid_sigmas"),
+        ({"points": 1}, "model.points"),
+        ({"start_points": 99}, "model.start_points"),
+        ({"mu": 1.0}, "model.mu"),
+        ({"ema_half_lives": []}, "model.ema_half_lives"),
+        ({"ema_half_lives": [0]}, "model.ema_half_lives"),
+        ({"weights": "ema_7"}, "model.weights"),
+    ],
+)
+def test_settings_that_cannot_work_are_refused_at_once(options, key):
+    with pytest.raises(InputError) as caught:
+        checks.make_student(**options)
+    assert caught.value.key == key
+
+
+def test_another_network_than_the_teachers_is_refused(teacher_file):
+    with pytest.raises(InputError) as caught:
+        checks.fit(from_teacher(teacher_file, network=MLP(width=32, depth=1)), 1)
+    assert caught.value.key == "model.network"
+
+
+def test_a_run_needs_an_end():
+    with pytest.raises(InputError) as caught:
+        checks.fit(checks.make_student(), -1, **SETTINGS)
+    assert caught.value.key == "trainer.max_steps"
+
+
+def test_more_evaluations_than_levels_are_refused():
+    module = checks.fit(checks.make_student(mid_sigmas=[0.8]), 1)
+    assert module.default_nfe == [1, 2]
+    with pytest.raises(InputError):
+        module.sampler(3)
+
+
+def test_student_dropout_replaces_the_teachers(folder):
+    path = trained_teacher(folder / "dropout.ckpt", network=MLP(width=16, depth=1, dropout=0.5))
+    module = checks.fit(from_teacher(path, dropout=0.1), 1)
+    assert {m.p for m in module.raw.network.modules() if isinstance(m, nn.Dropout)} == {0.1}

@@ -159,7 +159,7 @@ class EvaluationCallback(Callback):
             values = self.measure(evaluation)
         module.train(training)
         values = {k if "/" in k else f"{self.prefix}/{k}": float(v) for k, v in values.items()}
-        for logger in trainer.loggers:
+        for logger in trainer.loggers if values else ():
             logger.log_metrics({**values, "images_seen": module.images_seen()}, step=trainer.global_step)
         return values
 

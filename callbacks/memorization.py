@@ -70,7 +70,8 @@ class MemorizationCallback(EvaluationCallback):
                 distance = paired.compute()
                 for name in ("rmse_to_teacher", "variance_ratio", "same_basin"):
                     values[f"distillation/{name}{suffix}"] = distance[name]
+            # Gathers over processes, so every rank must ask for the rows, also those that write nothing.
+            rows = {name: column.numpy() for name, column in metric.rows().items()}
             if evaluation.is_writer and not evaluation.trainer.fast_dev_run:
-                rows = {name: rows.cpu().numpy() for name, rows in metric.rows().items()}
                 evaluation.folder.write_arrays(f"evaluations/step={evaluation.step:08d}_nfe={nfe}.npz", **rows)
         return values

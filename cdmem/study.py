@@ -16,11 +16,12 @@ import difflib
 import json
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -49,14 +50,14 @@ class AuditSettings:
         batch_size: images made at once; changes no number.
         nfe: student evaluations per sample to audit; None takes all that its ``mid_sigmas`` allow.
         threshold: memorised means d1 / d2 below it.
-        device: where samples are made.
+        device: where samples are made; ``auto`` is the GPU if there is one.
     """
 
     samples: int = 2000
     batch_size: int = 256
     nfe: list[int] | None = None
     threshold: float = 1 / 3
-    device: str = "cpu"
+    device: str = "auto"
 
 
 @dataclass
@@ -168,6 +169,12 @@ def _checked(path: Path, raw: dict[str, Any], args: Sequence[str]) -> StudyConfi
 
 def _audit_settings(audit: dict[str, Any]) -> AuditSettings:
     settings = AuditSettings(**audit)
+    if settings.device == "auto":
+        settings = replace(settings, device="cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        torch.zeros(1, device=settings.device)
+    except (RuntimeError, AssertionError):
+        raise InputError("audit.device", settings.device, "is not available here", "use auto or cpu") from None
     checks = {
         "samples": isinstance(settings.samples, int) and settings.samples >= 2,
         "batch_size": isinstance(settings.batch_size, int) and settings.batch_size >= 1,
@@ -314,8 +321,6 @@ def distillation_record(folder: RunFolder, threshold: float) -> dict[str, Any]:
 
 def memorized_rows(squared1: np.ndarray, squared2: np.ndarray, threshold: float) -> np.ndarray:
     """The memorised flag of stored rows, bool (m,)."""
-    import torch
-
     return memorized(torch.from_numpy(squared1), torch.from_numpy(squared2), threshold).numpy()
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from itertools import pairwise
 from types import SimpleNamespace
 from unittest import mock
 
@@ -72,7 +73,7 @@ def as_images(values):
 
 def walk(step, denoiser, x, sigmas):
     """All steps of a grid, float64."""
-    for hi, lo in zip(sigmas[:-1].tolist(), sigmas[1:].tolist()):
+    for hi, lo in pairwise(sigmas.tolist()):
         x = step(denoiser, x, fill(len(x), value=hi), fill(len(x), value=lo))
     return x
 
@@ -273,7 +274,7 @@ def check_every_interval_is_trained():
     seen = Seen(make_student(points=4, intervals="uniform"), steps=15, data=make_data(batch_size=16))
     grid = noise.karras_sigmas(4).float().tolist()
     pairs = {(h, low) for c in seen.calls for h, low in zip(c.hi.tolist(), c.lo.tolist())}
-    assert pairs == set(zip(grid[:-1], grid[1:]))
+    assert pairs == set(pairwise(grid))
 
 
 def check_curriculum_values():
@@ -310,7 +311,7 @@ def check_solver_order(name="heun"):
     """Error ratio per doubling: 2^order."""
     step, order = {"heun": (solvers.heun_step, 2), "euler": (solvers.euler_step, 1)}[name]
     errors = [global_error(step, 1 + k) for k in (128, 256, 512)]
-    for coarse, fine in zip(errors, errors[1:]):
+    for coarse, fine in pairwise(errors):
         # The next term of the error is smaller by O(1/N): 4 % is far from the neighbouring orders.
         assert abs(coarse / fine / 2**order - 1) < 0.04
 
@@ -332,6 +333,27 @@ def check_step_follows_the_teacher():
             # float32 of the state adds EPS32 |x| per pixel.
             bound = 0.02 * way + 8 * EPS32 * c.x_hi[k].norm()
             assert (c.x_lo[k] - exact[0]).norm() <= bound
+
+
+def check_pair_of_consistency_training():
+    """Control without a teacher: x_hi = x0 + sigma_hi eps with unit noise, x_lo = x0 + sigma_lo eps with the same."""
+    images = []
+
+    class Keep(student.ConsistencyStudent):
+        def images(self, batch):
+            images.append(super().images(batch))
+            return images[-1]
+
+    module = make_student(Keep, teacher=None, objective="training")
+    seen = Seen(module, 3)
+    assert module.teacher_denoiser is None and module.teacher_sampler() is None
+    for x0, c in zip(images, seen.calls, strict=True):
+        hi, lo = (noise.expand(s, x0).double() for s in (c.hi, c.lo))
+        eps = (c.x_hi.double() - x0) / hi
+        bound = 8 * EPS32 * (x0.abs() + c.x_hi.abs())
+        assert bool(((c.x_lo - (x0 + lo * eps)).abs() <= bound).all())
+        # Five standard errors of the second moment of 4 x 64 draws.
+        assert abs(float(eps.square().mean()) - 1) < 5 * (2 / eps.numel()) ** 0.5
 
 
 class Composed(nn.Module):

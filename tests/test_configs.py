@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 from pathlib import Path
@@ -31,11 +32,16 @@ HERE += ["--threads=1", "--trainer.enable_progress_bar=false", "--trainer.enable
 
 
 def small_callbacks(name: str) -> str:
-    """The file's own callbacks with four samples each, as a command-line value."""
-    callbacks = CONTENT[name]["trainer"]["callbacks"]
+    """The file's own callbacks with four samples each, as a command-line value.
+
+    Without the quality callback for CIFAR-10: one Frechet distance of 3072 pixels takes many seconds on a CPU.
+    """
+    callbacks = copy.deepcopy(CONTENT[name]["trainer"]["callbacks"])
+    if name.startswith("cifar10"):
+        callbacks = [c for c in callbacks if "Quality" not in c["class_path"]]
     for callback in callbacks:
         if "samples" in callback["init_args"]:
-            callback["init_args"] |= {"samples": 4}
+            callback["init_args"]["samples"] = 4
     return json.dumps(callbacks)
 
 
@@ -60,12 +66,12 @@ def tiny_unet(channels: list[int]) -> list[str]:
     return [f"{network}.channels={channels}", f"{network}.norm_groups=4", f"{network}.layers=1"]
 
 
-def check_trained(folder: RunFolder, nfes: list[int]) -> None:
+def check_trained(folder: RunFolder, nfes: list[int], quality: bool = True) -> None:
     assert folder.finished()["step"] == 2
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     for name in ("memorization/f_mem", "train/loss"):
         assert any(name in row for row in rows)
-    assert any(key.startswith("quality/fd_") for row in rows for key in row)
+    assert any(key.startswith("quality/fd_") for row in rows for key in row) is quality
     for nfe in nfes:
         assert (folder / f"evaluations/step={2:08d}_nfe={nfe}.npz").is_file()
     assert (folder / f"panels/step={2:08d}.png").is_file()
@@ -168,12 +174,12 @@ def test_cifar10_stages_train(tmp_path):
     data += ["--data.held_out", "20"]
     for name, parameterization in (("teacher", "edm"), ("teacher_vp", "vp")):
         teacher = train(f"cifar10/{name}.yaml", tmp_path / name, *data, *tiny_unet([8, 8, 8, 8]))
-        check_trained(teacher, [35])
+        check_trained(teacher, [35], quality=False)
         checkpoint = torch.load(teacher.last_checkpoint, weights_only=True)["cdmem"]
         assert checkpoint["parameterization"] == parameterization
     for name in ("student_cd", "student_ict"):
         student = train(f"cifar10/{name}.yaml", tmp_path / name, *data, "--model.teacher", str(tmp_path / "teacher"))
-        check_trained(student, [1, 2])
+        check_trained(student, [1, 2], quality=False)
 
 
 def test_celeba_stages_train(tmp_path):

@@ -1,8 +1,8 @@
 """Consistency distillation on Gaussian data, end to end, where everything is known.
 
-The student has two numbers per level, f(x; sigma_k) = a_k x + b_k; the loss is the real one, the solver and the grid are
-the real ones. Distillation must end at the composition of the teacher's solver steps, not at the exact flow: with six
-points the two differ by much more than the tolerance.
+The student has two numbers per level, f(x; sigma_k) = a_k x + b_k; loss, solver and grid are real. Distillation
+must end at the composition of the teacher's solver steps, not at the exact flow: with six points the two differ by much
+more than the tolerance.
 """
 
 from __future__ import annotations

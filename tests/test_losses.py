@@ -160,7 +160,7 @@ def test_target_may_be_the_student_itself():
     x_hi, x_lo, s = torch.full((2, 1), 2.0), torch.full((2, 1), 1.0), torch.ones(2)
     f = lambda x, *_: network(x)  # noqa: E731
     losses.consistency_loss(f, f, x_hi, x_lo, s, s, losses.l2).sum().backward()
-    # d/dw (w x_hi - const)^2 = 2 (w x_hi - w x_lo) x_hi, twice; the moving goal would give (x_hi - x_lo) as last factor.
+    # d/dw (w x_hi - goal)^2 = 2 (w x_hi - w x_lo) x_hi, for both; a moving goal would have x_hi - x_lo as last factor.
     w = network.weight.item()
     assert network.weight.grad.item() == pytest.approx(2 * 2 * w * 2, rel=1e-5)
     assert network.bias.grad.item() == pytest.approx(2 * 2 * w, rel=1e-5)

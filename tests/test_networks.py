@@ -125,7 +125,7 @@ def test_rectangular_images():
     assert network(*inputs(shape=(1, 8, 12))).shape == (2, 1, 8, 12)
 
 
-@pytest.mark.parametrize("config", [UNet(**SMALL, dropout=0.5), MLP(width=16, depth=1, dropout=0.5)], ids=["unet", "mlp"])
+@pytest.mark.parametrize("config", [UNet(**SMALL, dropout=0.5), MLP(16, 1, dropout=0.5)], ids=["unet", "mlp"])
 def test_dropout_acts_in_training_only(config):
     network = checks.scramble(config.build((1, 8, 8), 0, 0))
     x, c = inputs()

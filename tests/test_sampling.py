@@ -142,7 +142,7 @@ def test_last_call_is_the_picture():
 
 
 def test_renoised_gaussian_keeps_its_law():
-    """If f maps to data at sigma_min, then x at tau has variance s^2 + tau^2, as the student was trained on: 5 errors."""
+    """If f maps to data at sigma_min, x at tau has variance s^2 + tau^2, what the student was trained on: 5 errors."""
     n, tau, low = 20_000, 0.05, 0.04
     seen = []
 

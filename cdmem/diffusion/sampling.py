@@ -16,6 +16,7 @@ from torch import Tensor
 from cdmem.diffusion.noise import expand
 from cdmem.diffusion.preconditioning import DenoiserLike
 from cdmem.diffusion.solvers import SolverStep, euler_step
+from cdmem.errors import InputError
 
 LABEL_STREAM = 0x1ABE1
 SEEDS_PER_RUN = 1_000_000
@@ -23,6 +24,9 @@ SEEDS_PER_RUN = 1_000_000
 
 def first_seed(sampling_seed: int) -> int:
     """First sample seed of a sampling seed: different sampling seeds share no noise, up to a million samples."""
+    # torch's CPU generator keeps 32 bits of a seed; beyond that, noise would repeat silently.
+    if not 0 <= sampling_seed < 2**32 // SEEDS_PER_RUN:
+        raise InputError("seed", sampling_seed, f"must be 0 to {2**32 // SEEDS_PER_RUN - 1}", "choose a smaller seed")
     return sampling_seed * SEEDS_PER_RUN
 
 

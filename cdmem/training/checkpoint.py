@@ -118,8 +118,13 @@ class RunCheckpoint(ModelCheckpoint):
             enable_version_counter=False,
         )
 
+    def _save_checkpoint(self, trainer: Trainer, filepath: str) -> None:
+        """Never over a good state with a broken one: after a loss of nan the last finite checkpoint stays."""
+        if all(bool(torch.isfinite(p).all()) for p in trainer.lightning_module.parameters()):
+            super()._save_checkpoint(trainer, filepath)
+
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """The final state is always the last file, whatever the cadence."""
         super().on_train_end(trainer, pl_module)
         if not trainer.fast_dev_run and self.dirpath:
-            trainer.save_checkpoint(str(Path(self.dirpath) / LAST))
+            self._save_checkpoint(trainer, str(Path(self.dirpath) / LAST))

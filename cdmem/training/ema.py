@@ -42,7 +42,7 @@ class EMA(nn.Module):
         self.half_lives = tuple(int(h) for h in half_lives)
         self.ramp = ramp
         self.copies = nn.ModuleList(copy.deepcopy(network) for _ in self.half_lives)
-        self.copies.requires_grad_(False).eval()
+        self.requires_grad_(False).eval()
 
     def train(self, mode: bool = True) -> EMA:
         """Averages never train."""

@@ -18,7 +18,7 @@ from cdmem.data.stream import Batch
 from cdmem.data.subset import TrainingSet
 from cdmem.diffusion.noise import SIGMA_MAX, SIGMA_MIN
 from cdmem.diffusion.preconditioning import Denoiser, EDMScaling, Scaling, VPScaling
-from cdmem.diffusion.sampling import Sampler
+from cdmem.diffusion.sampling import Sampler, first_seed
 from cdmem.errors import InputError
 from cdmem.images import to_float
 from cdmem.networks import NetworkConfig
@@ -70,6 +70,7 @@ class CdmemModule(LightningModule):
         self.ema_half_lives, self.ema_ramp = list(ema_half_lives), ema_ramp
         self.weights = weights or names[1]
         self.training_seed, self.sampling_seed = training_seed or 0, sampling_seed or 0
+        first_seed(self.sampling_seed)
         self.sigma_max = sigma_max
         self.raw: Denoiser | None = None
         self.ema: EMA | None = None

@@ -237,6 +237,10 @@ class ConsistencyStudent(CdmemModule):
 
     def assemble_student(self, about: dict[str, Any], network: nn.Module) -> None:
         """Preconditioning, averages and, when mu is not 0, the target copy."""
+        if self.mid_sigmas and self.mid_sigmas[-1] <= about["sigma_min"]:
+            raise InputError(
+                "model.mid_sigmas", self.mid_sigmas, f"must stay above sigma_min={about['sigma_min']}", "e.g. [0.8]"
+            )
         for part in network.modules():
             if isinstance(part, nn.Dropout):
                 part.p = self.dropout

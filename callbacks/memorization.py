@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
+from callbacks.evaluation import Evaluation, EvaluationCallback, Spacing
+from cdmem.images import to_uint8
 from cdmem.metrics.memorization import MemorizedFraction
 from cdmem.metrics.neighbors import NeighborIndex
 from cdmem.metrics.pairing import PairedWithTeacher
-
-from callbacks.evaluation import Evaluation, EvaluationCallback, Spacing
-from cdmem.images import to_uint8
 
 
 class MemorizationCallback(EvaluationCallback):

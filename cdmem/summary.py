@@ -18,6 +18,7 @@ def percent(f_mem: dict[str, Any] | None) -> str:
 
 
 def number(value: float | None, digits: int = 3) -> str:
+    """Fixed digits; ``-`` where there is nothing to show."""
     return "-" if value is None else f"{value:.{digits}f}"
 
 

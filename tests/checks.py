@@ -409,9 +409,7 @@ def check_student_sees_the_noisier_image():
 
     x_hi, x_lo = torch.full((3, 1), 2.0).requires_grad_(), torch.full((3, 1), 1.0).requires_grad_()
     hi, lo = torch.full((3,), 2.0), torch.full((3,), 1.0)
-    loss = losses.consistency_loss(
-        wrap("online", online), wrap("target", target), x_hi, x_lo, hi, lo, losses.l2
-    )
+    loss = losses.consistency_loss(wrap("online", online), wrap("target", target), x_hi, x_lo, hi, lo, losses.l2)
     loss.sum().backward()
     assert levels["online"][0] is x_hi and levels["online"][1] is hi
     assert levels["target"][0] is x_lo and levels["target"][1] is lo
@@ -557,9 +555,7 @@ def record_levels(levels, draws, denoise=lambda x, sigma, labels=None: torch.zer
         return denoise(x, sigma, labels)
 
     source = iter(draws)
-    out = sampling.sample_consistency(
-        function, levels[0] * next(source), levels, sigma_min, lambda: next(source)
-    )
+    out = sampling.sample_consistency(function, levels[0] * next(source), levels, sigma_min, lambda: next(source))
     return inputs, out
 
 

@@ -213,7 +213,8 @@ def test_names_build_their_denoiser(name, kind):
 
 
 @pytest.mark.parametrize(
-    "name", ["analytic:", "analytic:nonsense", "analytic:partial", "analytic:partial:x", "analytic:partial:1.5"]
+    "name",
+    ["analytic:", "analytic:nonsense", "analytic:partial", "analytic:partial:x", "analytic:partial:1.5"]
     + ["analytic:partial:-0.1", "analytic:partial:nan", "analytic:empirical:1", "analytic:gaussian:2"],
 )
 def test_unknown_names_are_refused(name):

@@ -258,9 +258,7 @@ def student_and_target_swapped(m):
 
 @fault(checks.check_student_sees_the_noisier_image)
 def gradient_through_the_goal(m):
-    m.setattr(
-        losses, "consistency_loss", lambda f, g, xh, xl, hi, lo, d, *r: d(f(xh, hi, None), g(xl, lo, None))
-    )
+    m.setattr(losses, "consistency_loss", lambda f, g, xh, xl, hi, lo, d, *r: d(f(xh, hi, None), g(xl, lo, None)))
 
 
 @fault(checks.check_zero_loss, "heun")

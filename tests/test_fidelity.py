@@ -205,3 +205,29 @@ def test_pixel_features_and_names():
     levels = torch.tensor([0, 255, 51, 204], dtype=torch.uint8).reshape(1, 1, 2, 2)
     assert torch.allclose(PixelFeatures()(levels), torch.tensor([[-1.0, 1.0, -0.6, 0.6]]))
     assert features_name(PixelFeatures()) == "pixels" and features_name(Given()) == "given"
+
+
+def one_rank(rank, folder):
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
+    a, b, answers = images(40, 8), images(30, 9, 200), {}
+    for kind in (FrechetDistance, KernelDistance):
+        metric = kind(Projection())
+        metric.update(a[:27] if rank == 0 else a[27:], reference=True)
+        metric.update(b[:5] if rank == 0 else b[5:], reference=False)
+        answers[kind.__name__] = float(metric.compute())
+    metric = KernelDistance(Projection())
+    metric.update(a[:27] if rank == 0 else a[27:], reference=True)
+    if rank == 0:
+        metric.update(b, reference=False)
+    answers["empty share"] = float(metric.compute())
+    torch.save(answers, f"{folder}/{rank}.pt")
+    torch.distributed.destroy_process_group()
+
+
+def test_two_processes_equal_one(tmp_path):
+    torch.multiprocessing.spawn(one_rank, (str(tmp_path),), nprocs=2)
+    want = {kind.__name__: distance(kind, Projection(), images(40, 8), images(30, 9, 200)) for kind in KINDS.args[1]}
+    want["empty share"] = want["KernelDistance"]
+    for rank in range(2):
+        assert torch.load(tmp_path / f"{rank}.pt") == pytest.approx(want, rel=1e-9)

@@ -131,13 +131,15 @@ def test_a_mirror_image_is_the_same_group(memory_mib, use_int_mm):
     assert plain.squared1.item() > 0
 
 
-def test_the_mirror_image_is_never_the_second_neighbour():
+@pytest.mark.parametrize("memory_mib", [0, 256])
+def test_the_mirror_image_is_never_the_second_neighbour(memory_mib):
     # Almost symmetric: the mirror image is much nearer than any other image.
     first, other = torch.full((1, 4, 4), 100, dtype=torch.uint8), torch.full((1, 4, 4), 200, dtype=torch.uint8)
     first[0, 0, 0] = 101
     train = torch.stack([first, other])
-    found = NeighborIndex(train, flip=True).query(first[None])
-    assert found.squared2.item() == 15 * 100**2 + 99**2 and found.group2.item() == 1
+    for query in (first, first.flip(-1)):  # whichever of its two rows comes first
+        found = NeighborIndex(train, flip=True, memory_mib=memory_mib).query(query[None])
+        assert columns(found).flatten().tolist() == [0, 15 * 100**2 + 99**2, 0, 1]
     rows = NeighborIndex(torch.stack([first, first.flip(-1), other])).query(first[None])
     assert rows.squared2.item() == 2  # ungrouped, it is
 

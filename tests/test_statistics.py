@@ -50,7 +50,7 @@ def test_newcombe_is_antisymmetric_and_brackets_its_estimate(table):
     assert -1 <= low <= d <= high <= 1 and low < high
     assert newcombe_paired_difference(both, second, first, neither) == pytest.approx((-d, -high, -low), abs=1e-14)
     # Yes and no change places: the difference changes its sign.
-    assert newcombe_paired_difference(neither, second, first, both) == pytest.approx((d, low, high), abs=1e-14)
+    assert newcombe_paired_difference(neither, second, first, both) == pytest.approx((-d, -high, -low), abs=1e-14)
 
 
 @pytest.mark.parametrize("both, first, second, neither", [(6, 4, 24, 16), (25, 25, 25, 25), (0, 0, 40, 60)])

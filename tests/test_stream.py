@@ -18,9 +18,7 @@ IDS = torch.arange(N) * 10 + 3
 
 def stream(batch_size=4, seed=0, **more):
     row_to_group = torch.repeat_interleave(torch.arange(N), MULTIPLICITIES)
-    return BatchStream(
-        IMAGES, torch.arange(N) % 3, IDS, row_to_group, batch_size=batch_size, seed=seed, **more
-    )
+    return BatchStream(IMAGES, torch.arange(N) % 3, IDS, row_to_group, batch_size=batch_size, seed=seed, **more)
 
 
 def first(source, count):
@@ -116,9 +114,7 @@ def test_flips_mirror_half_the_images_and_change_from_epoch_to_epoch():
 
 
 def test_no_flip_leaves_images_alone():
-    assert torch.equal(
-        stream(ROWS).batch(0).image, IMAGES[stream(ROWS).row_to_group[stream(ROWS).rows_of(0)]]
-    )
+    assert torch.equal(stream(ROWS).batch(0).image, IMAGES[stream(ROWS).row_to_group[stream(ROWS).rows_of(0)]])
 
 
 def test_a_global_batch_that_ranks_cannot_share_is_refused():

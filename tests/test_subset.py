@@ -219,9 +219,7 @@ def test_bad_duplication_is_refused(bad):
     assert key_of(lambda: multiplicities(bad, 10, 0)) == "data.duplication"
 
 
-@pytest.mark.parametrize(
-    "content", ["[1, 2]", "[1, 2, 0]", "[1, 2, 1.5]", "[1, 2, true]", "{}", "[", "[1, 2, -1]"]
-)
+@pytest.mark.parametrize("content", ["[1, 2]", "[1, 2, 0]", "[1, 2, 1.5]", "[1, 2, true]", "{}", "[", "[1, 2, -1]"])
 def test_bad_multiplicity_files_are_refused(tmp_path, content):
     (tmp_path / "m.json").write_text(content)
     assert key_of(lambda: multiplicities(str(tmp_path / "m.json"), 3, 0)) == "data.duplication"

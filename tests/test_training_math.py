@@ -356,9 +356,7 @@ def test_two_steps_and_two_more_are_four(role, accumulate, tmp_path):
         adam = {"optimizer": lambda p: torch.optim.Adam(p, lr=1e-2), "ema_half_lives": [2, 5], "warmup_steps": 3}
         if role == "teacher":
             return checks.make_teacher(network=MLP(width=16, depth=1, dropout=0.3), **adam)
-        return checks.make_student(
-            mu="adaptive", curriculum="sqrt", points=20, start_points=2, dropout=0.3, **adam
-        )
+        return checks.make_student(mu="adaptive", curriculum="sqrt", points=20, start_points=2, dropout=0.3, **adam)
 
     def run(ckpt_path=None, **options):
         data = checks.make_data(n=10, batch_size=4, flip=True)

@@ -1,0 +1,1 @@
+"""Diffusion: noise levels, preconditioning, solvers, losses, samplers, exact denoisers."""

@@ -67,7 +67,7 @@ def convergence(flags_by_step: dict[int, tuple[np.ndarray, np.ndarray]]) -> Conv
         flags_by_step: step -> (seeds (m,), memorised (m,) bool).
 
     Returns:
-        None with fewer than two evaluations in the last third.
+        None with fewer than two evaluations in the last third, or when these share no seeds.
     """
     steps = sorted(flags_by_step)
     late = [s for s in steps if s >= 2 / 3 * steps[-1]] if steps else []
@@ -76,6 +76,8 @@ def convergence(flags_by_step: dict[int, tuple[np.ndarray, np.ndarray]]) -> Conv
     before = dict(zip(*(a.tolist() for a in flags_by_step[late[0]])))
     after = dict(zip(*(a.tolist() for a in flags_by_step[late[-1]])))
     shared = sorted(set(before) & set(after))
+    if not shared:
+        return None
     a = np.array([bool(after[s]) for s in shared])
     b = np.array([bool(before[s]) for s in shared])
     counts = (int((a & b).sum()), int((a & ~b).sum()), int((~a & b).sum()), int((~a & ~b).sum()))

@@ -8,6 +8,8 @@ fewer images than features. FD depends on the sample count; KID (unbiased) does 
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torchmetrics import Metric
@@ -80,7 +82,6 @@ class FrechetDistance(Metric):
         # In a list: not a submodule, so no weights of the extractor reach a checkpoint.
         self._features = [features]
         self.keep_reference = keep_reference
-        self._size: int | None = None
         for side in ("reference", "generated"):
             self.add_state(f"{side}_count", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
             self.add_state(f"{side}_sum", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
@@ -145,6 +146,13 @@ class KernelDistance(Metric):
         self.size = torch.maximum(self.size, self.size.new_tensor(f.shape[1]))
         (self.reference if reference else self.generated).append(f.flatten())
 
+    def _sync_dist(self, *args: Any, **kwargs: Any) -> None:
+        # torchmetrics would send float32 for a share without images, which the other ranks read as float64.
+        for name in ("reference", "generated"):
+            if not len(getattr(self, name)):
+                setattr(self, name, [torch.zeros(0, dtype=torch.float64, device=self.device)])
+        super()._sync_dist(*args, **kwargs)
+
     def compute(self) -> Tensor:
         """The distance, float64 scalar; see :func:`kernel_distance`.
 
@@ -159,7 +167,8 @@ class KernelDistance(Metric):
         return torch.tensor(kernel_distance(*sides), dtype=torch.float64)
 
     def reset(self) -> None:
-        kept, size = (self.reference, self.size) if self.keep_reference else ([], None)
+        # A copy, because torchmetrics clears the list itself.
+        kept, size = (list(self.reference), self.size) if self.keep_reference else ([], None)
         super().reset()
         if size is not None:
             self.reference, self.size = kept, size

@@ -8,6 +8,8 @@ Groups, not rows: with duplicated rows d_1 = d_2 and a perfect copier would read
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from torchmetrics import Metric
@@ -57,6 +59,13 @@ class MemorizedFraction(Metric):
         self.squared1.append(found.squared1.to(self.device))
         self.squared2.append(found.squared2.to(self.device))
         self.group1.append(found.group1.to(self.device))
+
+    def _sync_dist(self, *args: Any, **kwargs: Any) -> None:
+        # torchmetrics would send float32 for a share without samples, which the other ranks read as int64.
+        for name in ROWS:
+            if not len(getattr(self, name)):
+                setattr(self, name, [torch.zeros(0, dtype=torch.int64, device=self.device)])
+        super()._sync_dist(*args, **kwargs)
 
     def _state(self, name: str) -> Tensor:
         value = getattr(self, name)

@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 PY := $(VENV)/bin/python
 
-.PHONY: quickstart test test-all lint clean
+.PHONY: quickstart test test-slow lint clean
 
 $(VENV)/installed: pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "cdmem needs Python 3.11 or newer; set PYTHON=python3.11")'
@@ -22,8 +22,8 @@ quickstart: $(VENV)/installed
 test: $(VENV)/installed-test
 	$(PY) -m pytest
 
-test-all: $(VENV)/installed-test
-	$(PY) -m pytest -m ''
+test-slow: $(VENV)/installed-test
+	$(PY) -m pytest -m slow
 
 lint: $(VENV)/installed-test
 	$(VENV)/bin/ruff check .

@@ -19,7 +19,6 @@ CONFIG = "configs/quickstart.yaml"
 STUDENT = "configs/quickstart/student.yaml"
 CANDIDATES = {
     "l2, log-normal": ["--model.distance", "l2"],
-    "l2, uniform": ["--model.distance", "l2", "--model.intervals", "uniform"],
 }
 COLUMNS = (
     "distillation/rmse_to_teacher",

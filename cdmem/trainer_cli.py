@@ -6,7 +6,6 @@ import contextlib
 import io
 import logging
 import os
-import re
 import time
 import warnings
 from collections.abc import Sequence
@@ -22,6 +21,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 from cdmem.data.datamodule import MemorizationDataModule
 from cdmem.errors import InputError
+from cdmem.explain import explain, one_line
 from cdmem.run import CONFIG, FINISHED, MetricsRecord, RunFolder, check_same_settings, environment
 from cdmem.training.checkpoint import RunCheckpoint, read_checkpoint
 from cdmem.training.loggers import JsonlLogger
@@ -50,14 +50,6 @@ def config_name(args: Sequence[str]) -> str:
         parts = parts[len(parts) - parts[::-1].index("configs") :]
         return "/".join(parts)
     return parts[-1]
-
-
-def one_line(message: str) -> str:
-    """jsonargparse explains at length; keep what names the key and the reason."""
-    lines = [line.strip(" -") for line in message.splitlines() if line.strip()]
-    noise = ("Given value type", "Problem with given class_path", "expected to be", "tip:", "Subclass types")
-    kept = [line for line in lines if not line.startswith(noise)] or lines
-    return " ".join(kept)[:600]
 
 
 class CdmemCLI(LightningCLI):
@@ -262,23 +254,11 @@ def build(command: str, args: Sequence[str]) -> CdmemCLI:
         with contextlib.nullcontext() if wants_help else contextlib.redirect_stderr(quiet):
             return CdmemCLI(command, args)
     except (ArgumentError, ValueError, TypeError) as error:
-        raise _explain(error) from None
+        raise explain(error) from None
     except SystemExit as stop:
         if stop.code in (0, None):
             raise
         raise InputError(command, " ".join(args), one_line(quiet.getvalue()), "see --help") from None
-
-
-def _explain(error: Exception) -> InputError:
-    text = one_line(str(error))
-    seen: BaseException | None = error
-    while seen is not None:
-        if isinstance(seen, InputError):
-            return seen
-        seen = seen.__cause__ or seen.__context__
-    key = re.search(r"[Kk]ey \"?'?([\w.]+)|argument ['\"]?-*([\w.]+)|nested key '([\w.]+)'", text)
-    name = next((g for g in (key.groups() if key else ()) if g), "config")
-    return InputError(name, "...", text, "correct the key or its value; --help lists all settings")
 
 
 def quiet_libraries() -> None:

@@ -62,6 +62,7 @@ FLOORS: dict[str, int] = {
     "cdmem.tracking": 4,
     "cdmem.sample": 5,
     "cdmem.trainer_cli": 5,
+    "cdmem.explain": 5,
     "cdmem.study": 5,
     "cdmem.cli": 5,
     "cdmem.__main__": 5,

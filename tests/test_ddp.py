@@ -20,7 +20,7 @@ CONFIG = {
     "model": {
         "class_path": "cdmem.training.teacher.DiffusionTeacher",
         "init_args": {
-            # The channels of GroupNorm never mix samples, and an SGD step is linear in the gradient: float32 error only.
+            # An SGD step is linear in the gradient, so that the difference is float32 rounding only.
             "network": {"class_path": "cdmem.networks.MLP", "init_args": {"width": 16, "depth": 1}},
             "optimizer": {"class_path": "torch.optim.SGD", "init_args": {"lr": 0.05}},
             "ema_half_lives": [2],

@@ -201,3 +201,11 @@ def test_wrong_images_are_refused():
 def test_no_queries_give_empty_columns():
     found = NeighborIndex(random_images(4, (3, 8, 8), 15)).query(torch.zeros(0, 3, 8, 8, dtype=torch.uint8))
     assert columns(found).shape == (4, 0) and found.ratio.shape == (0,)
+
+
+def test_images_beyond_int32_sums():
+    """256x256x3 white against black: 255^2 * 196608 = 1.28e10 does not fit int32."""
+    black = torch.zeros(1, 3, 256, 256, dtype=torch.uint8)
+    white = torch.full_like(black, 255)
+    found = NeighborIndex(torch.cat([black, white])).query(white)
+    assert found.squared1.item() == 0 and found.squared2.item() == 255**2 * 3 * 256**2

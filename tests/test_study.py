@@ -148,7 +148,7 @@ def test_audit_numbers_are_those_of_the_stored_images(study):
 def test_metrics_are_recorded_along_training(study):
     records = rows(study[0] / "runs/tiny/student")
     measured = [r for r in records if "memorization/f_mem" in r]
-    assert [r["step"] for r in measured][0] == 0 and [r["step"] for r in measured][-1] == STEPS
+    assert measured[0]["step"] == 0 and measured[-1]["step"] == STEPS
     for key in ("memorization/f_mem_nfe2", "distillation/rmse_to_teacher", "distillation/same_basin_nfe2"):
         assert all(math.isfinite(r[key]) for r in measured)
     assert any("quality/fd_pixels" in r for r in records) and any("train/loss" in r for r in records)
@@ -166,7 +166,7 @@ def test_a_finished_study_is_not_trained_again(study, capsys):
 
 
 def test_a_study_folder_of_other_settings_is_refused(study, capsys):
-    folder, command = study
+    command = study[1]
     with pytest.raises(SystemExit) as stop:
         main([*command[:-1], "4"])
     assert stop.value.code == 2 and "seed" in capsys.readouterr().err

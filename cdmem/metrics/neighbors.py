@@ -14,6 +14,7 @@ from torch import Tensor
 from cdmem.errors import InputError
 
 BLOCK = 1024  # 1024 products of at most 128^2 sum to at most 2^24: exact in float32 in any order
+INT_BLOCK = 2**16
 FAR = torch.iinfo(torch.int64).max
 
 
@@ -72,13 +73,16 @@ def products(queries: Tensor, rows: Tensor, use_int_mm: bool) -> Tensor:
         pad_b, pad_n, pad_d = max(-b % 8, 24 - b), -n % 8, -d % 8
         a = torch.nn.functional.pad(queries, (0, pad_d, 0, pad_b))
         c = torch.nn.functional.pad(rows, (0, pad_d, 0, pad_n))
-        return torch._int_mm(a, c.t())[:b, :n].to(torch.int64)
+        # 2^16 products of at most 2^14 still fit int32; larger images are summed in blocks.
+        blocks = (torch._int_mm(x, y.t()) for x, y in zip(a.split(INT_BLOCK, 1), c.split(INT_BLOCK, 1)))
+        return sum(part[:b, :n].to(torch.int64) for part in blocks)
     total = torch.zeros(len(queries), len(rows), dtype=torch.int64, device=queries.device)
     allowed = torch.backends.cuda.matmul.allow_tf32
     torch.backends.cuda.matmul.allow_tf32 = False
     for start in range(0, queries.shape[1], BLOCK):
         part = slice(start, start + BLOCK)
-        total += (queries[:, part].float() @ rows[:, part].float().t()).to(torch.int64)
+        with torch.autocast(queries.device.type, enabled=False):
+            total += (queries[:, part].float() @ rows[:, part].float().t()).to(torch.int64)
     torch.backends.cuda.matmul.allow_tf32 = allowed
     return total
 

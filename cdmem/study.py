@@ -276,6 +276,10 @@ class Study:
     def audit(self) -> AuditResult:
         """Measure, or read the summary of an audit of exactly these checkpoints and settings."""
         teacher = self.stages["teacher"]
+        if torch.distributed.is_initialized():
+            # One process audits; with the group still there, its metrics would wait for the others for ever.
+            torch.distributed.barrier()
+            torch.distributed.destroy_process_group()
         if not teacher.trainer.is_global_zero:
             raise SystemExit(0)
         subjects = self.subjects()

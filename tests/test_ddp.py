@@ -67,3 +67,32 @@ def test_two_processes_equal_one(tmp_path):
             assert b[key] == pytest.approx(a[key], rel=1e-4, abs=1e-6), key
     # 25 samples on 2 ranks: every seed once.
     assert sum(1 for _ in (tmp_path / "two/evaluations").glob("*.npz")) == 2
+
+
+def test_a_study_on_two_processes_ends_with_one_audit(tmp_path):
+    """Both stages train on two processes; one of them audits, and nobody waits for ever."""
+    student = CONFIG | {
+        "model": {
+            "class_path": "cdmem.training.student.ConsistencyStudent",
+            "init_args": {"points": 4, "ema_half_lives": [2]},
+        }
+    }
+    (tmp_path / "teacher.yaml").write_text(yaml.safe_dump(CONFIG))
+    (tmp_path / "student.yaml").write_text(yaml.safe_dump(student))
+    study = {"teacher": "teacher.yaml", "students": {"student": "student.yaml"}, "audit": {"samples": 10}}
+    (tmp_path / "study.yaml").write_text(yaml.safe_dump(study))
+    command = [sys.executable, "-m", "cdmem", "study", "--config", str(tmp_path / "study.yaml")]
+    for stage in ("teacher", "student"):
+        command += [f"--{stage}.trainer.devices", "2", f"--{stage}.trainer.strategy", "ddp"]
+    env = os.environ | {"PYTHONPATH": str(ROOT), "WANDB_MODE": "disabled"}
+    with (tmp_path / "log").open("w") as stream:
+        done = subprocess.run(
+            [*command, "--run_dir", str(tmp_path / "run")],
+            stdout=stream,
+            stderr=subprocess.STDOUT,
+            timeout=200,
+            env=env,
+        )
+    assert done.returncode == 0, (tmp_path / "log").read_text()
+    summary = json.loads((tmp_path / "run/audit/summary.json").read_text())
+    assert [m["samples"] for m in summary["models"]] == [10] * 5

@@ -298,3 +298,32 @@ def test_wandb_offline_never_asks_and_keeps_its_run(tmp_path, monkeypatch, study
     run("fit", "--config", config, "--run_dir", str(tmp_path / "w"), "--trainer.max_steps", "2")
     name = (tmp_path / "w/wandb_id").read_text().strip()
     assert list((tmp_path / "w/wandb").glob(f"offline-run-*-{name}/run-{name}.wandb"))
+
+
+def test_class_conditional_teacher_and_student(tmp_path):
+    teacher = json.loads(json.dumps(TEACHER))
+    teacher["model"]["init_args"]["conditional"] = True
+    run("fit", "--config", write(tmp_path / "t.yaml", teacher), "--run_dir", str(tmp_path / "t"))
+    student = write(tmp_path / "s.yaml", STUDENT)
+    run("fit", "--config", student, "--run_dir", str(tmp_path / "s"), "--model.teacher", str(tmp_path / "t"))
+    about = torch.load(tmp_path / "s/checkpoints/last.ckpt", weights_only=True)["cdmem"]
+    assert about["num_classes"] == 10
+    out = [tmp_path / f"{name}.npz" for name in "ab"]
+    run("sample", "--checkpoint", str(tmp_path / "s"), "--samples", "4", "--out", str(out[0]))
+    torch.manual_seed(1)  # labels must come from the sample seeds, not from the global stream
+    run("sample", "--checkpoint", str(tmp_path / "s"), "--samples", "4", "--batch_size", "3", "--out", str(out[1]))
+    with np.load(out[0]) as a, np.load(out[1]) as b:
+        assert np.abs(a["images"].astype(int) - b["images"].astype(int)).max() <= 1
+
+
+@pytest.mark.parametrize("name", ["analytic:empirical", "analytic:gaussian", "analytic:partial:0.5"])
+def test_analytic_teachers_are_teachers(tmp_path, name):
+    config = json.loads(json.dumps(STUDENT))
+    config["model"]["init_args"] |= {
+        "teacher": name,
+        "initialize": "scratch",
+        "network": {"class_path": "cdmem.networks.MLP", "init_args": {"width": 16, "depth": 1}},
+    }
+    run("fit", "--config", write(tmp_path / "c.yaml", config), "--run_dir", str(tmp_path / "r"))
+    measured = [r for r in rows(tmp_path / "r") if "distillation/rmse_to_teacher" in r]
+    assert measured and all(math.isfinite(r["distillation/rmse_to_teacher"]) for r in measured)

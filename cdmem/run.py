@@ -41,6 +41,7 @@ FREE_KEYS = (
     "weights_only",
     "threads",
     "wandb",
+    "model.init_args.teacher",  # a path; the teacher itself is compared by the digest of its weights
     "trainer.default_root_dir",
     "trainer.devices",
     "trainer.num_nodes",

@@ -248,7 +248,6 @@ class Study:
             return
         if folder.last_checkpoint.is_file():
             cli.settings.ckpt_path = "last"
-            cli.config_init["fit"].ckpt_path = "last"
         cli.execute()
         finish_wandb()
 

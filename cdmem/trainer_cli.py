@@ -163,6 +163,8 @@ class CdmemCLI(LightningCLI):
         if self.model.raw is None:  # a student's teacher may not exist before now
             self.model.prepare(self.datamodule.training_set)
         self._check_folder()
+        # Lightning reads the instantiated copy of the settings.
+        self.config_init[self.command].ckpt_path = self.settings.ckpt_path
         if self.command == "fit" and self.settings.ckpt_path is None:
             pl.seed_everything(self.settings.seed, verbose=False)
         started = time.time()
@@ -224,6 +226,14 @@ class CdmemCLI(LightningCLI):
                 path,
                 f"is a {about['role']}, the config describes a {self.model.role}",
                 "give the teacher to a student as --model.teacher; --ckpt_path only resumes the same model",
+            )
+        digest = getattr(self.model, "teacher_digest", None)
+        if about.get("teacher_digest") != digest:
+            raise InputError(
+                "model.teacher",
+                getattr(self.model, "teacher_name", None),
+                f"is not the teacher that {path} was distilled from",
+                "give that teacher, or another --run_dir",
             )
         if about["training_set"] != self.datamodule.training_set.hash:
             raise InputError(

@@ -173,6 +173,18 @@ def test_a_teacher_is_not_a_students_resume_point(capsys, student, trained):
     )
 
 
+def test_a_student_is_not_resumed_with_another_teacher(capsys, tmp_path, stage, student, trained):
+    common = ["--run_dir", str(tmp_path / "s")]
+    with pytest.raises(SystemExit) as stop:
+        main(["fit", "--config", student, "--model.teacher", str(trained), *common])
+    assert stop.value.code == 0
+    with pytest.raises(SystemExit):
+        main(["fit", "--config", stage, "--run_dir", str(tmp_path / "t"), "--model.training_seed", "5"])
+    capsys.readouterr()
+    args = ["fit", "--config", student, "--model.teacher", str(tmp_path / "t"), *common, "--ckpt_path", "last"]
+    refused(capsys, args, "model.teacher", "distilled")
+
+
 def test_sample_never_overwrites(capsys, tmp_path, trained):
     (tmp_path / "s.npz").write_text("mine")
     refused(capsys, ["sample", "--checkpoint", str(trained), "--out", str(tmp_path / "s.npz")], "out", "exists")

@@ -19,6 +19,7 @@ CALLBACKS = [
     {"class_path": "callbacks.memorization.MemorizationCallback", "init_args": {"samples": 24, "points": 3}},
     {"class_path": "callbacks.quality.QualityCallback", "init_args": {"samples": 24, "points": 3}},
     {"class_path": "callbacks.samples.SampleGridCallback", "init_args": {"samples": 4, "columns": 4, "points": 1}},
+    {"class_path": "cdmem.training.checkpoint.RunCheckpoint", "init_args": {"every_n_steps": 4, "keep_all": True}},
 ]
 TRAINER = {
     "accelerator": "cpu",
@@ -186,6 +187,27 @@ def test_a_study_goes_on_after_a_stage_is_lost(study, tmp_path, capsys):
     assert a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
 
 
+def test_a_study_goes_on_in_the_middle_of_a_stage(study, tmp_path):
+    import shutil
+
+    folder, command = study
+    again = tmp_path / "again"
+    shutil.copytree(folder / "runs/tiny", again)
+    for name in ("student/finished.json", "audit/summary.json"):
+        (again / name).unlink()
+    middle = again / "student/checkpoints/step=00000004.ckpt"
+    assert torch.load(middle, weights_only=True)["global_step"] == 4
+    middle.replace(again / "student/checkpoints/last.ckpt")
+    run(*command[:3], "--run_dir", str(again), "--seed", "3")
+    a, b = state(folder / "runs/tiny/student"), state(again / "student")
+    assert a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+    strip = [
+        [{k: v for k, v in r.items() if k != "time"} for r in rows(f / "student")]
+        for f in (folder / "runs/tiny", again)
+    ]
+    assert strip[0] == strip[1]
+
+
 OUTSIDE = '''
 from callbacks.evaluation import EvaluationCallback
 from lightning.pytorch import Callback
@@ -275,6 +297,9 @@ def test_sample_predict_and_validate(study, tmp_path):
     run("validate", *teacher, "--seed", "3")
     found = json.loads(next((folder / "runs/tiny/teacher/validate").glob("*.json")).read_text())
     assert {"validate/loss_train", "validate/loss_held_out", "memorization/f_mem"} <= set(found)
+    # The checkpoint was evaluated, not a fresh network.
+    last = [r for r in rows(folder / "runs/tiny/teacher") if "quality/fd_pixels" in r][-1]
+    assert found["quality/fd_pixels"] == pytest.approx(last["quality/fd_pixels"], rel=1e-6)
     run("test", *teacher, "--seed", "3")
     run("predict", *teacher, "--seed", "3", "--data.predict_samples", "6")
     with np.load(folder / "runs/tiny/teacher/samples/predict.npz") as file:

@@ -5,6 +5,7 @@ Nothing from disk is unpickled: files are read with ``weights_only=True`` and re
 
 from __future__ import annotations
 
+import hashlib
 import pickle
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
+from torch import nn
 
 from cdmem.errors import InputError
 from cdmem.networks import from_record
@@ -56,6 +58,15 @@ def read_checkpoint(path: str | Path, key: str = "checkpoint") -> dict[str, Any]
     if not isinstance(checkpoint, dict) or "cdmem" not in checkpoint or "state_dict" not in checkpoint:
         raise InputError(key, file, "was not written by cdmem", "give a checkpoint of cdmem fit or study")
     return checkpoint
+
+
+def weights_digest(network: nn.Module) -> str:
+    """sha256 of a network's parameters and buffers: which weights these are, wherever the file lies."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(network.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
 
 
 def load_module(path: str | Path, key: str = "checkpoint") -> CdmemModule:

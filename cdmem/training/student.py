@@ -30,7 +30,7 @@ from cdmem.diffusion.solvers import SOLVERS, heun_step
 from cdmem.errors import InputError
 from cdmem.images import to_float, to_uint8
 from cdmem.networks import NetworkConfig
-from cdmem.training.checkpoint import load_module
+from cdmem.training.checkpoint import load_module, weights_digest
 from cdmem.training.module import CdmemModule, Schedule
 from cdmem.training.randomness import StepNoise, dropout_seed, mix
 from cdmem.training.recipes import DistanceName, Preset, SolverName, Weighting, make_recipe
@@ -137,6 +137,7 @@ class ConsistencyStudent(CdmemModule):
         self.target: nn.Module | None = None
         # Outside the module tree on purpose: a frozen teacher is neither optimised, averaged, nor saved again.
         self._frozen: dict[str, Any] = {}
+        self.teacher_digest: str | None = teacher if (teacher or "").startswith("analytic:") else None
         self._check_arguments()
 
     def _check_arguments(self) -> None:
@@ -223,6 +224,7 @@ class ConsistencyStudent(CdmemModule):
             )
         module.eval().requires_grad_(False)
         denoiser = module.function(self.teacher_weights)
+        self.teacher_digest = weights_digest(denoiser.network)
         self._frozen = {"module": module, "denoiser": denoiser, "sampler": module.sampler(weights=self.teacher_weights)}
         if self.initialize == "teacher":
             if self.network_config is not None and self.network_config != module.network_config:
@@ -358,5 +360,6 @@ class ConsistencyStudent(CdmemModule):
             "mid_sigmas": self.mid_sigmas,
             "has_target": self.target is not None,
             "teacher": str(self.teacher_name),
+            "teacher_digest": self.teacher_digest,
             "objective": self.objective,
         }

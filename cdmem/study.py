@@ -319,7 +319,9 @@ def distillation_record(folder: RunFolder, threshold: float) -> dict[str, Any]:
             flags.setdefault(nfe, {})[step] = (rows["seeds"], hit)
     judged: dict[int, Convergence | None] = {nfe: convergence(by_step) for nfe, by_step in sorted(flags.items())}
     trends = {str(nfe): None if c is None else c.record() for nfe, c in judged.items()}
-    return {"curve": curve, "f_mem_trend": trends}
+    settings = yaml.safe_load((folder / CONFIG).read_text(encoding="utf-8"))
+    schedule = settings["model"]["init_args"].get("lr_schedule")
+    return {"curve": curve, "f_mem_trend": trends, "lr_schedule": schedule}
 
 
 def memorized_rows(squared1: np.ndarray, squared2: np.ndarray, threshold: float) -> np.ndarray:

@@ -76,9 +76,13 @@ def sentences(result: AuditResult) -> list[str]:
             continue
         gap = m["f_mem"]["ci95"][1] < teacher["f_mem"]["ci95"][0]
         word = "lies below" if gap else "does not lie below"
+        annealed = result.distillation[m["name"]].get("lr_schedule") == "cosine"
+        caveat = (
+            " (The learning rate was annealed to 0, which stops any curve: a longer run may go on.)" if annealed else ""
+        )
         said.append(
             f"{who}: f_mem had stopped rising ({change} {span}); {percent(m['f_mem']).strip()} {word} "
-            f"the teacher's {percent(teacher['f_mem']).strip()}."
+            f"the teacher's {percent(teacher['f_mem']).strip()}.{caveat}"
         )
     return said
 

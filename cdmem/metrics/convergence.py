@@ -8,7 +8,8 @@ evaluation of the last third of the distillation and at its end, by Newcombe's p
 * ``stopped``: it lies within +-:data:`MARGIN`;
 * ``undetermined``: the samples are too few to tell.
 
-Only ``stopped`` and ``falling`` permit to speak of a reduction.
+Only ``stopped`` and ``falling`` permit to speak of a reduction. A learning rate annealed to 0 stops any curve, so that
+``stopped`` then speaks of this schedule only; the summary says so.
 """
 
 from __future__ import annotations

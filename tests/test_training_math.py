@@ -6,6 +6,7 @@ import hashlib
 from pathlib import Path
 
 import checks
+import lightning.pytorch as pl
 import pytest
 import torch
 from torch import nn
@@ -14,7 +15,6 @@ from cdmem.diffusion import noise
 from cdmem.diffusion.losses import consistency_loss, l2
 from cdmem.diffusion.preconditioning import ConsistencyFunction
 from cdmem.errors import InputError
-from cdmem.images import to_float
 from cdmem.networks import MLP, UNet
 from cdmem.training.checkpoint import load_module
 from cdmem.training.student import ConsistencyStudent
@@ -191,7 +191,7 @@ def test_analytic_teacher_trains_a_student_end_to_end():
         gap = module.sampler(1, "raw")(range(64)) - module.teacher_sampler()(range(64))
         errors.append(gap.square().mean().sqrt().item())
 
-    class Before(checks.pl.Callback):
+    class Before(pl.Callback):
         def on_train_start(self, *_):
             rmse()
 
@@ -248,51 +248,6 @@ def test_dropout_noise_is_not_the_training_noise(monkeypatch):
         assert not set(seeds) & {n.seed for n in noises}
 
 
-# ---- what the student is shown --------------------------------------------------------------------------------------
-
-
-class KeepIds(ConsistencyStudent):
-    def loss(self, batch, noise):
-        self.ids = [*getattr(self, "ids", []), *batch.index.tolist()]
-        self.shown = [*getattr(self, "shown", []), *batch.image]
-        return super().loss(batch, noise)
-
-
-@pytest.mark.parametrize("seen", ["same", "heldout", "teacher_samples"])
-def test_ids_tell_where_the_images_come_from(seen):
-    data = checks.make_data(batch_size=8)
-    module = checks.fit(checks.make_student(KeepIds, data=seen), 2, data)
-    t = data.training_set
-    if seen == "same":
-        assert set(module.ids) == set(range(8))
-        expected = {i: t.images[i] for i in range(8)}
-    elif seen == "heldout":
-        assert set(module.ids) == set(range(8, 16))
-        expected = {8 + i: t.held_out_images[i] for i in range(8)}
-    else:
-        assert set(module.ids) == set(range(-8, 0))
-        pool, _ = module._teacher_images()
-        expected = {-1 - i: pool[i] for i in range(8)}
-    for number, image in zip(module.ids, module.shown):
-        assert torch.equal(image, expected[number])
-
-
-def test_teacher_samples_are_copies_when_the_teacher_memorised_everything():
-    data = checks.make_data()
-    module = checks.fit(checks.make_student(data="teacher_samples", teacher_sample_count=20), 1, data)
-    pool, _ = module._teacher_images()
-    assert len(pool) == 20
-    gap = torch.cdist(to_float(pool).flatten(1), to_float(data.training_set.images).flatten(1)).min(1).values
-    # The sampler's grid ends at 0; what is left is rounding to 256 grey levels: half a level in 64 pixels.
-    assert float(gap.max()) <= 8 * (0.5 / 127.5) * 1.01
-
-
-def test_held_out_images_are_needed():
-    with pytest.raises(InputError) as caught:
-        checks.fit(checks.make_student(data="heldout"), 1, checks.make_data(held_out=0))
-    assert caught.value.key == "model.data"
-
-
 # ---- precision ------------------------------------------------------------------------------------------------------
 
 
@@ -336,57 +291,6 @@ def test_mixed_precision_gradients_survive_the_goal():
 
 def test_a_diverged_run_says_so():
     checks.check_nan_is_visible()
-
-
-# ---- resume ---------------------------------------------------------------------------------------------------------
-
-
-def everything(module):
-    """All that decides how a run goes on."""
-    optimizer = module.optimizers().optimizer.state_dict()
-    state = [v for s in optimizer["state"].values() for v in s.values() if isinstance(v, torch.Tensor)]
-    rates = torch.tensor([g["lr"] for g in optimizer["param_groups"]], dtype=torch.float64)
-    return [*module.state_dict().values(), *state, rates]
-
-
-@pytest.mark.parametrize("accumulate", [1, 2])
-@pytest.mark.parametrize("role", ["teacher", "student"])
-def test_two_steps_and_two_more_are_four(role, accumulate, tmp_path):
-    def fresh():
-        adam = {"optimizer": lambda p: torch.optim.Adam(p, lr=1e-2), "ema_half_lives": [2, 5], "warmup_steps": 3}
-        if role == "teacher":
-            return checks.make_teacher(network=MLP(width=16, depth=1, dropout=0.3), **adam)
-        return checks.make_student(mu="adaptive", curriculum="sqrt", points=20, start_points=2, dropout=0.3, **adam)
-
-    def run(ckpt_path=None, **options):
-        data = checks.make_data(n=10, batch_size=4, flip=True)
-        return checks.fit(fresh(), 4, data, ckpt_path, accumulate_grad_batches=accumulate, **options)
-
-    class SaveAtTwo(checks.pl.Callback):
-        state = None
-
-        def on_train_batch_end(self, trainer, *_):
-            if trainer.global_step == 2 and self.state is None:
-                trainer.save_checkpoint(tmp_path / "two.ckpt")
-                self.state = [v.clone() for v in everything(trainer.lightning_module)]
-
-    save = SaveAtTwo()
-    torch.manual_seed(0)
-    straight = run(callbacks=[save])
-    torch.manual_seed(99)  # a new process has another global stream
-    resumed = run(str(tmp_path / "two.ckpt"))
-    assert straight.trainer.global_step == resumed.trainer.global_step == 4
-    assert all(torch.equal(a, b) for a, b in zip(everything(straight), everything(resumed), strict=True))
-    assert not all(torch.equal(a, b) for a, b in zip(everything(straight), save.state, strict=True))
-
-
-@pytest.mark.parametrize("role", ["teacher", "student"])
-def test_a_checkpoint_samples_like_the_run_that_wrote_it(role, tmp_path):
-    module = checks.fit(checks.make_teacher() if role == "teacher" else checks.make_student(mu=0.5), 2)
-    back = load_module(saved(module, tmp_path / "x.ckpt"))
-    assert not back.training and back.step == 2
-    assert torch.equal(back.sampler()(range(3)), module.sampler()(range(3)))
-    assert torch.equal(back.sampler(weights="raw")(range(3)), module.eval().sampler(weights="raw")(range(3)))
 
 
 # ---- teachers of other kinds ----------------------------------------------------------------------------------------

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from cdmem.metrics.features import PixelFeatures, features_name
-from cdmem.metrics.fidelity import FrechetDistance, KernelDistance
 from torch import nn
 
 from callbacks.evaluation import Evaluation, EvaluationCallback, Spacing
 from cdmem.errors import InputError
 from cdmem.images import to_uint8
+from cdmem.metrics.features import PixelFeatures, features_name
+from cdmem.metrics.fidelity import FrechetDistance, KernelDistance
 
 
 class QualityCallback(EvaluationCallback):

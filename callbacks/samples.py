@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import torch
-from cdmem.metrics.neighbors import NeighborIndex
 
 from callbacks.evaluation import Evaluation, EvaluationCallback, Spacing
 from cdmem.images import grid, to_uint8, write_png
+from cdmem.metrics.neighbors import NeighborIndex
 
 
 class SampleGridCallback(EvaluationCallback):

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 
-import checks
 import pytest
 import torch
 
+import checks
 from cdmem.diffusion import analytic, noise, sampling, solvers
 from cdmem.errors import InputError
 

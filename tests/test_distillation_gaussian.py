@@ -7,11 +7,11 @@ more than the tolerance.
 
 from __future__ import annotations
 
-import checks
 import pytest
 import torch
 from torch import nn
 
+import checks
 from cdmem.diffusion import losses, noise, solvers
 
 POINTS, STEPS, BATCH = 6, 1500, 128

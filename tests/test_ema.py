@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import checks
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+import checks
 from cdmem.training.ema import EMA, ema_beta
 
 

@@ -5,8 +5,9 @@ The list is that of mistakes found in public implementations and their issue tra
 
 from __future__ import annotations
 
-import checks
 import pytest
+
+import checks
 from faults import FAULTS
 
 CASES = pytest.mark.parametrize("name", list(FAULTS))

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 
-import checks
 import pytest
 import torch
 from test_solvers import gains
 
+import checks
 from cdmem.diffusion import losses, noise, solvers
 
 BOTH = pytest.mark.parametrize("name", ["heun", "euler"])

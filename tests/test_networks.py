@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import checks
 import pytest
 import torch
 
+import checks
 from cdmem import networks
 from cdmem.errors import InputError
 from cdmem.networks import MLP, UNet

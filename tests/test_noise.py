@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 
-import checks
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import norm
 
+import checks
 from cdmem.diffusion import noise
 
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import checks
 import pytest
 import torch
 from torch import nn
 
+import checks
 from cdmem.diffusion import noise, preconditioning
 
 BOTH = pytest.mark.parametrize("make_scaling", [checks.edm, checks.vp], ids=["edm", "vp"])

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import checks
 import pytest
 import torch
 
+import checks
 from cdmem.diffusion import noise, sampling, solvers
 
 SHAPE = (2, 3, 3)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 
-import checks
 import pytest
 import torch
 
+import checks
 from cdmem.diffusion import noise, solvers
 
 POINTS = (9, 18, 36, 72, 144)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import checks
 import pytest
 import torch
 
+import checks
 from cdmem.errors import InputError
 from cdmem.images import to_float
 from cdmem.training.student import ConsistencyStudent

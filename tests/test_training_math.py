@@ -5,12 +5,12 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
-import checks
 import lightning.pytorch as pl
 import pytest
 import torch
 from torch import nn
 
+import checks
 from cdmem.diffusion import noise
 from cdmem.diffusion.losses import consistency_loss, l2
 from cdmem.diffusion.preconditioning import ConsistencyFunction

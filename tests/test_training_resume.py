@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import checks
 import lightning.pytorch as pl
 import pytest
 import torch
 
+import checks
 from cdmem.networks import MLP
 from cdmem.training.checkpoint import load_module
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import checks
 import torch
 
+import checks
 from cdmem.diffusion import losses, noise, preconditioning, sampling, solvers
 from cdmem.training import randomness, student
 from cdmem.training.student import ConsistencyStudent

@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 from contextlib import contextmanager
 
-import checks
 import torch
 from torch import nn
 
+import checks
 from cdmem.data import subset
 from cdmem.diffusion import noise, sampling
 from cdmem.images import to_float

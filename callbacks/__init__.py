@@ -1,8 +1,17 @@
 """Callbacks: hooks, cadence and logging; the mathematics is in :mod:`cdmem.metrics`."""
 
 from callbacks.evaluation import EvaluationCallback
+from callbacks.internal import InternalCallback
 from callbacks.memorization import MemorizationCallback
+from callbacks.metric import MetricCallback
 from callbacks.quality import QualityCallback
 from callbacks.samples import SampleGridCallback
 
-__all__ = ["EvaluationCallback", "MemorizationCallback", "QualityCallback", "SampleGridCallback"]
+__all__ = [
+    "EvaluationCallback",
+    "InternalCallback",
+    "MemorizationCallback",
+    "MetricCallback",
+    "QualityCallback",
+    "SampleGridCallback",
+]

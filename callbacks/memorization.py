@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from callbacks.evaluation import Evaluation, EvaluationCallback, Spacing
 from cdmem.images import to_uint8
-from cdmem.metrics.memorization import MemorizedFraction
-from cdmem.metrics.neighbors import NeighborIndex
+from cdmem.metrics.memorization import MemorizedFraction, disk_rows
 from cdmem.metrics.pairing import PairedWithTeacher
+from cdmem.metrics.search import NearDuplicates, search_of
 
 
 class MemorizationCallback(EvaluationCallback):
@@ -24,6 +24,7 @@ class MemorizationCallback(EvaluationCallback):
         spacing: ``log`` or ``linear``.
         batch_size: samples made at once.
         test_samples: generated images in ``test``.
+        near_duplicates: ``off``, ``auto`` or a ratio: which training images count as one.
     """
 
     prefix = "memorization"
@@ -38,39 +39,36 @@ class MemorizationCallback(EvaluationCallback):
         spacing: Spacing = "log",
         batch_size: int = 256,
         test_samples: int | None = None,
+        near_duplicates: NearDuplicates = "off",
     ) -> None:
         super().__init__(samples, points, spacing, batch_size, test_samples)
         self.threshold, self.nfe, self.weights = threshold, nfe, weights
-        self._index: NeighborIndex | None = None
-
-    def index(self, evaluation: Evaluation) -> NeighborIndex:
-        """Neighbour search over T, built once."""
-        if self._index is None:
-            t = evaluation.training_set
-            self._index = NeighborIndex(t.images, flip=t.flip)
-        return self._index
+        self.near_duplicates = near_duplicates
 
     def measure(self, evaluation: Evaluation) -> dict[str, float]:
-        module, index, values = evaluation.module, self.index(evaluation), {}
+        module, t, values = evaluation.module, evaluation.training_set, {}
         device = module.device
         teacher = evaluation.teacher_endpoints(self.samples)
+        search_of(t, self.near_duplicates).index.to(device)
         for k, nfe in enumerate(self.nfe or module.default_nfe):
             seeds, images = evaluation.samples(self.samples, nfe, self.weights)
-            metric = MemorizedFraction(index, self.threshold).to(device)
-            if len(seeds):
-                metric.update(to_uint8(images), seeds)
+            metric = MemorizedFraction(self.threshold, self.near_duplicates).to(device)
+            metric.prepare(t)
+            metric.update(to_uint8(images), seeds)
             result = metric.compute()
             suffix = "" if k == 0 else f"_nfe{nfe}"
             for name in ("f_mem", "f_mem_low", "f_mem_high", "unique"):
                 values[f"memorization/{name}{suffix}"] = result[name]
+            # Gathers over processes, so every rank must ask for the rows, also those that write nothing.
+            rows = disk_rows(metric.rows())
             if teacher is not None:
-                paired = PairedWithTeacher(index).to(device)
-                paired.update(images, teacher)
+                paired = PairedWithTeacher(self.near_duplicates).to(device)
+                paired.prepare(t)
+                paired.update(images, teacher, seeds)
                 distance = paired.compute()
                 for name in ("rmse_to_teacher", "variance_ratio", "same_basin"):
                     values[f"distillation/{name}{suffix}"] = distance[name]
-            # Gathers over processes, so every rank must ask for the rows, also those that write nothing.
-            rows = {name: column.numpy() for name, column in metric.rows().items()}
+                rows["squared_error"] = paired.squared_errors(paired.rows()).numpy()
             if evaluation.is_writer and not evaluation.trainer.fast_dev_run:
                 evaluation.folder.write_arrays(f"evaluations/step={evaluation.step:08d}_nfe={nfe}.npz", **rows)
         return values

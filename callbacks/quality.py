@@ -1,4 +1,4 @@
-"""Sample quality while training: Frechet and kernel distance to the held-out images, named by their features."""
+"""Sample quality while training: Frechet and kernel distance to held-out and training images, named by features."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from torch import nn
 from callbacks.evaluation import Evaluation, EvaluationCallback, Spacing
 from cdmem.errors import InputError
 from cdmem.images import to_uint8
-from cdmem.metrics.features import PixelFeatures, features_name
-from cdmem.metrics.fidelity import FrechetDistance, KernelDistance
+from cdmem.metrics.features import PixelFeatures
+from cdmem.metrics.fidelity import LEAST, Fidelity
 
 
 class QualityCallback(EvaluationCallback):
-    """Logs ``quality/fd_<features>`` and ``quality/kid_<features>`` against H.
+    """Logs ``quality/fd_<features>`` and ``quality/kid_<features>`` to H, and with ``_train`` to T; see `Fidelity`.
 
     Args:
         features: module uint8 (B, C, H, W) -> (B, F); None is the pixels themselves. Only Inception's is called FID.
@@ -37,23 +37,30 @@ class QualityCallback(EvaluationCallback):
         test_samples: int | None = None,
     ) -> None:
         super().__init__(samples, points, spacing, batch_size, test_samples)
+        fewest = min(samples, test_samples or samples)
+        if fewest < LEAST:
+            raise InputError("QualityCallback.samples", fewest, f"needs at least {LEAST} samples", "use 512 or more")
         self.features, self.nfe = features or PixelFeatures(), nfe
+        self._metric: Fidelity | None = None
 
     def measure(self, evaluation: Evaluation) -> dict[str, float]:
-        held_out = evaluation.training_set.held_out_images
-        if len(held_out) < 2:
-            raise InputError("data.held_out", len(held_out), "quality needs a held-out set", "set data.held_out")
-        module, name = evaluation.module, features_name(self.features)
-        self.features.to(module.device)
-        # Every rank takes its share of the reference, so that the summed states count each image once.
-        mine = held_out[evaluation.trainer.global_rank :: evaluation.trainer.world_size]
-        values = {}
-        for k, nfe in enumerate(self.nfe or module.default_nfe):
-            _, images = evaluation.samples(self.samples, nfe)
+        metric, values = self._prepared(evaluation), {}
+        for k, nfe in enumerate(self.nfe or evaluation.module.default_nfe):
+            seeds, images = evaluation.samples(self.samples, nfe)
             suffix = "" if k == 0 else f"_nfe{nfe}"
-            for key, kind in (("fd", FrechetDistance), ("kid", KernelDistance)):
-                metric = kind(self.features).to(module.device)
-                metric.update(mine.to(module.device), reference=True)
-                metric.update(to_uint8(images).to(module.device), reference=False)
-                values[f"{key}_{name}{suffix}"] = float(metric.compute())
+            metric.reset()
+            metric.update(to_uint8(images), seeds)
+            values |= {f"{key}{suffix}": value for key, value in metric.compute().items()}
+        metric.reset()
         return values
+
+    def _prepared(self, evaluation: Evaluation) -> Fidelity:
+        """The metric, with the references of earlier evaluations of the same training set."""
+        training_set = evaluation.training_set
+        held_out = len(training_set.held_out_images)
+        if held_out < LEAST:
+            raise InputError("data.held_out", held_out, "quality needs a held-out set", "set data.held_out")
+        if self._metric is None or self._metric.training_set is not training_set:
+            self._metric = Fidelity(self.features)
+            self._metric.prepare(training_set)
+        return self._metric.to(evaluation.module.device)

@@ -6,7 +6,7 @@ import torch
 
 from callbacks.evaluation import Evaluation, EvaluationCallback, Spacing
 from cdmem.images import grid, to_uint8, write_png
-from cdmem.metrics.neighbors import NeighborIndex
+from cdmem.metrics.search import search_of
 
 
 class SampleGridCallback(EvaluationCallback):
@@ -34,8 +34,7 @@ class SampleGridCallback(EvaluationCallback):
         if not evaluation.is_writer or evaluation.trainer.fast_dev_run:
             return {}
         shown = to_uint8(images)
-        index = NeighborIndex(t.images, flip=t.flip)
-        nearest = t.images[index.query(shown).group1.cpu()]
+        nearest = t.images[search_of(t).query(shown, 1).nearest]
         rows = []
         for k in range(0, len(shown), self.columns):
             rows += [shown[k : k + self.columns], nearest[k : k + self.columns]]

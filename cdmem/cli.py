@@ -18,6 +18,7 @@ usage: python -m cdmem COMMAND [options]        (COMMAND --help lists all of its
   test      --config FILE [--ckpt_path FILE]            the same with the test sample counts
   predict   --config FILE [--ckpt_path FILE]            images of a configured model into samples/
   sample    --checkpoint PATH [--samples N] [--nfe K]   images from any checkpoint or run folder
+  audit     --generator PATH --training_set PATH        what a model or a set of images reproduces; a release gate
 
 Any setting of the config can be overridden as --key value after --config.
 """
@@ -49,6 +50,10 @@ def dispatch(args: Sequence[str]) -> int:
         from cdmem.sample import run_sample
 
         return run_sample(rest)
+    if command == "audit":
+        from cdmem.audit_command import run_audit
+
+        return run_audit(rest)
     from cdmem.errors import InputError
 
     raise InputError("command", command, "no such command", "python -m cdmem --help lists them")

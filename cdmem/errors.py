@@ -16,4 +16,4 @@ class InputError(Exception):
     def __init__(self, key: str, value: object, problem: str, mend: str) -> None:
         text = f"{key}={value}: {problem}; {mend}"
         super().__init__(" ".join(text.split()))
-        self.key = key
+        self.key, self.value, self.problem, self.mend = key, value, problem, mend

@@ -16,25 +16,24 @@ import difflib
 import json
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from cdmem.audit import Auditor, AuditResult, Subject
+from cdmem.audit import Auditor, AuditResult
+from cdmem.distillation import distillation_record
 from cdmem.errors import InputError
-from cdmem.metrics.convergence import Convergence, convergence
-from cdmem.metrics.memorization import memorized
-from cdmem.run import CONFIG, MetricsRecord, RunFolder, check_same_settings, environment, flatten
+from cdmem.run import CONFIG, RunFolder, check_same_settings, environment, flatten
+from cdmem.subjects import study_subjects
+from cdmem.suite import EXTRACTORS, GROUPS, SLOW_GROUPS, SuiteOptions, build_features
 from cdmem.summary import print_summary
 from cdmem.tracking import finish_wandb
 from cdmem.trainer_cli import CdmemCLI, build, config_name, quiet_libraries
-from cdmem.training.checkpoint import load_module
 from cdmem.training.student import ConsistencyStudent
 from cdmem.training.teacher import DiffusionTeacher
 
@@ -51,6 +50,9 @@ class AuditSettings:
         nfe: student evaluations per sample to audit; None takes all that its ``mid_sigmas`` allow.
         threshold: memorised means d1 / d2 below it.
         device: where samples are made; ``auto`` is the GPU if there is one.
+        near_duplicates: ``off``, ``auto`` or a ratio: which training images count as one.
+        features: extractors of quality and copying: ``pixels``, ``efficientnet``, ``inception``.
+        metrics: groups to measure: ``memorization``, ``copying``, ``quality``, ``inside``.
     """
 
     samples: int = 2000
@@ -58,6 +60,9 @@ class AuditSettings:
     nfe: list[int] | None = None
     threshold: float = 1 / 3
     device: str = "auto"
+    near_duplicates: str | float = "off"
+    features: list[str] = field(default_factory=lambda: ["pixels"])
+    metrics: list[str] = field(default_factory=lambda: list(GROUPS))
 
 
 @dataclass
@@ -181,6 +186,10 @@ def _audit_settings(audit: dict[str, Any]) -> AuditSettings:
         "threshold": isinstance(settings.threshold, int | float) and 0 < settings.threshold <= 1,
         "nfe": settings.nfe is None
         or (isinstance(settings.nfe, list) and all(isinstance(k, int) and k >= 1 for k in settings.nfe)),
+        "near_duplicates": settings.near_duplicates in ("off", "auto")
+        or (isinstance(settings.near_duplicates, float) and 0 < settings.near_duplicates < 1),
+        "features": isinstance(settings.features, list) and set(settings.features) <= set(EXTRACTORS),
+        "metrics": isinstance(settings.metrics, list) and set(settings.metrics) <= {*GROUPS, *SLOW_GROUPS},
     }
     for key, good in checks.items():
         if not good:
@@ -253,25 +262,6 @@ class Study:
 
     # ---- audit --------------------------------------------------------------------------------------------------
 
-    def subjects(self) -> list[Subject]:
-        """The teacher at full cost, the teacher at the students' cost, the students."""
-        teacher = load_module(f"{self.config.run_dir}/teacher")
-        teacher.to(self.config.audit.device)
-        about = (teacher.weights, teacher.step)
-        found = [Subject("teacher", "teacher", teacher.solver, teacher.sampler(), *about)]
-        cheap: dict[tuple[float, ...], Subject] = {}
-        students = []
-        for name in list(self.config.stages)[1:]:
-            student = load_module(f"{self.config.run_dir}/{name}")
-            student.to(self.config.audit.device)
-            for nfe in self.config.audit.nfe or student.default_nfe:
-                sampler = student.sampler(nfe)
-                students.append(Subject(name, "student", "consistency", sampler, student.weights, student.step))
-                mids = tuple(sampler.mid_sigmas)
-                euler = teacher.few_step_sampler(mids)
-                cheap.setdefault(mids, Subject("teacher", "teacher", "euler", euler, *about))
-        return [*found, *cheap.values(), *students]
-
     def audit(self) -> AuditResult:
         """Measure, or read the summary of an audit of exactly these checkpoints and settings."""
         teacher = self.stages["teacher"]
@@ -281,52 +271,31 @@ class Study:
             torch.distributed.destroy_process_group()
         if not teacher.trainer.is_global_zero:
             raise SystemExit(0)
-        subjects = self.subjects()
+        a, students = self.config.audit, list(self.config.stages)[1:]
+        subjects = study_subjects(self.config.run_dir, students, a.nfe, a.device)
         key = [[s.name, s.method, s.sampler.nfe, s.weights, s.step] for s in subjects]
         if (self.folder / "audit/summary.json").is_file():
             old = AuditResult.from_dict(self.folder.read_json("audit/summary.json"))
-            if [[m["name"], m["method"], m["nfe"], m["weights"], m["step"]] for m in old.models] == key:
+            # An audit of an earlier version has no verdict: it is made again.
+            if [[m["name"], m["method"], m["nfe"], m["weights"], m["step"]] for m in old.models] == key and all(
+                m.get("verdict") for m in old.models if m["role"] == "student"
+            ):
                 return old
-        a = self.config.audit
+        options = SuiteOptions(a.threshold, a.near_duplicates, a.features, a.metrics)
         auditor = Auditor(
             teacher.datamodule.training_set,
             a.samples,
             teacher.model.sampling_seed,
-            a.threshold,
+            options,
             a.batch_size,
             a.device,
+            [build_features(name) for name in a.features],
             folder=self.folder,
         )
-        result = auditor.run(subjects)
-        for name in list(self.config.stages)[1:]:
-            result.distillation[name] = distillation_record(RunFolder(f"{self.config.run_dir}/{name}"), a.threshold)
+        records = {n: distillation_record(RunFolder(f"{self.config.run_dir}/{n}"), a.threshold) for n in students}
+        result = auditor.run(subjects, records)
         self.folder.write_text("audit/summary.json", result.to_json())
         return result
-
-
-def distillation_record(folder: RunFolder, threshold: float) -> dict[str, Any]:
-    """The student's curve along distillation, and by NFE whether f_mem had stopped rising."""
-    curve = []
-    for row in MetricsRecord(folder).rows():
-        values = {k: v for k, v in row.items() if k.startswith(("memorization/f_mem", "distillation/"))}
-        if values:
-            curve.append({"step": row["step"], **values})
-    flags: dict[int, dict[int, tuple[np.ndarray, np.ndarray]]] = {}
-    for file in sorted((folder / "evaluations").glob("step=*_nfe=*.npz")):
-        step, nfe = (int(part.split("=")[1]) for part in file.stem.split("_"))
-        with np.load(file, allow_pickle=False) as rows:
-            hit = memorized_rows(rows["squared1"], rows["squared2"], threshold)
-            flags.setdefault(nfe, {})[step] = (rows["seeds"], hit)
-    judged: dict[int, Convergence | None] = {nfe: convergence(by_step) for nfe, by_step in sorted(flags.items())}
-    trends = {str(nfe): None if c is None else c.record() for nfe, c in judged.items()}
-    settings = yaml.safe_load((folder / CONFIG).read_text(encoding="utf-8"))
-    schedule = settings["model"]["init_args"].get("lr_schedule")
-    return {"curve": curve, "f_mem_trend": trends, "lr_schedule": schedule}
-
-
-def memorized_rows(squared1: np.ndarray, squared2: np.ndarray, threshold: float) -> np.ndarray:
-    """The memorised flag of stored rows, bool (m,)."""
-    return memorized(torch.from_numpy(squared1), torch.from_numpy(squared2), threshold).numpy()
 
 
 def run_study(args: Sequence[str]) -> int:

@@ -1,12 +1,11 @@
-"""The table and the sentences that end a study."""
+"""The table and the sentences that end a study or an audit."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from cdmem.audit import AuditResult
-
-AMPLITUDE = (0.9, 1.1)
+from cdmem.metrics.verdict import points
 
 
 def percent(f_mem: dict[str, Any] | None) -> str:
@@ -22,78 +21,124 @@ def number(value: float | None, digits: int = 3) -> str:
     return "-" if value is None else f"{value:.{digits}f}"
 
 
+def _columns(rows: list[list[str]]) -> list[str]:
+    """Rows of equal length as aligned lines, a rule under the first."""
+    widths = [max(len(r[k]) for r in rows) for k in range(len(rows[0]))]
+    lines = ["  ".join(cell.ljust(w) for cell, w in zip(row, widths)).rstrip() for row in rows]
+    return [lines[0], "-" * max(map(len, lines)), *lines[1:]]
+
+
+def model_name(m: dict[str, Any]) -> str:
+    """``teacher (heun)``, ``student``."""
+    return m["name"] if m["method"] in ("consistency", "given") else f"{m['name']} ({m['method']})"
+
+
+def quality_keys(result: AuditResult) -> tuple[str, str]:
+    """Keys of the Frechet and the kernel distance to show: the first extractor's."""
+    name = result.settings["features"]
+    return ("fid", "kid") if name == "inception" else (f"fd_{name}", f"kid_{name}")
+
+
 def table(result: AuditResult) -> list[str]:
     """One row a model, then the controls."""
-    fd, kid = (f"{k}_{result.settings['features']}" for k in ("fd", "kid"))
-    head = ["model", "NFE", "f_mem [95 %]", fd, kid, "variance ratio", "rmse to teacher", "same basin", "unique"]
+    fd, kid = quality_keys(result)
+    paired = any(m.get("rmse_to_teacher") is not None for m in result.models)
+    head = ["model", "NFE", "f_mem [95 %]", f"{fd} to H", f"{fd} to T", kid, "unique"]
+    head += ["variance ratio", "rmse to teacher", "same basin"] if paired else []
     rows = []
     for m in result.models:
-        name = m["name"] if m["method"] == "consistency" else f"{m['name']} ({m['method']})"
-        quality = m["quality"]
-        rows.append(
-            [
-                name,
-                str(m["nfe"]),
-                percent(m["f_mem"]),
-                number(quality[fd]),
-                number(quality[kid], 4),
-                number(m["variance_ratio"]),
-                number(m["rmse_to_teacher"]),
-                number(m["same_basin"]),
-                str(m["unique"]),
-            ]
-        )
+        q = m["quality"]
+        row = [model_name(m), str(m["nfe"]) if m["nfe"] else "-", percent(m["f_mem"])]
+        row += [number(q.get(fd)), number(q.get(f"{fd}_train")), number(q.get(kid), 4), str(m["unique"])]
+        if paired:
+            row += [number(m["variance_ratio"]), number(m["rmse_to_teacher"]), number(m["same_basin"])]
+        rows.append(row)
     held, copycat = result.control["heldout_f_mem"], result.control["copycat"]
-    rows.append(["held-out images", "", percent(held), "", "", "", "", "", ""])
-    q = copycat["quality"]
-    rows.append(["copies of T", "", percent(copycat["f_mem"]), number(q[fd]), number(q[kid], 4), "", "", "", ""])
-    widths = [max(len(r[k]) for r in [head, *rows]) for k in range(len(head))]
-    lines = ["  ".join(cell.ljust(w) for cell, w in zip(row, widths)).rstrip() for row in [head, *rows]]
-    return [lines[0], "-" * len(lines[0]), *lines[1:]]
+    q, blank = copycat["quality"], [""] * (len(head) - 7)
+    rows.append(["held-out images", "", percent(held), "", "", "", "", *blank])
+    shown = [number(q.get(fd)), number(q.get(f"{fd}_train")), number(q.get(kid), 4)]
+    rows.append(["copies of T", "", percent(copycat["f_mem"]), *shown, "", *blank])
+    return _columns([head, *rows])
+
+
+TRANSFER_HEAD = [
+    "student",
+    "NFE",
+    "kept same",
+    "kept other",
+    "lost",
+    "gained",
+    "neither",
+    "difference [95 %]",
+    "Holm p",
+]
+
+
+def transfer(result: AuditResult) -> list[str]:
+    """The fate of every seed from teacher to student; empty without pairs."""
+    rows = []
+    for m in result.models:
+        if m.get("paired"):
+            t, d = m["paired"]["transfer"], m["paired"]["difference"]
+            counts = [str(t[k]) for k in ("kept_same", "kept_other", "lost", "gained", "neither")]
+            rows.append([m["name"], str(m["nfe"]), *counts, points(d), f"{d['p_holm']:.2g}"])
+    return _columns([TRANSFER_HEAD, *rows]) if rows else []
+
+
+def _more(result: AuditResult) -> list[str]:
+    """Second opinions of each model, one line each: extraction, HOG, authenticity, C_T, FLD gap, train preference."""
+    name = result.settings["features"]
+    wanted = [
+        ("adaptive extraction", "adaptive_extraction", "extracted"),
+        ("HOG copies", "copy_detection_hog", "copied"),
+        ("authentic", f"authenticity_{name}", "authenticity"),
+        ("C_T", f"copy_test_{name}", "c_t"),
+        ("FLD gap", f"likelihood_{name}", "fld_gap"),
+        ("nearer T than H", f"train_preference_{name}", "train_preference"),
+        ("1-NN accuracy", f"two_sample_{name}", "two_sample"),
+        ("precision", f"manifold_{name}", "precision"),
+        ("coverage", f"manifold_{name}", "coverage"),
+        ("Chao1", "coverage", "chao1"),
+        ("dup. slope", "coverage", "duplication_slope"),
+    ]
+    models = [(model_name(m), str(m["nfe"]) if m["nfe"] else "-", m.get("metrics") or {}) for m in result.models]
+    models.append(("copies of T", "", result.control["copycat"].get("metrics") or {}))
+    have = [w for w in wanted if any(isinstance(m.get(w[1], {}).get(w[2]), float) for _, _, m in models)]
+    if not have:
+        return []
+    rows = [["model", "NFE", *(title for title, _, _ in have)]]
+    for who, nfe, m in models:
+        rows.append([who, nfe, *(number(m.get(metric, {}).get(key)) for _, metric, key in have)])
+    return _columns(rows)
 
 
 def sentences(result: AuditResult) -> list[str]:
-    """What may be said of each student, and what may not."""
-    teacher = result.models[0]
+    """What may be said of each student, and what may not: the verdicts, and the comparison at equal NFE."""
     said = []
-    for m in (m for m in result.models if m["role"] == "student"):
-        who = f"{m['name']}, {m['nfe']} NFE"
-        ratio = m["variance_ratio"]
-        if ratio is None or not AMPLITUDE[0] <= ratio <= AMPLITUDE[1]:
-            said.append(
-                f"{who}: not distilled (variance ratio {number(ratio)} outside 0.9-1.1): no statement on f_mem."
-            )
-            continue
-        judged = result.distillation.get(m["name"], {}).get("f_mem_trend", {}).get(str(m["nfe"]))
-        if judged is None:
-            said.append(f"{who}: f_mem was not followed along distillation: no claim about a reduction is made.")
-            continue
-        change = f"{100 * judged['change']:+.1f} points [{100 * judged['low']:+.1f}, {100 * judged['high']:+.1f}]"
-        span = f"from step {judged['from_step']} to {judged['to_step']}"
-        if judged["trend"] in ("rising", "undetermined"):
-            word = "was still rising" if judged["trend"] == "rising" else "may still have been moving"
-            said.append(f"{who}: f_mem {word} ({change} {span}): no claim about a reduction is made.")
-            continue
-        gap = m["f_mem"]["ci95"][1] < teacher["f_mem"]["ci95"][0]
-        word = "lies below" if gap else "does not lie below"
-        annealed = result.distillation[m["name"]].get("lr_schedule") == "cosine"
-        caveat = (
-            " (The learning rate was annealed to 0, which stops any curve: a longer run may go on.)" if annealed else ""
-        )
-        said.append(
-            f"{who}: f_mem had stopped rising ({change} {span}); {percent(m['f_mem']).strip()} {word} "
-            f"the teacher's {percent(teacher['f_mem']).strip()}.{caveat}"
-        )
+    for m in result.models:
+        verdict = m.get("verdict")
+        if verdict:
+            said.append(verdict["statement"])
+            record = result.distillation.get(m["name"], {}).get("extrapolation") or {}
+            found = record.get(str(m["nfe"]))
+            if found:
+                value, (low, high) = 100 * found["f_mem"], (100 * x for x in found["ci95"])
+                said.append(
+                    f"{m['name']}, {m['nfe']} NFE: extrapolated to rmse 0 in a straight line, f_mem "
+                    f"{value:.0f} % [{low:.0f}, {high:.0f}] (rmse {found['rmse'][0]:.3f} to {found['rmse'][1]:.3f})."
+                )
+            if verdict.get("equal_nfe"):
+                said.append(verdict["equal_nfe"])
     return said
 
 
 def print_summary(result: AuditResult) -> None:
-    """Print the table and the sentences."""
-    t = result.training_set
-    models = result.models[0]
+    """Print the tables, the sentences and the notes."""
+    t, models = result.training_set, result.models[0]
     print(
         f"\nT: {t['n']} unique images of {t['source']} ({t['rows']} rows, {t['hash'][:12]}), H: {t['held_out']}; "
         f"{models['samples']} samples a model, seeds {models['seeds'][0]} to {models['seeds'][1]}\n"
     )
-    for line in [*table(result), "", *sentences(result)]:
-        print(line)
+    blocks = [table(result), transfer(result), _more(result), sentences(result)]
+    blocks.append([f"note: {note}" for note in result.notes])
+    print("\n\n".join("\n".join(block) for block in blocks if block))

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 
 from cdmem.errors import InputError
 from cdmem.metrics.neighbors import FAR, NeighborIndex, group_ids, int_mm_works
 
+ROOT = Path(__file__).resolve().parent.parent
 SHAPES = [(1, 8, 8), (3, 32, 32)]
 NAMES = ("squared1", "squared2", "group1", "group2")
 PATHS = [
@@ -209,3 +214,85 @@ def test_images_beyond_int32_sums():
     white = torch.full_like(black, 255)
     found = NeighborIndex(torch.cat([black, white])).query(white)
     assert found.squared1.item() == 0 and found.squared2.item() == 255**2 * 3 * 256**2
+
+
+def all_groups(train, groups, queries, k, exclude=None):
+    """k best groups by int64 differences: squared distances, groups (ties to the lower one)."""
+    answer = []
+    for j, query in enumerate(queries.long()):
+        distance = (train.long() - query).square().flatten(1).sum(1)
+        best = {}
+        for d, g in zip(distance.tolist(), groups):
+            best[g] = min(d, best.get(g, FAR))
+        ranked = sorted((d, g) for g, d in best.items() if exclude is None or g != int(exclude[j]))
+        answer.append(ranked[:k])
+    return torch.tensor(answer).unbind(2)
+
+
+@pytest.mark.parametrize("k", [1, 2, 5, 29, 51])
+@pytest.mark.parametrize("use_int_mm", PATHS)
+@pytest.mark.parametrize("memory_mib", [0, 256])
+def test_k_groups_with_labels_and_without_the_own_group(k, use_int_mm, memory_mib):
+    """Three grey levels only, so that equal distances are everywhere."""
+    train = random_images(60, (1, 3, 3), 20).remainder(3)
+    labels = torch.arange(60) // 2
+    index = build(train, use_int_mm, labels=labels, memory_mib=memory_mib)
+    groups = index.row_groups.tolist()
+    assert all(groups[k] == groups[k + 1] for k in range(0, 60, 2))
+    queries = torch.cat([train[::3], random_images(9, (1, 3, 3), 21).remainder(3)])
+    for exclude in (None, torch.arange(len(queries)) % index.num_groups):
+        found = index.query(queries, k, exclude=exclude)
+        squared, ids = all_groups(train, groups, queries, k, exclude)
+        assert torch.equal(found.squared, squared) and torch.equal(found.groups, ids)
+        nearest = (train[found.nearest].long() - queries.long()).square().flatten(1).sum(1)
+        assert torch.equal(nearest, found.squared1)
+        assert found.squared.shape[1] == min(k, index.num_groups - (exclude is not None))
+
+
+def test_the_nearest_image_is_the_lowest_row_also_when_mirrored():
+    train = random_images(6, (1, 4, 4), 22)
+    train[4] = train[1]
+    found = NeighborIndex(train, flip=True).query(torch.cat([train, train.flip(-1)]))
+    assert found.nearest.tolist() == [0, 1, 2, 3, 1, 5] * 2
+    index = NeighborIndex(train)
+    assert index.row_groups.tolist() == [0, 1, 2, 3, 1, 4] and index.representatives.tolist() == [0, 1, 2, 3, 5]
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_threads_do_not_matter(threads):
+    train, queries = random_images(300, (3, 16, 16), 23), random_images(100, (3, 16, 16), 24)
+    torch.set_num_threads(1)
+    want = NeighborIndex(train).query(queries, 7)
+    torch.set_num_threads(threads)
+    found = NeighborIndex(train, memory_mib=2).query(queries, 7)
+    assert torch.equal(found.squared, want.squared) and torch.equal(found.groups, want.groups)
+
+
+MEMORY = """
+import resource, sys, torch
+from cdmem.metrics.neighbors import NeighborIndex
+torch.set_num_threads(1)
+draw = torch.Generator().manual_seed(0)
+train = torch.randint(0, int(sys.argv[3]), (6000, 3, 16, 16), dtype=torch.uint8, generator=draw)
+index = NeighborIndex(train, memory_mib=int(sys.argv[1]))
+index.use_int_mm = sys.argv[2] == "True"
+queries = torch.randint(0, 256, (3000, 3, 16, 16), dtype=torch.uint8, generator=draw)
+index.query(queries[:8])
+index.memory_mib, small = int(sys.argv[1]), 1
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+index.query(queries, 2)
+print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
+"""
+
+
+@pytest.mark.parametrize("levels", [256, 2])
+@pytest.mark.parametrize("use_int_mm", PATHS)
+def test_temporary_memory_is_bounded(use_int_mm, levels):
+    """Peak resident size of a process of its own; two grey levels make many equal distances."""
+    limit = 48
+    command = [sys.executable, "-c", MEMORY, str(limit), str(use_int_mm), str(levels)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True, cwd=ROOT)
+    # The allocator's own slack and the answer come on top: a tile of all 3,000 x 6,000 distances would take 69 MiB in
+    # int32
+    # alone, and int64 copies of it more.
+    assert float(done.stdout) < limit + 8

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import math
 
 import numpy as np
@@ -10,7 +11,17 @@ import pytest
 from scipy import stats
 
 from cdmem.errors import InputError
-from cdmem.metrics.statistics import mcnemar_exact, newcombe_paired_difference, wilson_interval
+from cdmem.metrics.statistics import (
+    benjamini_hochberg,
+    conformal_p_values,
+    hierarchical_bootstrap,
+    holm,
+    mcnemar_exact,
+    mean_interval,
+    newcombe_paired_difference,
+    wilcoxon_signed_rank,
+    wilson_interval,
+)
 
 TABLES = [(36, 12, 2, 0), (1, 1, 7, 12), (20, 5, 9, 66), (3, 40, 40, 3), (0, 10, 0, 5), (70, 1, 0, 29)]
 
@@ -31,6 +42,15 @@ def test_wilson_ends_are_exact(n):
     assert wilson_interval(n, n)[0] == pytest.approx(1 - wilson_interval(0, n)[1], abs=1e-12)
 
 
+@pytest.mark.parametrize(
+    "k, n, want",
+    [(81, 263, (0.2553, 0.3662)), (15, 148, (0.0624, 0.1605)), (0, 20, (0, 0.1611)), (1, 29, (0.0061, 0.1718))],
+)
+def test_wilson_as_published(k, n, want):
+    """Newcombe 1998, Statistics in Medicine 17:857, table I, method 3."""
+    assert tuple(round(bound, 4) for bound in wilson_interval(k, n)) == want
+
+
 def test_wilson_of_none_in_ten_thousand():
     low, high = wilson_interval(0, 10_000)
     assert low == 0.0 and round(high, 5) == 0.00038
@@ -40,6 +60,11 @@ def test_wilson_of_none_in_ten_thousand():
 def test_wilson_refuses_what_is_no_fraction(k, n):
     with pytest.raises(InputError):
         wilson_interval(k, n)
+
+
+def test_newcombe_as_published():
+    """Newcombe 1998, Statistics in Medicine 17:2635, first example, method 10."""
+    assert [round(x, 4) for x in newcombe_paired_difference(36, 12, 2, 0)] == [0.2, 0.0569, 0.3404]
 
 
 @pytest.mark.parametrize("table", TABLES)
@@ -119,3 +144,128 @@ def test_mcnemar_is_the_binomial_test():
         tail = 2 * stats.binom.cdf(min(a, b), a + b, 0.5)
         assert mcnemar_exact(a, b) == pytest.approx(min(tail, 1.0), rel=1e-9)
         assert mcnemar_exact(a, b) == mcnemar_exact(b, a)
+
+
+# ---- families of tests ----------------------------------------------------------------------------------------------
+
+
+def test_holm_by_hand():
+    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert holm([0.6, 0.5]) == [1.0, 1.0] and holm([0.2]) == [0.2] and holm([]) == []
+
+
+def test_holm_is_the_closed_test_with_bonferroni():
+    """A hypothesis falls when every intersection that contains it falls by Bonferroni (Marcus, Peritz, Gabriel)."""
+    rng = np.random.default_rng(0)
+    for _ in range(30):
+        p = (rng.random(5) ** 2).round(2)
+        subsets = [s for r in range(1, 6) for s in itertools.combinations(range(5), r)]
+        want = [max(min(1.0, len(s) * p[list(s)].min()) for s in subsets if k in s) for k in range(5)]
+        assert holm(p.tolist()) == pytest.approx(want, abs=1e-15)
+
+
+def test_benjamini_hochberg_as_published():
+    """The 15 p values of section 3.2 of the paper: at 5 % the four smallest are rejected (Bonferroni: three)."""
+    p = [
+        0.0001,
+        0.0004,
+        0.0019,
+        0.0095,
+        0.0201,
+        0.0278,
+        0.0298,
+        0.0344,
+        0.0459,
+        0.324,
+        0.4262,
+        0.5719,
+        0.6528,
+        0.759,
+        1,
+    ]
+    order = np.random.default_rng(0).permutation(15)
+    assert benjamini_hochberg(np.array(p)[order], 0.05).tolist() == [k < 4 for k in order]
+
+
+def test_benjamini_hochberg_by_brute_force():
+    """Rejected is p <= t for the largest t among the p values with t m / #{p <= t} <= rate; and SciPy's adjustment."""
+    rng = np.random.default_rng(1)
+    for rate in (0.01, 0.1, 0.3):
+        for _ in range(50):
+            p = rng.random(12) ** rng.integers(1, 5)
+            good = [t for t in p if t * 12 / np.sum(p <= t) <= rate]
+            want = p <= max(good, default=-1)
+            assert (benjamini_hochberg(p, rate) == want).all()
+            assert (want == (stats.false_discovery_control(p) <= rate)).all()
+    assert benjamini_hochberg(np.array([]), 0.1).shape == (0,)
+
+
+def test_conformal_p_values_by_hand():
+    found = conformal_p_values(np.array([0.5, 2, 2.5, 4, 9]), np.array([3, 1, 4, 2]))
+    assert found.tolist() == [1 / 5, 3 / 5, 3 / 5, 1, 1]
+
+
+def test_conformal_p_values_of_the_control_itself_are_uniform():
+    """Exchangeable scores have a uniform rank; less a uniform share of one step it is uniform on (0, 1)."""
+    rng = np.random.default_rng(2)
+    scores = rng.gamma(2.0, size=(4000, 20))
+    p = np.array([conformal_p_values(row[:1], row[1:])[0] for row in scores])
+    assert stats.kstest(p - rng.random(4000) / 20, "uniform").pvalue > 1e-3
+    assert set(np.round(p * 20).astype(int)) == set(range(1, 21))
+
+
+# ---- paired values, means, runs -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("zeros", [0, 3])
+def test_wilcoxon_by_enumerating_signs(zeros):
+    """Ranks of |d| with the zeros counted (Pratt), then all 2^n signs of the others."""
+    d = np.concatenate([np.zeros(zeros), np.random.default_rng(3).normal(0.4, 1, 9)])
+    ranks = stats.rankdata(np.abs(d))[zeros:]
+    signs = np.array(list(itertools.product([0, 1], repeat=9)))
+    null, seen = signs @ ranks, (d[zeros:] > 0) @ ranks
+    extreme = np.abs(null - ranks.sum() / 2) >= abs(seen - ranks.sum() / 2) - 1e-9
+    found = wilcoxon_signed_rank(d)
+    assert found["median"] == np.median(d)
+    assert found["p_value"] == pytest.approx(extreme.mean(), rel=1e-9)
+
+
+def test_wilcoxon_is_scipys_and_knows_nothing_but_zeros():
+    d = np.random.default_rng(4).normal(0.2, 1, 200)
+    d[:20] = 0
+    want = stats.wilcoxon(d, zero_method="pratt", method="approx").pvalue
+    assert wilcoxon_signed_rank(d)["p_value"] == pytest.approx(want, rel=1e-12)
+    assert wilcoxon_signed_rank(np.zeros(5)) == {"median": 0.0, "p_value": 1.0}
+
+
+@pytest.mark.parametrize("confidence", [0.9, 0.95])
+def test_mean_interval_is_students(confidence):
+    v = np.random.default_rng(5).normal(size=7)
+    want = stats.t.interval(confidence, 6, loc=v.mean(), scale=stats.sem(v))
+    assert mean_interval(v, confidence) == pytest.approx((v.mean(), *want), rel=1e-12)
+    assert mean_interval(np.array([2.0])) == (2.0, -math.inf, math.inf)
+
+
+def test_more_samples_cannot_replace_runs():
+    """Runs at 0 and 1: redrawing two of them gives a mean of 0 or 1 a quarter of the time each, at any sample size."""
+    for size in (10, 10_000):
+        assert hierarchical_bootstrap([np.zeros(size), np.ones(size)], 500) == (0.5, 0.0, 1.0)
+
+
+def test_bootstrap_without_spread_between_runs_is_that_of_the_samples():
+    """k runs of m samples each with variance v: standard error sqrt(v / (k m)), percentiles within 10 %."""
+    values = np.tile([0.0, 1.0], 200)
+    mean, low, high = hierarchical_bootstrap([values] * 4, 1000)
+    assert mean == 0.5
+    assert (high - low) / 2 == pytest.approx(1.96 * math.sqrt(0.25 / 1600), rel=0.1)
+    assert hierarchical_bootstrap([values] * 4, 100, seed=1) == hierarchical_bootstrap([values] * 4, 100, seed=1)
+
+
+def test_bootstrap_weighs_runs_not_samples():
+    assert hierarchical_bootstrap([np.zeros(1), np.ones(999)], 50)[0] == 0.5
+
+
+@pytest.mark.parametrize("runs", [[], [np.ones(1000)]])
+def test_one_run_says_nothing_about_others(runs):
+    with pytest.raises(InputError):
+        hierarchical_bootstrap(runs)

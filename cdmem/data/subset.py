@@ -266,30 +266,30 @@ def _external(pool: ImagePool, training: Tensor, spec: SubsetSpec) -> Tensor:
         problem = f"the held-out source has {len(distinct)} distinct images"
         raise InputError("data.held_out", spec.held_out, problem, f"use at most {len(distinct)}")
     rest = distinct[: spec.held_out] if spec.held_out else distinct
-    seen = set(_digests(training, spec.flip))
-    overlap = sum(digest in seen for digest in _digests(pool.images[rest], spec.flip))
+    seen = set(content_digests(training, spec.flip))
+    overlap = sum(digest in seen for digest in content_digests(pool.images[rest], spec.flip))
     if overlap:
         problem = f"{overlap} of {len(rest)} held-out images are also training images"
         raise InputError(key, pool.source, problem, "remove them, or choose other images")
     return rest
 
 
-def _digests(images: Tensor, flip: bool = False) -> list[bytes]:
+def content_digests(images: Tensor, flip: bool = False) -> list[bytes]:
     """SHA-256 of every image (B, C, H, W); with ``flip`` an image and its mirror image have the same one."""
     digests = [hashlib.sha256(image.tobytes()).digest() for image in images.numpy()]
-    return list(map(min, digests, _digests(images.flip(-1)))) if flip else digests
+    return list(map(min, digests, content_digests(images.flip(-1)))) if flip else digests
 
 
 def _first_occurrences(images: Tensor, flip: bool) -> Tensor:
     """Positions, ascending, of the first image of every content."""
     first: dict[bytes, int] = {}
-    for k, digest in enumerate(_digests(images, flip)):
+    for k, digest in enumerate(content_digests(images, flip)):
         first.setdefault(digest, k)
     return torch.tensor(list(first.values()), dtype=torch.int64)
 
 
 def _set_hash(images: Tensor, copies: Tensor, flip: bool) -> str:
-    pairs = sorted(zip(_digests(images), copies.tolist()))
+    pairs = sorted(zip(content_digests(images), copies.tolist()))
     total = hashlib.sha256(f"{tuple(images.shape[1:])} {bool(flip)}\n".encode())
     for digest, multiplicity in pairs:
         total.update(digest + multiplicity.to_bytes(8, "big"))

@@ -1,13 +1,24 @@
-"""Feature modules for quality metrics: any ``nn.Module`` from uint8 images (B, C, H, W) to floats (B, F).
+"""Feature extractors of the quality metrics: any ``nn.Module`` from uint8 images (B, C, H, W) to floats (B, F).
 
-A module may have a ``name`` (used in keys such as ``fd_<name>``) and a ``digest`` of its weights. Only Inception's
-Frechet distance is called FID.
+A module may have
+
+- ``name``: used in keys such as ``fd_<name>``; by default its class's name in lower case;
+- ``digest``: identifies its weights; by default the SHA-256 of its ``state_dict``;
+- ``channels``: with 3, grey images are repeated to three channels.
+
+Only Inception's Frechet distance is called FID.
 """
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
 from torch import Tensor, nn
 
+from cdmem.errors import InputError
 from cdmem.images import to_float
 
 
@@ -25,3 +36,86 @@ class PixelFeatures(nn.Module):
 def features_name(module: nn.Module) -> str:
     """The name under which a module's distances are logged."""
     return str(getattr(module, "name", type(module).__name__.lower()))
+
+
+def frechet_key(module: nn.Module) -> str:
+    """``fid`` for Inception, ``fd_<name>`` for every other extractor."""
+    name = features_name(module)
+    return "fid" if name == "inception" else f"fd_{name}"
+
+
+def kernel_key(module: nn.Module) -> str:
+    """``kid`` for Inception, ``kid_<name>`` for every other extractor."""
+    name = features_name(module)
+    return "kid" if name == "inception" else f"kid_{name}"
+
+
+def digest_of(module: nn.Module) -> str:
+    """``module.digest``, or the SHA-256 of its class name and ``state_dict``."""
+    if hasattr(module, "digest"):
+        return str(module.digest)
+    total = hashlib.sha256(type(module).__qualname__.encode())
+    for key, value in sorted(module.state_dict().items()):
+        total.update(f"\n{key} ".encode())
+        if isinstance(value, Tensor):
+            total.update(f"{value.dtype} {tuple(value.shape)} ".encode())
+            # Bytes rather than numbers: numpy has no bfloat16.
+            total.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+        else:
+            total.update(repr(value).encode())
+    return total.hexdigest()
+
+
+def extract(module: nn.Module, images: Tensor, batch_size: int = 256, device: torch.device | str = "cpu") -> Tensor:
+    """Features of images in the module's own precision: eval mode, no autocast, no gradients; modes are restored.
+
+    Args:
+        module: uint8 (B, C, H, W) -> (B, F); moved to ``device``.
+        images: uint8 (m, C, H, W).
+        batch_size: images at once.
+        device: where the module runs.
+
+    Returns:
+        float32 or float64 (m, F), on the CPU.
+
+    Raises:
+        InputError: the module does not give one finite float vector per image.
+    """
+    if getattr(module, "channels", None) == 3 and images.shape[1] == 1:
+        images = images.expand(-1, 3, -1, -1)
+    # No images: the features of a black one tell type and length.
+    batches = images.split(batch_size) if len(images) else [images.new_zeros(1, *images.shape[1:])]
+    parts = []
+    module.to(device)
+    with _evaluation_mode(module), torch.no_grad(), torch.autocast(torch.device(device).type, enabled=False):
+        for batch in batches:
+            features = module(batch.to(device))
+            _check(module, features, len(batch))
+            parts.append(features.cpu() if features.dtype == torch.float64 else features.float().cpu())
+    return torch.cat(parts)[: len(images)]
+
+
+@contextmanager
+def _evaluation_mode(module: nn.Module) -> Iterator[None]:
+    """Eval mode inside; afterwards every submodule has the mode it had, also where they differed."""
+    modes = [(part, part.training) for part in module.modules()]
+    module.eval()
+    try:
+        yield
+    finally:
+        for part, training in modes:
+            part.training = training
+
+
+def _check(module: nn.Module, features: Tensor, count: int) -> None:
+    if not isinstance(features, Tensor):
+        problem = f"gives {type(features).__name__} instead of a tensor"
+    elif features.ndim != 2 or len(features) != count or not features.shape[1]:
+        problem = f"gives {tuple(features.shape)} for {count} images"
+    elif not features.is_floating_point():
+        problem = f"gives {str(features.dtype).removeprefix('torch.')} instead of floats"
+    elif not bool(features.isfinite().all()):
+        problem = "gives infinite or undefined features"
+    else:
+        return
+    raise InputError("features", features_name(module), problem, "return finite floats (B, F) for B images")

@@ -1,43 +1,57 @@
 r"""Frechet and kernel distances between generated and reference images, on any features.
 
-.. math:: FD = \|\mu_1-\mu_2\|^2 + \mathrm{tr}\left(S_1 + S_2 - 2 (S_1 S_2)^{1/2}\right)
-
-from float64 sums and the eigenvalue form; no matrix square root, so it neither fails nor turns complex when there are
-fewer images than features. FD depends on the sample count; KID (unbiased) does not.
+KID is the unbiased squared maximum mean discrepancy with a cubic kernel (Binkowski et al. 2018): unlike the Frechet
+distance it does not depend on the sample count, so it is the one to use with few images.
 """
 
 from __future__ import annotations
 
-from typing import Any
+import math
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torchmetrics import Metric
-from torchmetrics.utilities import dim_zero_cat
 
+from cdmem.data.subset import TrainingSet
 from cdmem.errors import InputError
+from cdmem.metrics.feature_space import FeatureMetric
+from cdmem.metrics.features import frechet_key, kernel_key
+from cdmem.metrics.frechet import (
+    BLOCK,
+    GROUPS,
+    Interval,
+    Moments,
+    frechet_infinity,
+    frechet_interval,
+    moments,
+    moments_distance,
+    sampling_floor,
+)
+
+LEAST = 3  # the jackknife leaves one of at least three out
+NORMAL_95 = 1.959963984540054
 
 
-def frechet_distance(mu1: Tensor, cov1: Tensor, mu2: Tensor, cov2: Tensor) -> float:
-    """Distance between two Gaussians, in float64.
+@dataclass(frozen=True)
+class Reference:
+    """One side of the distances, with everything that does not depend on the other side.
 
-    tr (S1 S2)^(1/2) is the sum of the square roots of the eigenvalues of S1^(1/2) S2 S1^(1/2), which is symmetric.
-
-    Args:
-        mu1: (F,).
-        cov1: (F, F).
-        mu2: (F,).
-        cov2: (F, F).
+    Attributes:
+        features: (m, F).
+        weights: rows that each stands for, float64 (m,).
+        given: the rows are the whole distribution (T) rather than a sample of one (H).
+        moments: of the rows.
+        kernel_rows: sum over the other rows of the kernel, float64 (m,); over all rows if ``given``.
     """
-    values, vectors = torch.linalg.eigh(cov1.double())
-    root = (vectors * values.clamp_min(0).sqrt()) @ vectors.T
-    middle = root @ cov2.double() @ root
-    cross = torch.linalg.eigvalsh((middle + middle.T) / 2).clamp_min(0).sqrt().sum()
-    shift = (mu1.double() - mu2.double()).square().sum()
-    return float(shift + cov1.double().trace() + cov2.double().trace() - 2 * cross)
+
+    features: Tensor
+    weights: Tensor
+    given: bool
+    moments: Moments
+    kernel_rows: Tensor
 
 
-def kernel_distance(x: Tensor, y: Tensor, block: int = 1024) -> float:
+def kernel_distance(x: Tensor, y: Tensor, block: int = BLOCK) -> float:
     """KID: unbiased MMD^2 over all pairs with k(a, b) = (a.b / F + 1)^3 (Binkowski et al. 2018); may be negative.
 
     Args:
@@ -59,116 +73,160 @@ def kernel_distance(x: Tensor, y: Tensor, block: int = 1024) -> float:
     return within - 2 * total(x, y) / (n * m)
 
 
-def _enough(reference: int, generated: int) -> None:
-    for name, count in (("held-out", reference), ("generated", generated)):
-        if count < 2:
-            raise InputError("samples", count, f"a distance needs at least 2 {name} images", "give more")
+def _kernel_sums(x: Tensor, y: Tensor, wx: Tensor, wy: Tensor) -> tuple[Tensor, Tensor]:
+    """Kernel sums over the other side: float64 (n,), over y with weights wy (m,), and (m,), over x with wx (n,)."""
+    y = y.double()
+    rows, columns = [], torch.zeros(len(y), dtype=torch.float64)
+    for part, weight in zip(x.split(BLOCK), wx.split(BLOCK)):
+        table = ((part.double() @ y.T) / y.shape[1] + 1) ** 3
+        rows.append(table @ wy)
+        columns += weight @ table
+    return torch.cat(rows), columns
 
 
-class FrechetDistance(Metric):
-    """Streaming Frechet distance: sums only, so it adds up exactly over batches and processes.
-
-    Args:
-        features: uint8 (B, C, H, W) -> (B, F).
-        keep_reference: :meth:`reset` forgets the generated images only.
-    """
-
-    full_state_update = False
-    higher_is_better = False
-    is_differentiable = False
-
-    def __init__(self, features: nn.Module, keep_reference: bool = False) -> None:
-        super().__init__()
-        # In a list: not a submodule, so no weights of the extractor reach a checkpoint.
-        self._features = [features]
-        self.keep_reference = keep_reference
-        for side in ("reference", "generated"):
-            self.add_state(f"{side}_count", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
-            self.add_state(f"{side}_sum", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
-            self.add_state(f"{side}_outer", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
-
-    @torch.no_grad()
-    def update(self, images: Tensor, reference: bool) -> None:
-        """Add uint8 images (B, C, H, W) to the reference or to the generated side."""
-        f = self._features[0](images).double().to(self.device)
-        side = "reference" if reference else "generated"
-        for name, value in (("count", f.new_tensor(len(f))), ("sum", f.sum(0)), ("outer", f.T @ f)):
-            setattr(self, f"{side}_{name}", getattr(self, f"{side}_{name}") + value)
-
-    def _moments(self, side: str) -> tuple[Tensor, Tensor]:
-        count, total = getattr(self, f"{side}_count"), getattr(self, f"{side}_sum")
-        mean = total / count
-        cov = (getattr(self, f"{side}_outer") - count * torch.outer(mean, mean)) / (count - 1)
-        return mean, cov
-
-    def compute(self) -> Tensor:
-        """The distance, float64 scalar.
-
-        Raises:
-            InputError: fewer than two images on a side.
-        """
-        _enough(int(self.reference_count), int(self.generated_count))
-        value = frechet_distance(*self._moments("reference"), *self._moments("generated"))
-        return torch.tensor(value, dtype=torch.float64)
-
-    def reset(self) -> None:
-        kept = {n: getattr(self, f"reference_{n}") for n in ("count", "sum", "outer")} if self.keep_reference else {}
-        super().reset()
-        for name, value in kept.items():
-            setattr(self, f"reference_{name}", value)
+def _self_kernel(x: Tensor) -> Tensor:
+    return (x.double().square().sum(1) / x.shape[1] + 1) ** 3
 
 
-class KernelDistance(Metric):
-    """KID over all features of both sides, which are kept.
+def reference_of(features: Tensor, weights: Tensor | None = None) -> Reference:
+    """Everything about a reference that can be kept: features (m, F).
 
     Args:
-        features: uint8 (B, C, H, W) -> (B, F).
-        keep_reference: :meth:`reset` forgets the generated images only.
+        features: (m, F).
+        weights: rows that each stands for, (m,). None: the rows are a *sample*, and KID leaves their diagonal out.
+            Given: the rows *are* the distribution (the training set), and KID keeps it, so that a generator which
+            draws from exactly these rows has expectation zero.
+    """
+    w = torch.ones(len(features), dtype=torch.float64) if weights is None else weights.double()
+    rows = _kernel_sums(features, features, w, w)[0]
+    rows = rows if weights is not None else rows - _self_kernel(features)
+    return Reference(features, w, weights is not None, moments(features, weights), rows)
+
+
+def kernel_interval(generated: Tensor, reference: Reference) -> Interval:
+    """KID over all pairs, with the normal 95 % interval of its jackknife standard error.
+
+    Leaving one image out changes only its row sums, so all leave-one-out values come in closed form from the sums that
+    the value needs anyway. Over generated and reference images if the reference is a sample, over the generated images
+    alone if it is given. Near zero, where KID is degenerate, the interval is too wide (about sqrt 2), not too narrow.
+
+    Args:
+        generated: features (n, F), n at least 3.
+        reference: from :func:`reference_of`, at least 3 rows.
+    """
+    n, w = len(generated), reference.weights
+    ones, total = torch.ones(n, dtype=torch.float64), float(w.sum())
+    inside = _kernel_sums(generated, generated, ones, ones)[0] - _self_kernel(generated)
+    across, back = _kernel_sums(generated, reference.features, ones, w)
+    sum_x, sum_xy, sum_y = inside.sum(), across.sum(), w @ reference.kernel_rows
+    within_y = sum_y / (total**2 if reference.given else total * (total - 1))
+    within_x = sum_x / (n * (n - 1))
+    value = float(within_x + within_y - 2 * sum_xy / (n * total))
+    less_x = (sum_x - 2 * inside) / ((n - 1) * (n - 2)) - 2 * (sum_xy - across) / ((n - 1) * total)
+    variance = (n - 1) / n * (less_x - less_x.mean()).square().sum()
+    if not reference.given:
+        m = total
+        less_y = (sum_y - 2 * reference.kernel_rows) / ((m - 1) * (m - 2)) - 2 * (sum_xy - back) / (n * (m - 1))
+        variance = variance + (m - 1) / m * (less_y - less_y.mean()).square().sum()
+    half = NORMAL_95 * math.sqrt(float(variance))
+    return Interval(value, value - half, value + half)
+
+
+def fidelity(generated: Tensor, reference: Tensor, reference_weights: Tensor | None = None) -> dict[str, float]:
+    """``fd``, ``kid``, ``kid_low`` and ``kid_high`` between generated (n, F) and reference features (m, F).
+
+    Args:
+        generated: (n, F).
+        reference: (m, F).
+        reference_weights: rows that each stands for, (m,), if the reference is the whole distribution; see
+            :func:`reference_of`.
+
+    Raises:
+        InputError: fewer than three rows on a side.
+    """
+    for name, rows in (("generated", generated), ("reference", reference)):
+        if len(rows) < LEAST and (name == "generated" or reference_weights is None):
+            raise InputError("samples", len(rows), f"distances need at least {LEAST} {name} images", "give more")
+    return _distances(generated, reference_of(reference, reference_weights))
+
+
+def _distances(generated: Tensor, reference: Reference) -> dict[str, float]:
+    kid = kernel_interval(generated, reference)
+    frechet = moments_distance(moments(generated), reference.moments)
+    return {"fd": frechet, "kid": kid.value, "kid_low": kid.low, "kid_high": kid.high}
+
+
+class Fidelity(FeatureMetric):
+    """Frechet and kernel distance of the samples to H and to T.
+
+    Keys are ``fd_<features>``, ``kid_<features>``, ``kid_<features>_low`` and ``_high`` (``fid`` and ``kid`` for
+    Inception) to H, and the same followed by ``_train`` to T, rows weighted by their multiplicities and, where training
+    mirrors, with the mirror images. Without at least three held-out images only those to T. Both references are
+    computed once and kept over :meth:`reset`.
+
+    Args:
+        features: uint8 (B, C, H, W) -> (B, F); the pixels by default.
+        interval: also ``<frechet key>_low`` and ``_high``, see :func:`frechet_interval`; ten more distances.
+        infinity: also ``<frechet key>_infinity``, ``_low`` and ``_high`` to H, see :func:`frechet_infinity`; slow.
     """
 
-    full_state_update = False
     higher_is_better = False
-    is_differentiable = False
+    min_samples = LEAST
 
-    def __init__(self, features: nn.Module, keep_reference: bool = False) -> None:
-        super().__init__()
-        self._features = [features]
-        self.keep_reference = keep_reference
-        # Flat, because an empty share of a 2-D state breaks the gathering over processes.
-        self.add_state("reference", [], dist_reduce_fx="cat")
-        self.add_state("generated", [], dist_reduce_fx="cat")
-        self.add_state("size", torch.zeros((), dtype=torch.int64), dist_reduce_fx="max")
+    def __init__(self, features: nn.Module | None = None, interval: bool = False, infinity: bool = False) -> None:
+        super().__init__(features)
+        self.interval, self.infinity = interval, infinity
 
-    @torch.no_grad()
-    def update(self, images: Tensor, reference: bool) -> None:
-        """Add uint8 images (B, C, H, W) to the reference or to the generated side."""
-        f = self._features[0](images).double().to(self.device)
-        self.size = torch.maximum(self.size, self.size.new_tensor(f.shape[1]))
-        (self.reference if reference else self.generated).append(f.flatten())
+    def prepare(self, training_set: TrainingSet) -> Fidelity:
+        """Bind T and H and declare the states."""
+        super().prepare(training_set)
+        self._references: dict[str, Reference] = {}
+        return self
 
-    def _sync_dist(self, *args: Any, **kwargs: Any) -> None:
-        # torchmetrics would send float32 for a share without images, which the other ranks read as float64.
-        for name in ("reference", "generated"):
-            if not len(getattr(self, name)):
-                setattr(self, name, [torch.zeros(0, dtype=torch.float64, device=self.device)])
-        super()._sync_dist(*args, **kwargs)
+    def references(self) -> dict[str, Reference]:
+        """H under "" and T under ``_train``, with their features and moments; H only with three or more images."""
+        if not self._references:
+            held_out = self.training_set.held_out_images
+            if len(held_out) >= LEAST:
+                self._references[""] = reference_of(self.features_of(held_out))
+            train, _ = self.views(self.training_set.images)
+            copies = self.training_set.multiplicities
+            self._references["_train"] = reference_of(train, copies.repeat(len(train) // len(copies)))
+        return self._references
 
-    def compute(self) -> Tensor:
-        """The distance, float64 scalar; see :func:`kernel_distance`.
+    def evaluate(self, rows: dict[str, Tensor]) -> dict[str, float]:
+        """The distances by key, see the class."""
+        generated = self.features_of(rows["images"])
+        keys, values = self._keys(), {}
+        for suffix, reference in self.references().items():
+            values |= {keys[k] + suffix: v for k, v in _distances(generated, reference).items()}
+            if self.interval and len(generated) >= 2 * GROUPS:
+                _, low, high = frechet_interval(generated, reference.moments)
+                values |= {f"{keys['fd']}_low{suffix}": low, f"{keys['fd']}_high{suffix}": high}
+        if self.infinity and "" in self._references:
+            found = frechet_infinity(generated, self._references[""].moments, seed=0)
+            if found is not None:
+                names = (f"{keys['fd']}_infinity{end}" for end in ("", "_low", "_high"))
+                values |= dict(zip(names, found))
+        return values
+
+    def controls(self, samples: int, seed: int = 0) -> dict[str, float]:
+        """``<frechet key>_copycat``, FD of T itself to H, and ``_floor``, FD between two parts of H.
+
+        A model at the copycat's distance may only have copied; one at the floor could be H itself.
+
+        Args:
+            samples: size of the generated sets to compare with.
+            seed: of the splits of H.
 
         Raises:
-            InputError: fewer than two images on a side.
+            InputError: fewer than four held-out images.
         """
-        sides = []
-        for value in (self.reference, self.generated):
-            flat = dim_zero_cat(value) if len(value) else torch.zeros(0, dtype=torch.float64)
-            sides.append(flat.reshape(-1, max(int(self.size), 1)))
-        _enough(len(sides[0]), len(sides[1]))
-        return torch.tensor(kernel_distance(*sides), dtype=torch.float64)
+        self.need_held_out(4)
+        key, sides = self._keys()["fd"], self.references()
+        copycat = moments_distance(sides["_train"].moments, sides[""].moments)
+        return {f"{key}_copycat": copycat, f"{key}_floor": sampling_floor(sides[""].features, samples, seed)}
 
-    def reset(self) -> None:
-        # A copy, because torchmetrics clears the list itself.
-        kept, size = (list(self.reference), self.size) if self.keep_reference else ([], None)
-        super().reset()
-        if size is not None:
-            self.reference, self.size = kept, size
+    def _keys(self) -> dict[str, str]:
+        frechet, kernel = frechet_key(self._features[0]), kernel_key(self._features[0])
+        return {"fd": frechet, "kid": kernel, "kid_low": f"{kernel}_low", "kid_high": f"{kernel}_high"}

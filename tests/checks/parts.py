@@ -11,6 +11,7 @@ import lightning.pytorch as pl
 import torch
 
 from cdmem.data.datamodule import MemorizationDataModule
+from cdmem.data.subset import TrainingSet
 from cdmem.diffusion import analytic, noise, preconditioning
 from cdmem.networks import MLP
 from cdmem.training import student, teacher
@@ -77,6 +78,19 @@ def flat_weights(network):
 
 def make_data(**options):
     return MemorizationDataModule(**({"source": "digits", "n": 8, "held_out": 8, "batch_size": 4} | options))
+
+
+def random_images(n, shape=(3, 8, 8), seed=0, low=0, high=256):
+    """Independent grey levels, uint8 (n, C, H, W)."""
+    return torch.randint(low, high, (n, *shape), generator=rng(seed), dtype=torch.uint8)
+
+
+def make_training_set(images, copies=None, held_out=None, flip=False):
+    """T from uint8 images (n, C, H, W); ``copies`` int64 (n,), one of each by default."""
+    held_out = images[:0] if held_out is None else held_out
+    n, h = torch.arange(len(images)), torch.arange(len(held_out))
+    copies = torch.ones_like(n) if copies is None else copies
+    return TrainingSet(images, n * 0, n, copies, held_out, h * 0, h, flip, (), "test", {}, {})
 
 
 def make_student(cls=None, **options):

@@ -202,8 +202,8 @@ def sigma_data_of_unique_images(m):
 
 @fault(checks.check_flips_are_grouped)
 def flips_trained_but_not_grouped(m):
-    real = subset._digests
-    m.setattr(subset, "_digests", lambda images, flip=False: real(images, False))
+    real = subset.content_digests
+    m.setattr(subset, "content_digests", lambda images, flip=False: real(images, False))
 
 
 @fault(checks.check_flips_are_grouped)

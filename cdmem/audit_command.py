@@ -1,0 +1,196 @@
+"""``python -m cdmem audit``: what a generator, or a set of images made elsewhere, reproduces of a training set.
+
+Exit code 0: audited; 1: the upper end of the 95 % interval of f_mem is above ``--fail_above``; 2: bad input.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from cdmem.audit import Auditor, AuditResult
+from cdmem.data.subset import TrainingSet
+from cdmem.distillation import distillation_record
+from cdmem.errors import InputError
+from cdmem.metrics.features import features_name
+from cdmem.pipelines import is_pipeline, load_pipeline
+from cdmem.references import ARRAYS, load_references, match_channels, read_images
+from cdmem.run import CONFIG, RunFolder
+from cdmem.sample import OneLineParser
+from cdmem.subjects import GivenImages, Subject, stage_subjects, study_subjects
+from cdmem.suite import GROUPS, SLOW_GROUPS, SuiteOptions, build_features
+from cdmem.summary import print_summary
+
+
+def parser() -> argparse.ArgumentParser:
+    """The options of ``audit``."""
+    p = OneLineParser(
+        prog="python -m cdmem audit", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    p.add_argument(
+        "--generator", required=True, help="checkpoint, run folder, diffusers pipeline folder, .npz or folder of images"
+    )
+    p.add_argument("--training_set", required=True, help="run folder, training_set.json, .npz or folder of images")
+    p.add_argument("--held_out", default=None, help="the same forms; images that were not trained on")
+    p.add_argument("--teacher", default=None, help="the student's teacher, for the paired comparison")
+    p.add_argument("--samples", type=int, default=None, help="images per model; default 2000, or all given images")
+    p.add_argument("--seed", type=int, default=0, help="sampling seed; first sample seed is 1,000,000 times this")
+    p.add_argument("--nfe", type=int, nargs="+", default=None, help="network evaluations per image, one audit each")
+    p.add_argument("--weights", default=None, help="raw or ema_<half-life>; the checkpoint's choice if absent")
+    p.add_argument("--out", default=None, help="JSON file to write")
+    gate_help = "exit 1 when the upper 95 %% bound of f_mem exceeds this"
+    p.add_argument("--fail_above", type=float, default=None, help=gate_help)
+    p.add_argument("--threshold", type=float, default=1 / 3, help="memorised means d1/d2 below this")
+    p.add_argument("--near_duplicates", default="off", help="auto, off or a ratio: which training images count as one")
+    p.add_argument("--flip", action="store_true", help="training mirrored images: a mirrored copy is a copy")
+    p.add_argument("--features", nargs="+", default=["pixels"], help="pixels, efficientnet, inception")
+    p.add_argument("--metrics", nargs="+", default=list(GROUPS), help=f"of {', '.join((*GROUPS, *SLOW_GROUPS))}")
+    p.add_argument("--data_path", default=None, help="where the pixels of a run's data source lie now")
+    p.add_argument("--batch_size", type=int, default=256, help="images made at once; changes no number")
+    p.add_argument("--device", default="cpu", help="cpu, cuda, ...")
+    p.add_argument("--quiet", action="store_true", help="no progress bars")
+    return p
+
+
+def _near(value: str) -> str | float:
+    if value in ("auto", "off"):
+        return value
+    try:
+        return float(value)
+    except ValueError:
+        raise InputError("near_duplicates", value, "is no rule", "use auto, off or a ratio such as 0.5") from None
+
+
+def check(options: argparse.Namespace) -> None:
+    """Refuse impossible settings before anything is read.
+
+    Raises:
+        InputError: see the messages.
+    """
+    if options.samples is not None and options.samples < 2:
+        raise InputError("samples", options.samples, "needs at least 2", "1000 or more give a usable interval")
+    if options.batch_size < 1:
+        raise InputError("batch_size", options.batch_size, "must be at least 1", "e.g. 256")
+    if options.fail_above is not None and not 0 <= options.fail_above <= 1:
+        raise InputError("fail_above", options.fail_above, "is a fraction", "e.g. 0.01 for 1 %")
+    if not 0 < options.threshold <= 1:
+        raise InputError("threshold", options.threshold, "must be in (0, 1]", "1/3 is customary")
+    if options.nfe is not None and min(options.nfe) < 1:
+        raise InputError("nfe", options.nfe, "needs at least one evaluation", "e.g. --nfe 1 2 4")
+    for group in options.metrics:
+        if group not in (*GROUPS, *SLOW_GROUPS):
+            raise InputError("metrics", group, "no such group", f"use {', '.join((*GROUPS, *SLOW_GROUPS))}")
+    if options.out is not None:
+        out = Path(options.out)
+        if out.exists():
+            raise InputError("out", out, "exists already", "give another --out")
+        if out.suffix != ".json":
+            raise InputError("out", out, "must end in .json", "e.g. --out audit.json")
+    try:
+        torch.zeros(1, device=options.device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise InputError("device", options.device, str(error).split("\n")[0], "use cpu") from None
+
+
+def _students(folder: Path) -> list[str]:
+    """Names of a study's students: the stages beside its teacher."""
+    return sorted(
+        p.parent.parent.name for p in folder.glob("*/checkpoints/last.ckpt") if p.parent.parent.name != "teacher"
+    )
+
+
+def _is_study(folder: Path) -> bool:
+    return (folder / "teacher" / "checkpoints" / "last.ckpt").is_file()
+
+
+def _images_subject(path: str, training_set: TrainingSet) -> Subject:
+    images = match_channels(read_images(path, "generator"), training_set.shape, "generator")
+    if len(images) < 2:
+        raise InputError("generator", path, f"holds {len(images)} image", "an audit needs at least 2")
+    digest = hashlib.sha256(images.numpy().tobytes()).hexdigest()
+    return Subject("images", "images", "given", GivenImages(images), "given", None, digest)
+
+
+def open_generator(
+    options: argparse.Namespace, training_set: TrainingSet
+) -> tuple[list[Subject], dict[str, object], list[str]]:
+    """The subjects of an audit, what is known of their distillation, and notes."""
+    path, nfe = Path(options.generator).expanduser(), options.nfe
+    if not path.exists():
+        raise InputError("generator", path, "no such file or folder", "give a checkpoint, run, pipeline or images")
+    if path.is_dir() and is_pipeline(path):
+        samplers, method, digest = load_pipeline(path, nfe)
+        return [Subject(path.name, "generator", method, s, "pipeline", None, digest) for s in samplers], {}, []
+    if path.is_dir() and _is_study(path):
+        names = _students(path)
+        subjects = study_subjects(path, names, nfe, options.device, options.weights)
+        return subjects, {n: distillation_record(RunFolder(path / n), options.threshold) for n in names}, []
+    stage = path.is_dir() and ((path / "checkpoints").is_dir() or (path / "last.ckpt").is_file())
+    checkpoint = path.suffix == ".ckpt" or stage
+    if not checkpoint:
+        if path.is_file() and path.suffix not in ARRAYS:
+            raise InputError("generator", path, "is no checkpoint and no image file", "give a .ckpt, .npz or folder")
+        if nfe is not None:
+            raise InputError("nfe", nfe, "the images are made already", "leave --nfe out")
+        note = "images of unknown training: convergence is unknown"
+        return [_images_subject(options.generator, training_set)], {}, [note]
+    subjects, notes = stage_subjects(path, nfe, options.device, options.weights, options.teacher)
+    known = subjects[-1].module.about["training_set"]
+    if known != training_set.hash:
+        notes.append(f"the checkpoint names another training set ({known[:12]}) than the one audited against")
+    folder = path if path.is_dir() else path.parent.parent
+    record = {}
+    if subjects[-1].role == "student" and (folder / CONFIG).is_file() and (folder / "evaluations").is_dir():
+        record["student"] = distillation_record(RunFolder(folder), options.threshold)
+    elif subjects[-1].role == "student":
+        notes.append("no evaluations along the distillation: convergence is unknown")
+    return subjects, record, notes
+
+
+def gate(result: AuditResult, fail_above: float | None) -> list[str]:
+    """Names of the models whose upper bound of f_mem is above the limit. Teachers beside a student do not count."""
+    if fail_above is None:
+        return []
+    judged = [m for m in result.models if m["role"] != "teacher"] or result.models
+    return [f"{m['name']} {m['nfe']} NFE" for m in judged if m["f_mem"]["ci95"][1] > fail_above]
+
+
+def run_audit(args: Sequence[str]) -> int:
+    """Audit, print, write, and say by the exit code whether the gate holds."""
+    options = parser().parse_args(args)
+    options.near_duplicates = _near(options.near_duplicates)
+    check(options)
+    extractors: list[nn.Module] = [build_features(name) for name in dict.fromkeys(options.features)]
+    training_set, notes = load_references(options.training_set, options.held_out, options.flip, options.data_path)
+    subjects, distillation, more = open_generator(options, training_set)
+    given = [s.sampler for s in subjects if isinstance(s.sampler, GivenImages)]
+    samples = options.samples or (len(given[0].images) if given else 2000)
+    if given and samples > len(given[0].images):
+        raise InputError("samples", samples, f"only {len(given[0].images)} images are given", "ask for fewer")
+    names = [features_name(m) for m in extractors]
+    suite = SuiteOptions(options.threshold, options.near_duplicates, names, options.metrics)
+    place = {"batch_size": options.batch_size, "device": options.device, "progress": not options.quiet}
+    auditor = Auditor(training_set, samples, options.seed, suite, features=extractors, **place)
+    result = auditor.run(subjects, distillation)
+    result.notes += [*notes, *more]
+    failed = gate(result, options.fail_above)
+    print_summary(result)
+    if options.fail_above is not None:
+        limit = f"{100 * options.fail_above:g} %"
+        outcome = f"FAILED, {', '.join(failed)} may exceed {limit}" if failed else f"passed, all below {limit}"
+        print(f"\ngate: {outcome}")
+    if options.out is not None:
+        out = Path(options.out)
+        record = json.loads(result.to_json()) | {
+            "gate": {"fail_above": options.fail_above, "failed": failed},
+            "command": ["python", "-m", "cdmem", "audit", *args],
+        }
+        RunFolder(out.parent).write_json(out.name, record)
+        print(f"\nwritten: {out}")
+    return 1 if failed else 0

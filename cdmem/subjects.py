@@ -1,0 +1,177 @@
+"""Generators under audit, made from cdmem's own checkpoints: a stage, or the stages of a whole study."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import torch
+from torch import Tensor
+
+from cdmem.errors import InputError
+from cdmem.training.checkpoint import load_module, weights_digest
+from cdmem.training.student import ConsistencyStudent
+from cdmem.training.teacher import DiffusionTeacher
+
+if TYPE_CHECKING:
+    from cdmem.training.module import CdmemModule
+
+
+class Sampler(Protocol):
+    """Seed -> image: ``nfe`` network evaluations each; float images (B, C, H, W) in [-1, 1], not clamped."""
+
+    nfe: int
+
+    def __call__(self, seeds: Sequence[int], device: torch.device | str = "cpu") -> Tensor: ...
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A generator under audit.
+
+    Attributes:
+        name: ``teacher``, ``student`` or the name of one of several students.
+        role: ``teacher``, ``student``, ``generator`` (somebody else's) or ``images`` (made elsewhere).
+        method: how it samples: ``heun``, ``euler``, ``consistency``, a diffusers scheduler, or ``given``.
+        sampler: seed -> image.
+        weights: ``raw``, ``ema_<half-life>`` or where they come from.
+        step: optimizer steps of the checkpoint, or None.
+        digest: of the weights, or of the images.
+        module: the model itself, for metrics that look inside, or None.
+    """
+
+    name: str
+    role: str
+    method: str
+    sampler: Sampler
+    weights: str
+    step: int | None
+    digest: str = ""
+    module: CdmemModule | None = None
+
+    @property
+    def file_stem(self) -> str:
+        return f"{self.name}_{self.method}_nfe={self.sampler.nfe}"
+
+
+@dataclass
+class GivenImages:
+    """A sampler over images that exist: seed k is image k.
+
+    Args:
+        images: uint8 (m, C, H, W).
+    """
+
+    images: Tensor
+    nfe: int = 0
+
+    def __call__(self, seeds: Sequence[int], device: torch.device | str = "cpu") -> Tensor:
+        """The images themselves, uint8, so that no rounding touches them."""
+        return self.images[list(seeds)].to(device)
+
+
+def _digest(module: CdmemModule) -> str:
+    return weights_digest(module.function().network)
+
+
+def _weights(module: CdmemModule, weights: str | None) -> CdmemModule:
+    if weights is not None:
+        module.function(weights)  # raises for unknown names
+        module.weights = weights
+    return module
+
+
+def teacher_subjects(module: DiffusionTeacher, nfe: Sequence[int] | None = None) -> list[Subject]:
+    """The teacher at full cost, and at each further ``nfe``."""
+    about = (module.weights, module.step, _digest(module), module)
+    found = [Subject("teacher", "teacher", module.solver, module.sampler(), *about)]
+    for k in nfe or ():
+        sampler = module.sampler(k)
+        if sampler.nfe != found[0].sampler.nfe:
+            found.append(Subject("teacher", "teacher", module.solver, sampler, *about))
+    return found
+
+
+def student_subjects(name: str, module: ConsistencyStudent, nfe: Sequence[int] | None = None) -> list[Subject]:
+    """The student at every NFE asked for; all that its ``mid_sigmas`` allow without ``nfe``."""
+    about = (module.weights, module.step, _digest(module), module)
+    return [Subject(name, "student", "consistency", module.sampler(k), *about) for k in nfe or module.default_nfe]
+
+
+def with_teacher(teacher: DiffusionTeacher, students: Sequence[Subject]) -> list[Subject]:
+    """The teacher at full cost, the teacher by Euler steps at the students' own levels, then the students."""
+    full = teacher_subjects(teacher)
+    cheap: dict[tuple[float, ...], Subject] = {}
+    for s in students:
+        mids = tuple(s.sampler.mid_sigmas)  # type: ignore[attr-defined]
+        if mids not in cheap:
+            euler = teacher.few_step_sampler(mids)
+            cheap[mids] = Subject(
+                "teacher", "teacher", "euler", euler, full[0].weights, full[0].step, full[0].digest, teacher
+            )
+    return [*full, *cheap.values(), *students]
+
+
+def study_subjects(
+    folder: str | Path, students: Sequence[str], nfe: Sequence[int] | None, device: str, weights: str | None = None
+) -> list[Subject]:
+    """Everything that a study's folder holds: see :func:`with_teacher`."""
+    teacher = _weights(load_module(f"{folder}/teacher"), weights)
+    teacher.to(device)
+    found: list[Subject] = []
+    for name in students:
+        student = _weights(load_module(f"{folder}/{name}"), weights)
+        student.to(device)
+        found += student_subjects(name, student, nfe)
+    return with_teacher(teacher, found)
+
+
+def find_teacher(student: ConsistencyStudent, path: str | None, record: dict[str, Any]) -> DiffusionTeacher | None:
+    """The teacher of a student: the one named, or the one its checkpoint names if that is still there and the same.
+
+    Args:
+        student: loaded student.
+        path: what the user named, or None.
+        record: the checkpoint's own record, with ``teacher`` and ``teacher_digest``.
+
+    Raises:
+        InputError: a named teacher that is not the one the student was distilled from.
+    """
+    name = path or record.get("teacher")
+    if not name or str(name).startswith("analytic:") or name == "None":
+        return None
+    if path is None and not Path(name).exists():
+        return None
+    module = load_module(name, key="teacher")
+    if not isinstance(module, DiffusionTeacher):
+        raise InputError("teacher", name, f"is a {module.role}", "give the teacher's checkpoint")
+    known = {weights_digest(module.function(w).network): w for w in ("raw", *module.ema.names())}
+    if record.get("teacher_digest") and record["teacher_digest"] not in known:
+        if path is None:
+            return None
+        raise InputError("teacher", name, "is not the teacher this student was distilled from", "give that teacher")
+    return _weights(module, known.get(record.get("teacher_digest", "")))
+
+
+def stage_subjects(
+    path: str | Path, nfe: Sequence[int] | None, device: str, weights: str | None, teacher: str | None
+) -> tuple[list[Subject], list[str]]:
+    """A single checkpoint or stage folder: a teacher, or a student beside its teacher where that is found.
+
+    Returns:
+        the subjects, and notes for people.
+    """
+    from cdmem.training.checkpoint import read_checkpoint
+
+    module = _weights(load_module(path, "generator"), weights)
+    module.to(device)
+    if isinstance(module, DiffusionTeacher):
+        return teacher_subjects(module, nfe), []
+    students = student_subjects("student", module, nfe)
+    found = find_teacher(module, teacher, read_checkpoint(path, "generator")["cdmem"])
+    if found is None:
+        return students, ["the student's teacher was not found: no paired comparison (give --teacher PATH)"]
+    found.to(device)
+    return with_teacher(found, students), []

@@ -1,0 +1,119 @@
+"""The metrics of an audit, by name: each a `SampleMetric` that a callback can use too, under the same class path."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from cdmem.data.subset import TrainingSet
+from cdmem.errors import InputError
+from cdmem.metrics.authenticity import Authenticity
+from cdmem.metrics.base import SampleMetric
+from cdmem.metrics.copying import CopyTest, TrainPreference, TwoSampleAccuracy
+from cdmem.metrics.coverage import HitCoverage
+from cdmem.metrics.extraction import AbsoluteExtraction, AdaptiveExtraction
+from cdmem.metrics.features import PixelFeatures, digest_of, features_name
+from cdmem.metrics.fidelity import Fidelity
+from cdmem.metrics.hog import CopyDetection
+from cdmem.metrics.likelihood import FeatureLikelihood
+from cdmem.metrics.prdc import ManifoldQuality
+from cdmem.metrics.search import NearDuplicates
+
+GROUPS = ("memorization", "copying", "quality", "inside")
+SLOW_GROUPS = ("infinity",)  # hundreds of Frechet distances: on request
+EXTRACTORS = ("pixels", "efficientnet", "inception")
+
+
+@dataclass(frozen=True)
+class SuiteOptions:
+    """What to measure.
+
+    Attributes:
+        threshold: memorised means d1 / d2 below it.
+        near_duplicates: grouping of T.
+        features: extractors of quality and copying, by name; pixels always.
+        groups: of :data:`GROUPS` and :data:`SLOW_GROUPS`.
+    """
+
+    threshold: float = 1 / 3
+    near_duplicates: NearDuplicates = "off"
+    features: Sequence[str] = ("pixels",)
+    groups: Sequence[str] = GROUPS
+
+
+def build_features(name: str) -> nn.Module:
+    """An extractor by name: ``pixels``, ``efficientnet`` or ``inception``.
+
+    Raises:
+        InputError: an unknown name, or weights that are missing or altered.
+    """
+    if name == "pixels":
+        return PixelFeatures()
+    if name == "efficientnet":
+        from cdmem.metrics.efficientnet import EfficientNetLite0Features
+
+        return EfficientNetLite0Features()
+    if name == "inception":
+        from cdmem.metrics.inception import InceptionFeatures
+
+        return InceptionFeatures()
+    raise InputError("features", name, "no such extractor", "use pixels, efficientnet or inception")
+
+
+def build_suite(options: SuiteOptions, extractors: Sequence[nn.Module]) -> dict[str, Callable[[], SampleMetric]]:
+    """Metric name -> factory, in the order in which they are measured."""
+    near, found = options.near_duplicates, {}
+    if "memorization" in options.groups:
+        found |= {
+            # The widest search first: the others reuse its answer.
+            "adaptive_extraction": lambda: AdaptiveExtraction(near_duplicates=near),
+            "absolute_extraction": lambda: AbsoluteExtraction(near_duplicates=near),
+            "coverage": lambda: HitCoverage(options.threshold, near),
+            "copy_detection_hog": lambda: CopyDetection(),
+        }
+    for module in extractors:
+        name = features_name(module)
+        if "copying" in options.groups:
+            found |= {
+                f"authenticity_{name}": lambda m=module: Authenticity(m),
+                f"copy_test_{name}": lambda m=module: CopyTest(m),
+                f"train_preference_{name}": lambda m=module: TrainPreference(m),
+                f"two_sample_{name}": lambda m=module: TwoSampleAccuracy(m),
+                f"likelihood_{name}": lambda m=module: FeatureLikelihood(m),
+            }
+            if not isinstance(module, PixelFeatures):
+                found[f"copy_detection_{name}"] = lambda m=module: CopyDetection(m)
+        if "quality" in options.groups:
+            found |= {f"manifold_{name}": lambda m=module: ManifoldQuality(m)}
+    return found
+
+
+def fidelity_metrics(options: SuiteOptions, extractors: Sequence[nn.Module]) -> list[Fidelity]:
+    """Frechet and kernel distances, one metric an extractor."""
+    if "quality" not in options.groups:
+        return []
+    return [Fidelity(m, interval=True, infinity="infinity" in options.groups) for m in extractors]
+
+
+def measure(metric: SampleMetric, training_set: TrainingSet, images: Tensor, seeds: Tensor) -> dict[str, Any]:
+    """Values of one metric; ``unavailable`` says why it cannot be had (too few images, no held-out set)."""
+    try:
+        metric.prepare(training_set)
+        metric.update(images, seeds)
+        values: dict[str, Any] = dict(metric.compute())
+        detail = getattr(metric, "detail", None)
+        if detail is not None:
+            values["detail"] = detail(metric.rows())
+        return values
+    except InputError as error:
+        return {"unavailable": str(error)}
+
+
+def extractor_record(extractors: Sequence[nn.Module]) -> dict[str, str]:
+    """Name -> digest of weights."""
+    with torch.no_grad():
+        return {features_name(m): digest_of(m) for m in extractors}

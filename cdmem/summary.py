@@ -7,6 +7,8 @@ from typing import Any
 from cdmem.audit import AuditResult
 from cdmem.metrics.verdict import points
 
+MAX_REACH = 3.0  # an extrapolation over more than this many times the range seen is not printed
+
 
 def percent(f_mem: dict[str, Any] | None) -> str:
     """``93.1 % [91.9, 94.1]``."""
@@ -122,14 +124,20 @@ def sentences(result: AuditResult) -> list[str]:
             record = result.distillation.get(m["name"], {}).get("extrapolation") or {}
             found = record.get(str(m["nfe"]))
             if found:
-                value, (low, high) = 100 * found["f_mem"], (100 * x for x in found["ci95"])
-                said.append(
-                    f"{m['name']}, {m['nfe']} NFE: extrapolated to rmse 0 in a straight line, f_mem "
-                    f"{value:.0f} % [{low:.0f}, {high:.0f}] (rmse {found['rmse'][0]:.3f} to {found['rmse'][1]:.3f})."
-                )
+                said.append(f"{m['name']}, {m['nfe']} NFE: {extrapolated(found)}")
             if verdict.get("equal_nfe"):
                 said.append(verdict["equal_nfe"])
     return said
+
+
+def extrapolated(found: dict[str, Any]) -> str:
+    """The straight line of f_mem against rmse at rmse 0, or that it is too far away."""
+    low, high = found["rmse"]
+    span = f"rmse {low:.3f} to {high:.3f} were seen"
+    if found["reach"] > MAX_REACH:
+        return f"no extrapolation of f_mem to rmse 0, which is {found['reach']:.0f} times the seen range away ({span})."
+    interval = "{:.0f} % [{:.0f}, {:.0f}]".format(*(100 * x for x in (found["f_mem"], *found["ci95"])))
+    return f"extrapolated to rmse 0 in a straight line, f_mem {interval} ({span})."
 
 
 def print_summary(result: AuditResult) -> None:

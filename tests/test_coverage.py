@@ -105,7 +105,7 @@ def test_slope_of_two_multiplicities_is_the_ratio_of_their_means(few, many):
     assert duplication_slope(hits, copies)[0] == pytest.approx(math.log(many / (few / 500)) / math.log(2), abs=1e-9)
 
 
-def test_slope_interval_is_whites_sandwich():
+def test_slope_interval_is_whites_sandwich_with_three_degrees_of_freedom():
     copies, hits = torch.tensor([1, 1, 2, 2, 3]), torch.tensor([1, 3, 2, 6, 5])
     slope, low, high = duplication_slope(hits, copies)
     x = np.stack([np.ones(5), np.log(copies.numpy())], 1)
@@ -114,7 +114,8 @@ def test_slope_interval_is_whites_sandwich():
     assert x.T @ (hits.numpy() - mean) == pytest.approx(0, abs=1e-9)
     bread = np.linalg.inv((x * mean[:, None]).T @ x)
     error = math.sqrt((bread @ (x * ((hits.numpy() - mean) ** 2)[:, None]).T @ x @ bread)[1, 1])
-    assert (high - slope, slope - low) == pytest.approx((1.959964 * error,) * 2, rel=1e-6)
+    half = 3.182446 * math.sqrt(5 / 3) * error  # Student's t, G / (G - 2)
+    assert (high - slope, slope - low) == pytest.approx((half, half), rel=1e-6)
 
 
 def test_proportional_hits_have_slope_one_exactly():
@@ -216,3 +217,22 @@ def test_metric_obeys_its_threshold():
     for bad in (0, 1.5, math.nan):
         with pytest.raises(InputError):
             HitCoverage(bad)
+
+
+def test_slope_interval_covers_with_few_groups():
+    """Twelve groups, three multiplicities: the plain sandwich covers 88 % here."""
+    copies = torch.tensor([1] * 6 + [2] * 3 + [8] * 3)
+    found = [duplication_slope(drawn(copies, 400, seed=s), copies) for s in range(400)]
+    assert 0.92 <= sum(low <= 1 <= high for _, low, high in found) / 400 <= 0.98
+
+
+def test_chao_interval_holds_the_truth_and_vanishes_without_singletons():
+    """A uniform copier over 300 images, 400 samples, 200 times: the log-normal interval of the total."""
+    inside = 0
+    for seed in range(200):
+        record = coverage(drawn(torch.ones(300, dtype=torch.int64), 400, seed=seed))
+        inside += record["chao1_low"] <= 300 <= record["chao1_high"]
+        assert record["unique"] <= record["chao1_low"] <= record["chao1"] <= record["chao1_high"]
+    assert inside / 200 >= 0.9
+    full = coverage(torch.tensor([3, 2, 5, 0]))
+    assert full["chao1_low"] == full["chao1"] == full["chao1_high"] == 3

@@ -132,7 +132,8 @@ def extrapolate(flags: BySeed, errors: BySeed, draws: int = 400, seed: int = 0) 
         errors: step -> (seeds, mean squared error per pixel).
 
     Returns:
-        ``f_mem`` and ``ci95`` clipped to [0, 1], ``slope`` (per unit rmse), ``rmse`` range and ``evaluations``; None
+        ``f_mem`` and ``ci95`` clipped to [0, 1], ``slope`` (per unit rmse), ``rmse`` range, ``reach`` (distance to
+        rmse 0 in units of that range: far above 1 the line is a guess) and ``evaluations``; None
         with fewer than three evaluations or without any change of rmse.
     """
     steps = [s for s in sorted(set(flags) & set(errors)) if s >= max(flags) / 3]
@@ -163,5 +164,6 @@ def extrapolate(flags: BySeed, errors: BySeed, draws: int = 400, seed: int = 0) 
         "ci95": [float(low), float(high)],
         "slope": float(lines[0][1]),
         "rmse": [float(rmse.min()), float(rmse.max())],
+        "reach": float(rmse.min() / np.ptp(rmse)),
         "evaluations": len(steps),
     }

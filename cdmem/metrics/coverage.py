@@ -67,19 +67,20 @@ def _unseen(unique: int, once: int, twice: int) -> tuple[float, float, float]:
 def duplication_slope(hits: Tensor, copies: Tensor) -> tuple[float, float, float] | None:
     """Poisson slope of hits on log multiplicity with a 95 % interval.
 
-    Newton's method on the concave log likelihood; the interval is Wald's with White's sandwich variance, since hits
-    vary more between images than a Poisson count does.
+    Newton's method on the concave log likelihood. The interval uses White's sandwich variance, since hits vary more
+    between images than a Poisson count does, times G / (G - 2), and Student's t with G - 2 degrees of freedom: without
+    them it covers 88 % instead of 95 % for G = 12 groups (400 samples, three multiplicities, 400 repetitions).
 
     Args:
         hits: int64 (G,).
         copies: rows of T per group, int64 (G,), at least 1.
 
     Returns:
-        slope, low, high; None where it cannot be known: one multiplicity only, or hits at one multiplicity only.
+        slope, low, high; None where it cannot be known: fewer than three groups, one multiplicity, or hits at one only.
     """
     x = torch.stack([torch.ones(len(copies), dtype=torch.float64), copies.double().log()], 1)
     y = hits.double()
-    if len(torch.unique(copies)) < 2 or len(torch.unique(copies[hits > 0])) < 2:
+    if len(copies) < 3 or len(torch.unique(copies)) < 2 or len(torch.unique(copies[hits > 0])) < 2:
         return None
     beta = torch.tensor([math.log(float(y.mean())), 0.0], dtype=torch.float64)
     for _ in range(100):
@@ -92,7 +93,8 @@ def duplication_slope(hits: Tensor, copies: Tensor) -> tuple[float, float, float
     mean = (x @ beta).exp()
     bread = torch.linalg.inv(x.T @ (mean[:, None] * x))
     meat = x.T @ (((y - mean) ** 2)[:, None] * x)
-    half = float(stats.norm.ppf(0.975)) * math.sqrt(float((bread @ meat @ bread)[1, 1]))
+    freedom = len(hits) - 2
+    half = float(stats.t.ppf(0.975, freedom)) * math.sqrt(float((bread @ meat @ bread)[1, 1]) * len(hits) / freedom)
     return float(beta[1]), float(beta[1]) - half, float(beta[1]) + half
 
 

@@ -2,9 +2,12 @@
 
 |a|^2 + |b|^2 - 2 a.b subtracts large numbers to get a small one, so near copies drown in rounding. Here features are
 centred, products are float32 (no TF32, no autocast), the nearest candidates are recomputed as sum (a - b)^2 in float64,
-and every answer carries a *certificate*: the first row that is no candidate is farther, by more than the products can
-be wrong, than the last group that is returned. What is not certified is searched again in float64 altogether. So the
-answer is that of brute force in float64, whatever the blocks.
+and every answer carries a *certificate*: all rows that are no candidates are farther, even if their products are as
+wrong as they can be, than the last group that is returned. What is not certified is tried with more candidates, then
+against all rows. So the answer is that of brute force in float64, whatever the blocks.
+
+The rounding of one product form is at most e (|a| + |b|)^2 <= 2 e (|a|^2 + |b|^2), with e = F 2^-24 and a few more, so
+(1 - 2e) (|a|^2 + |b|^2) - 2 a.b bounds the distance from below, row by row: one far outlier spoils nothing.
 """
 
 from __future__ import annotations
@@ -19,7 +22,9 @@ from cdmem.metrics.precision import full_float32
 
 TABLE_ENTRIES = 2**22  # of a block of distances: 16 MiB in float32
 CANDIDATES = 16
+WIDER = 16  # times as many for a second attempt
 HALF_ULP = 2.0**-24
+LARGEST = 1e37  # squares beyond it could overflow float32
 
 
 @dataclass(frozen=True)
@@ -30,7 +35,7 @@ class FeatureNeighbors:
         squared: squared distances, float64 (B, K), ascending; infinite where there is no further group.
         groups: their groups, int64 (B, K); ties go to the group of the lowest row; -1 where there is none.
         nearest: the nearest row, int64 (B,); 0 where there is none.
-        certified: answered by the candidates, bool (B,); the others were searched in float64.
+        certified: the candidates sufficed, bool (B,); the others were compared with all rows in float64.
     """
 
     squared: Tensor
@@ -50,9 +55,12 @@ class FeatureIndex:
     """Search over groups of feature vectors.
 
     Args:
-        features: float (n, F), n at least 1.
+        features: float (n, F), n at least 1, finite.
         groups: group of every row, int64 (n,); every row its own by default.
-        candidates: rows that are ranked in float64.
+        candidates: rows that are ranked in float64, besides the k nearest.
+
+    Raises:
+        InputError: not float (n, F), or not finite.
     """
 
     def __init__(self, features: Tensor, groups: Tensor | None = None, candidates: int = CANDIDATES) -> None:
@@ -61,11 +69,15 @@ class FeatureIndex:
         self.features = features
         self.groups = torch.arange(len(features)) if groups is None else groups
         self.candidates = candidates
-        self.centre = features.double().mean(0)
+        # The sum in float64 without a float64 copy of everything.
+        self.centre = features.sum(0, dtype=torch.float64) / len(features)
+        _need_finite(self.centre)
         step = max(TABLE_ENTRIES // features.shape[1], 1)
         self.centred = torch.cat([(part.double() - self.centre).float() for part in features.split(step)])
         self.squares = torch.cat([part.double().square().sum(1) for part in self.centred.split(step)])
-        self.farthest = float(self.squares.max().sqrt())
+        # Products of F terms, features rounded to float32, squares rounded, one more sum: twice that, to be generous.
+        self.shrink = 1 - 4 * (features.shape[1] + 4) * HALF_ULP
+        self.lowered = (self.squares * self.shrink).float()
 
     def query(self, features: Tensor, k: int = 2, exclude: Tensor | None = None) -> FeatureNeighbors:
         """The k nearest groups of float features (B, F).
@@ -76,46 +88,49 @@ class FeatureIndex:
             exclude: a group per query to leave out, int64 (B,).
 
         Raises:
-            InputError: features of another length.
+            InputError: features of another length, or not finite.
         """
         if features.shape[1:] != self.features.shape[1:]:
             problem = f"the index holds features of length {self.features.shape[1]}"
             raise InputError("features", tuple(features.shape), problem, "use one extractor for both")
-        count = len(features)
-        squared = torch.full((count, k), torch.inf, dtype=torch.float64)
-        groups = torch.full((count, k), -1)
-        nearest, certified = torch.zeros(count, dtype=torch.int64), torch.zeros(count, dtype=torch.bool)
-        step = max(TABLE_ENTRIES // max(len(self.features), 1), 1)
-        for start in range(0, count, step):
-            part = slice(start, min(start + step, count))
-            skip = None if exclude is None else exclude[part]
-            rows, beyond = self._candidates(features[part], k, skip)
-            found = self._rank(features[part], rows, k, skip)
-            # Fewer groups than asked for: only all rows can prove that there are no more.
-            sure = found.squared[:, -1] < beyond
-            for j in (~sure).nonzero().flatten().tolist():
-                everything = torch.arange(len(self.features))[None]
-                one = self._rank(features[part][j : j + 1], everything, k, None if skip is None else skip[j : j + 1])
-                found.squared[j], found.groups[j], found.nearest[j] = one.squared[0], one.groups[0], one.nearest[0]
-            squared[part], groups[part], nearest[part] = found.squared, found.groups, found.nearest
-            certified[part] = sure
-        return FeatureNeighbors(squared, groups, nearest, certified)
+        _need_finite(features)
+        total, count = len(self.features), len(features)
+        answer = FeatureNeighbors(
+            torch.full((count, k), torch.inf, dtype=torch.float64),
+            torch.full((count, k), -1),
+            torch.zeros(count, dtype=torch.int64),
+            torch.zeros(count, dtype=torch.bool),
+        )
+        left = torch.arange(count)
+        # Fewer groups than asked for end with all rows: only these can prove that there are no more.
+        for width in (k + self.candidates, k + WIDER * self.candidates, total):
+            width = min(width, total)
+            for some in left.split(max(TABLE_ENTRIES // (total if width < total else 8 * total), 1)):
+                skip = None if exclude is None else exclude[some]
+                rows, beyond = self._candidates(features[some], width, skip)
+                found = self._rank(features[some], rows, k, skip)
+                answer.squared[some], answer.groups[some] = found.squared, found.groups
+                answer.nearest[some] = found.nearest
+                answer.certified[some] = (found.squared[:, -1] < beyond) & (width < total)
+            left = left[~answer.certified[left]] if width < total else left[:0]
+        return answer
 
-    def _candidates(self, queries: Tensor, k: int, exclude: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Rows to rank (b, c), ascending, and a lower bound on the squared distance of all others, float64 (b,)."""
+    def _candidates(self, queries: Tensor, width: int, exclude: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Rows to rank (b, width), ascending, and a bound from below on the squared distance of all others, (b,)."""
+        total = len(self.features)
+        if width >= total:
+            return torch.arange(total)[None], torch.full((len(queries),), torch.inf, dtype=torch.float64)
         centred = (queries.double() - self.centre).float()
         squares = centred.double().square().sum(1)
         with full_float32(queries.device):
-            table = torch.addmm(self.squares.float()[None], centred, self.centred.T, alpha=-2)
+            table = torch.addmm(self.lowered[None], centred, self.centred.T, alpha=-2)
         if exclude is not None:
             table.masked_fill_(exclude[:, None] == self.groups, torch.inf)
-        wanted = min(max(self.candidates, k) + 1, table.shape[1])
-        values, rows = table.topk(wanted, dim=1, largest=False)
-        # Inputs rounded to float32, F products and sums, one more sum: twice the classical bound, to be generous.
-        error = 2 * (queries.shape[1] + 4) * HALF_ULP * (squares.sqrt() + self.farthest).square()
-        if wanted == table.shape[1]:
-            return rows.sort(1).values, torch.full_like(squares, torch.inf)
-        return rows[:, :-1].sort(1).values, values[:, -1].double() + squares - error
+        values, rows = table.topk(width + 1, dim=1, largest=False)
+        # Below the smallest normal number rounding is absolute.
+        beyond = values[:, -1].double() + self.shrink * squares - 4 * queries.shape[1] * torch.finfo(torch.float32).tiny
+        overflow = torch.maximum(squares, self.squares.max()) > LARGEST
+        return rows[:, :-1].sort(1).values, beyond.masked_fill(overflow, -torch.inf)
 
     def _rank(self, queries: Tensor, rows: Tensor, k: int, exclude: Tensor | None) -> FeatureNeighbors:
         """The k nearest groups among ``rows`` (b, c), by float64 differences; rows ascend, so ties go to the lowest."""
@@ -142,3 +157,8 @@ class FeatureIndex:
                 nearest = torch.where(there, rows.expand(b, c).gather(1, column[:, None]).flatten(), 0)
             squared = squared.masked_fill(groups == group, torch.inf)
         return FeatureNeighbors(values, ids, nearest, torch.ones(b, dtype=torch.bool))
+
+
+def _need_finite(features: Tensor) -> None:
+    if not bool(features.isfinite().all()):
+        raise InputError("features", "nan or inf", "distances need finite numbers", "check the extractor's weights")

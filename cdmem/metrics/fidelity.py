@@ -227,6 +227,16 @@ class Fidelity(FeatureMetric):
         copycat = moments_distance(sides["_train"].moments, sides[""].moments)
         return {f"{key}_copycat": copycat, f"{key}_floor": sampling_floor(sides[""].features, samples, seed)}
 
+    @property
+    def frechet_key(self) -> str:
+        """``fid`` for Inception, ``fd_<features>`` otherwise."""
+        return frechet_key(self._features[0])
+
+    @property
+    def kernel_key(self) -> str:
+        """``kid`` for Inception, ``kid_<features>`` otherwise."""
+        return kernel_key(self._features[0])
+
     def _keys(self) -> dict[str, str]:
-        frechet, kernel = frechet_key(self._features[0]), kernel_key(self._features[0])
-        return {"fd": frechet, "kid": kernel, "kid_low": f"{kernel}_low", "kid_high": f"{kernel}_high"}
+        kernel = self.kernel_key
+        return {"fd": self.frechet_key, "kid": kernel, "kid_low": f"{kernel}_low", "kid_high": f"{kernel}_high"}

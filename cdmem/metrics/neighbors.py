@@ -33,8 +33,8 @@ class Neighbors:
     Attributes:
         squared: squared L2 distances in grey levels to the K nearest groups, ascending, int64 (B, K).
         groups: ids of these groups, int64 (B, K); ties go to the lowest id.
-        nearest: which of the images given to the index is the nearest one, int64 (B,); the lowest on ties. A mirror
-            image counts as its original.
+        nearest: which of the images given to the index is the nearest one, int64 (B,): a row of the first group, the
+            lowest on ties. A mirror image counts as its original.
     """
 
     squared: Tensor
@@ -84,17 +84,23 @@ def group_ids(images: Tensor) -> Tensor:
     return torch.tensor([seen.setdefault(hashlib.sha256(r.tobytes()).digest(), len(seen)) for r in rows])
 
 
-def first_rows(ids: Tensor) -> Tensor:
-    """Position of the first row of every id, int64 (number of ids,)."""
+def first_rows(ids: Tensor, positions: Tensor | None = None) -> Tensor:
+    """Lowest of the positions (0, 1, ... by default) of every id, int64 (number of ids,)."""
     first = torch.full((int(ids.max()) + 1,), len(ids), dtype=torch.int64)
-    return first.scatter_reduce(0, ids, torch.arange(len(ids)), "amin")
+    return first.scatter_reduce(0, ids, torch.arange(len(ids)) if positions is None else positions, "amin")
 
 
 def int_mm_works(device: torch.device) -> bool:
-    """Whether this build multiplies int8 matrices exactly on the device."""
+    """Whether this build multiplies int8 matrices exactly on the device, and by more than a plain loop."""
+    if device.type == "cpu" and not torch.backends.mkldnn.is_available():
+        return False
+    draw = torch.Generator().manual_seed(0)
+    a, b = (torch.randint(-128, 128, (32, 768), generator=draw) for _ in range(2))
+    # Processors without VNNI add pairs of products in int16: only large values of both signs show that they saturate.
+    a[:2] = b[:2] = torch.tensor([[-128], [127]])
     try:
-        a = torch.full((32, 64), -128, dtype=torch.int8, device=device)
-        return bool((torch._int_mm(a, a.t().contiguous()[:, :32].contiguous()) == 64 * 128 * 128).all())
+        found = torch._int_mm(a.to(device, torch.int8), b.to(device, torch.int8).t())
+        return torch.equal(found.cpu().long(), a @ b.t())
     except (RuntimeError, AttributeError, NotImplementedError):
         return False
 
@@ -158,6 +164,8 @@ class NeighborIndex:
         if memory_mib < 0:
             raise InputError("memory_mib", memory_mib, "is a size", "256 is usual; 0 takes the smallest tiles")
         self.shape, self.memory_mib = tuple(images.shape[1:]), memory_mib
+        if not len(images):
+            raise InputError("data.n (training_set)", 0, "there are no training images", "use n >= 2 distinct images")
         images = images.cpu()
         both = torch.cat([images, images.flip(-1)]) if flip else images
         content = group_ids(both)
@@ -169,9 +177,10 @@ class NeighborIndex:
             problem = "a second neighbour needs two different images"
             raise InputError("data.n (training_set)", self.num_groups, problem, "use n >= 2 distinct images")
         self.representatives = first_rows(self.row_groups)
-        # Sorted by (group, row): the position of a row breaks ties between equal distances.
-        order = torch.argsort(of_content * (len(both) + 1) + first)
-        self.groups, self.originals = of_content[order], first[order] % len(images)
+        # Sorted by (group, image): the position of a row breaks ties between equal distances.
+        original = first_rows(content, torch.arange(len(both)) % len(images))
+        order = torch.argsort(of_content * len(images) + original, stable=True)
+        self.groups, self.originals = of_content[order], original[order]
         width = -(-first.new_tensor(self.shape).prod().item() // 8) * 8
         self.rows = _padded(_shifted(both[first[order]], width))
         self.count = len(order)
@@ -184,9 +193,9 @@ class NeighborIndex:
         return self.rows.shape[1] <= SMALL
 
     def _squares(self, rows: Tensor) -> Tensor:
-        """|b|^2 of shifted rows, in blocks: int32 products where they fit, int64 otherwise."""
-        parts = [r.to(torch.int64).square().sum(1) for r in rows.split(max(2**20 // rows.shape[1], 1))]
-        total = torch.cat(parts) if parts else torch.zeros(0, dtype=torch.int64, device=rows.device)
+        """|b|^2 of shifted rows, in blocks too small to count as memory: int32 where it fits, int64 otherwise."""
+        parts = rows.split(max(2**15 // rows.shape[1], 1))
+        total = torch.cat([part.to(torch.int32).square_().sum(1, dtype=torch.int64) for part in parts])
         return total.to(torch.int32) if self._small else total
 
     def to(self, device: torch.device | str) -> NeighborIndex:

@@ -29,7 +29,7 @@ from cdmem.metrics.statistics import benjamini_hochberg, conformal_p_values
 from cdmem.metrics.verdict import judge
 from cdmem.run import RunFolder
 from cdmem.subjects import GivenImages, Subject
-from cdmem.suite import SuiteOptions, build_suite, extractor_record, fidelity_metrics, measure
+from cdmem.suite import SuiteOptions, extractor_record, fidelity_metrics, measure, prepared
 
 SCHEMA = 1
 FALSE_DISCOVERIES = 0.01
@@ -131,6 +131,7 @@ class Auditor:
         self.search = search_of(training_set, self.options.near_duplicates)
         # Prepared once: the references' features and moments serve every subject.
         self.fidelity = fidelity_metrics(self.options, self.extractors)
+        self.suite = prepared(self.options, self.extractors, training_set)
         for metric in self.fidelity:
             metric.prepare(training_set)
         self._held_out = training_set.held_out_images
@@ -189,8 +190,7 @@ class Auditor:
         entry["ratio_cdf"] = [round(x, 6) for x in ratio_cdf(ratio).tolist()]
         entry["conformal"] = self._conformal(ratio)
         entry["quality"] = self.quality(m.images, seeds)
-        suite = build_suite(self.options, self.extractors)
-        entry["metrics"] = {name: measure(make(), self.training_set, m.images, seeds) for name, make in suite.items()}
+        entry["metrics"] = measure(self.suite, m.images, seeds)
         pair: dict[str, Any] = {"variance_ratio": None, "rmse_to_teacher": None, "same_basin": None}
         if reference is not None:
             paired = PairedWithTeacher(self.options.near_duplicates)
@@ -270,7 +270,6 @@ class Auditor:
         copies = t.images[t.row_to_group[torch.randint(t.rows, (self.samples,), generator=draw)]]
         seeds = torch.arange(len(copies))
         rows = self._rows(copies, seeds)
-        suite = build_suite(self.options, self.extractors)
         return {
             "heldout_f_mem": heldout,
             "quality": self._quality_controls(),
@@ -278,7 +277,7 @@ class Auditor:
                 "samples": self.samples,
                 "f_mem": fraction(metric.hits(rows)),
                 "quality": self.quality(copies, seeds),
-                "metrics": {name: measure(make(), t, copies, seeds) for name, make in suite.items()},
+                "metrics": measure(self.suite, copies, seeds),
             },
         }
 

@@ -99,18 +99,41 @@ def fidelity_metrics(options: SuiteOptions, extractors: Sequence[nn.Module]) -> 
     return [Fidelity(m, interval=True, infinity="infinity" in options.groups) for m in extractors]
 
 
-def measure(metric: SampleMetric, training_set: TrainingSet, images: Tensor, seeds: Tensor) -> dict[str, Any]:
-    """Values of one metric; ``unavailable`` says why it cannot be had (too few images, no held-out set)."""
-    try:
-        metric.prepare(training_set)
-        metric.update(images, seeds)
-        values: dict[str, Any] = dict(metric.compute())
-        detail = getattr(metric, "detail", None)
-        if detail is not None:
-            values["detail"] = detail(metric.rows())
-        return values
-    except InputError as error:
-        return {"unavailable": str(error)}
+def prepared(
+    options: SuiteOptions, extractors: Sequence[nn.Module], training_set: TrainingSet
+) -> dict[str, SampleMetric | str]:
+    """The suite, ready for many subjects: what depends on T and H alone is worked out once.
+
+    A metric that T or H cannot have (too few images) is the reason why, as text.
+    """
+    ready: dict[str, SampleMetric | str] = {}
+    for name, make in build_suite(options, extractors).items():
+        try:
+            ready[name] = make().prepare(training_set)
+        except InputError as error:
+            ready[name] = str(error)
+    return ready
+
+
+def measure(suite: dict[str, SampleMetric | str], images: Tensor, seeds: Tensor) -> dict[str, dict[str, Any]]:
+    """Values of every metric on uint8 images (m, C, H, W); ``unavailable`` says why one cannot be had."""
+    found: dict[str, dict[str, Any]] = {}
+    for name, metric in suite.items():
+        if isinstance(metric, str):
+            found[name] = {"unavailable": metric}
+            continue
+        try:
+            metric.reset()
+            metric.update(images, seeds)
+            found[name] = dict(metric.compute())
+            detail = getattr(metric, "detail", None)
+            if detail is not None:
+                found[name]["detail"] = detail(metric.rows())
+        except InputError as error:
+            found[name] = {"unavailable": str(error)}
+        finally:
+            metric.reset()
+    return found
 
 
 def extractor_record(extractors: Sequence[nn.Module]) -> dict[str, str]:

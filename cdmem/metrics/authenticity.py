@@ -66,13 +66,14 @@ class Authenticity(FeatureMetric):
 
     def evaluate(self, rows: dict[str, Tensor]) -> dict[str, float]:
         """``authenticity``, ``_low``, ``_high``; ``authenticity_heldout``, ``_low``, ``_high``."""
-        train, groups = self.views(self.training_set.images)
-        sides = {"authenticity": rows["images"]}
-        if len(self.training_set.held_out_images):
-            sides["authenticity_heldout"] = self.training_set.held_out_images
-        values = {}
-        for name, images in sides.items():
-            hits, count = int(authentic(self.features_of(images), train, groups).sum()), len(images)
-            values[name] = hits / count
-            values[f"{name}_low"], values[f"{name}_high"] = wilson_interval(hits, count)
+        held_out = self.training_set.held_out_images
+        values = self._share(rows["images"], "authenticity")
+        if len(held_out):
+            values |= self.once("baseline", lambda: self._share(held_out, "authenticity_heldout"))
         return values
+
+    def _share(self, images: Tensor, name: str) -> dict[str, float]:
+        train, groups = self.views(self.training_set.images)
+        hits = int(authentic(self.features_of(images), train, groups).sum())
+        low, high = wilson_interval(hits, len(images))
+        return {name: hits / len(images), f"{name}_low": low, f"{name}_high": high}

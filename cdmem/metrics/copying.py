@@ -78,45 +78,64 @@ class CopyScore:
         return sum(cell.z_u is not None for cell in self.cells)
 
 
-def c_t(
-    train: Tensor, held_out: Tensor, generated: Tensor, cells: int = 3, components: int = 64, seed: int = 0
-) -> CopyScore:
-    """Data-copying score of Meehan et al. 2020: Z_U per k-means cell of T, averaged by held-out mass.
-
-    Distances are taken in the first principal components of T, min(components, n - 1, F) of them. A cell counts if at
-    least 20 samples (tau = 20/m) and one held-out image fall into it. Far below 0: copying; far above: underfitting.
-    Values grow with the square root of the number of samples, so compare only equal numbers.
+class Cells:
+    """Cells of T for C_T: first principal components, and k-means in them.
 
     Args:
         train: features (n, F); repeated rows count once.
-        held_out: (h, F).
-        generated: (m, F).
         cells: number of cells, fewer if T has fewer images.
-        components: number of principal components.
+        components: number of principal components, min(components, n - 1, F) of them.
         seed: of k-means and the randomised PCA, below 2**32.
 
     Raises:
         InputError: T has fewer than two different rows.
     """
-    rows = unique_rows(train.double())
-    if len(rows) < 2:
-        raise InputError("data.n", len(rows), "C_T needs two different images", "use n >= 2")
-    pca = PCA(min(components, len(rows) - 1, rows.shape[1]), random_state=seed).fit(rows.numpy())
-    low = [pca.transform(side.double().numpy()) if len(side) else None for side in (rows, held_out, generated)]
-    kmeans = KMeans(min(cells, len(rows)), n_init=10, random_state=seed).fit(low[0])
-    space = torch.from_numpy(low[0])
-    none = torch.zeros(0)
-    labels, distances = [], []
-    for side in low[1:]:
-        labels.append(none if side is None else torch.from_numpy(kmeans.predict(side)))
-        distances.append(none if side is None else nearest(torch.from_numpy(side), space)[0])
-    found = []
-    for k in range(kmeans.n_clusters):
-        p, q = (d[label == k] for d, label in zip(distances, labels))
-        found.append(Cell(len(q), len(p), z_u(q, p) if len(q) >= MIN_PER_CELL and len(p) else None))
-    used = [(cell.held_out, cell.z_u) for cell in found if cell.z_u is not None]
-    total = sum(mass * z for mass, z in used) / sum(mass for mass, _ in used) if used else None
-    return CopyScore(total, tuple(found))
+
+    def __init__(self, train: Tensor, cells: int = 3, components: int = 64, seed: int = 0) -> None:
+        rows = unique_rows(train.double())
+        if len(rows) < 2:
+            raise InputError("data.n", len(rows), "C_T needs two different images", "use n >= 2")
+        self.pca = PCA(min(components, len(rows) - 1, rows.shape[1]), random_state=seed).fit(rows.numpy())
+        low = self.pca.transform(rows.numpy())
+        self.kmeans = KMeans(min(cells, len(rows)), n_init=10, random_state=seed).fit(low)
+        self.space = torch.from_numpy(low)
+
+    def _place(self, side: Tensor) -> tuple[Tensor, Tensor]:
+        """Cell of every row and its distance to T, both (m,): side is (m, F)."""
+        if not len(side):
+            return torch.zeros(0), torch.zeros(0)
+        low = self.pca.transform(side.double().numpy())
+        return torch.from_numpy(self.kmeans.predict(low)), nearest(torch.from_numpy(low), self.space)[0]
+
+    def score(self, held_out: Tensor, generated: Tensor) -> CopyScore:
+        """C_T of generated (m, F) against held-out features (h, F)."""
+        (cells_p, near_p), (cells_q, near_q) = self._place(held_out), self._place(generated)
+        found = []
+        for k in range(self.kmeans.n_clusters):
+            p, q = near_p[cells_p == k], near_q[cells_q == k]
+            found.append(Cell(len(q), len(p), z_u(q, p) if len(q) >= MIN_PER_CELL and len(p) else None))
+        used = [(cell.held_out, cell.z_u) for cell in found if cell.z_u is not None]
+        total = sum(mass * z for mass, z in used) / sum(mass for mass, _ in used) if used else None
+        return CopyScore(total, tuple(found))
+
+
+def c_t(
+    train: Tensor, held_out: Tensor, generated: Tensor, cells: int = 3, components: int = 64, seed: int = 0
+) -> CopyScore:
+    """Data-copying score of Meehan et al. 2020: Z_U per k-means cell of T, averaged by held-out mass.
+
+    A cell counts if at least 20 samples (tau = 20/m) and one held-out image fall into it. Far below 0: copying; far
+    above: underfitting. Values grow with the square root of the number of samples, so compare only equal numbers.
+
+    Args:
+        train: features (n, F); see :class:`Cells` for this and the last three.
+        held_out: (h, F).
+        generated: (m, F).
+        cells: number of cells.
+        components: number of principal components.
+        seed: of k-means and PCA.
+    """
+    return Cells(train, cells, components, seed).score(held_out, generated)
 
 
 @dataclass(frozen=True)
@@ -255,15 +274,18 @@ class CopyTest(FeatureMetric):
     def evaluate(self, rows: dict[str, Tensor]) -> dict[str, float]:
         """``z_u``, ``c_t``, ``cells_used``, and each with ``_heldout``; ``c_t`` is left out if no cell counts."""
         held_out = self.features_of(self.need_held_out(2))
+        values = self._scores(self.features_of(rows["images"]), held_out, "")
+        return values | self.once("baseline", lambda: self._scores(*halves(held_out, self.seed), "_heldout"))
+
+    def _scores(self, q: Tensor, p: Tensor, suffix: str) -> dict[str, float]:
+        """Samples q (m, F) against held-out features p (h, F)."""
         train, _ = self.views(self.training_set.images)
-        values: dict[str, float] = {}
-        samples = self.features_of(rows["images"])
-        for suffix, q, p in (("", samples, held_out), ("_heldout", *halves(held_out, self.seed))):
-            values[f"z_u{suffix}"] = z_u(nearest(q, train)[0], nearest(p, train)[0])
-            score = c_t(train, p, q, self.cells, self.components, self.seed)
-            values[f"cells_used{suffix}"] = float(score.cells_used)
-            if score.c_t is not None:
-                values[f"c_t{suffix}"] = score.c_t
+        cells = self.once("cells", lambda: Cells(train, self.cells, self.components, self.seed))
+        values = {f"z_u{suffix}": z_u(nearest(q, train)[0], nearest(p, train)[0])}
+        score = cells.score(p, q)
+        values[f"cells_used{suffix}"] = float(score.cells_used)
+        if score.c_t is not None:
+            values[f"c_t{suffix}"] = score.c_t
         return values
 
 
@@ -284,17 +306,16 @@ class TrainPreference(FeatureMetric):
 
     def evaluate(self, rows: dict[str, Tensor]) -> dict[str, float]:
         """``train_preference`` and its null ``_sd``, ``_p`` and ``_size``; each after ``train_preference_heldout``."""
-        held_out = self.need_held_out(2)
+        held_out, name = self.need_held_out(2), "train_preference"
+        values = self._share(rows["images"], held_out, name)
+        return values | self.once("baseline", lambda: self._share(*halves(held_out, self.seed), f"{name}_heldout"))
+
+    def _share(self, q: Tensor, p: Tensor, key: str) -> dict[str, float]:
+        """Samples q against held-out images p, uint8."""
         train, groups = self.views(self.training_set.images)
-        values: dict[str, float] = {}
-        name = "train_preference"
-        for key, q, p in ((name, rows["images"], held_out), (f"{name}_heldout", *halves(held_out, self.seed))):
-            other, other_groups = self.views(p)
-            found = train_preference(
-                self.features_of(q), train, other, groups, other_groups, self.repetitions, self.seed
-            )
-            values |= {key: found.rate, f"{key}_sd": found.sd, f"{key}_p": found.p, f"{key}_size": float(found.size)}
-        return values
+        other, other_groups = self.views(p)
+        found = train_preference(self.features_of(q), train, other, groups, other_groups, self.repetitions, self.seed)
+        return {key: found.rate, f"{key}_sd": found.sd, f"{key}_p": found.p, f"{key}_size": float(found.size)}
 
 
 class TwoSampleAccuracy(FeatureMetric):
@@ -316,14 +337,17 @@ class TwoSampleAccuracy(FeatureMetric):
     def evaluate(self, rows: dict[str, Tensor]) -> dict[str, float]:
         """``two_sample``, ``two_sample_real``, ``two_sample_fake``, ``two_sample_size``; with H (at least 2 images) the
         first three also after ``two_sample_heldout``."""
-        sides = {"two_sample": rows["images"]}
-        if len(self.training_set.held_out_images) >= 2:
-            sides["two_sample_heldout"] = self.training_set.held_out_images
-        real, groups = self.views(self.training_set.images)
-        size = min(len(self.training_set.images), *(len(images) for images in sides.values()))
-        values = {"two_sample_size": float(size)}
-        for name, images in sides.items():
-            fake, fake_groups = self.views(images)
-            found = two_sample_accuracy(real, fake, groups, fake_groups, size, self.seed)
-            values |= {name: found.accuracy, f"{name}_real": found.real, f"{name}_fake": found.fake}
+        held_out = self.training_set.held_out_images
+        least = min(len(self.training_set.images), len(rows["images"]))
+        size = min(least, len(held_out)) if len(held_out) >= 2 else least
+        values = {"two_sample_size": float(size)} | self._accuracy(rows["images"], size, "two_sample")
+        if len(held_out) >= 2:
+            name = "two_sample_heldout"
+            values |= self.once(f"baseline {size}", lambda: self._accuracy(held_out, size, name))
         return values
+
+    def _accuracy(self, images: Tensor, size: int, name: str) -> dict[str, float]:
+        real, groups = self.views(self.training_set.images)
+        fake, fake_groups = self.views(images)
+        found = two_sample_accuracy(real, fake, groups, fake_groups, size, self.seed)
+        return {name: found.accuracy, f"{name}_real": found.real, f"{name}_fake": found.fake}

@@ -7,7 +7,7 @@ wrong as they can be, than the last group that is returned. What is not certifie
 against all rows. So the answer is that of brute force in float64, whatever the blocks.
 
 The rounding of one product form is at most e (|a| + |b|)^2 <= 2 e (|a|^2 + |b|^2), with e = F 2^-24 and a few more, so
-(1 - 2e) (|a|^2 + |b|^2) - 2 a.b bounds the distance from below, row by row: one far outlier spoils nothing.
+(1 - 2e) (|a|^2 + |b|^2) - 2 a.b bounds the distance from below, row by row: a far row loosens its own bound only.
 """
 
 from __future__ import annotations
@@ -69,10 +69,9 @@ class FeatureIndex:
         self.features = features
         self.groups = torch.arange(len(features)) if groups is None else groups
         self.candidates = candidates
-        # The sum in float64 without a float64 copy of everything.
-        self.centre = features.sum(0, dtype=torch.float64) / len(features)
+        step = max(TABLE_ENTRIES // max(features.shape[1], 1), 1)
+        self.centre = torch.stack([part.double().sum(0) for part in features.split(step)]).sum(0) / len(features)
         _need_finite(self.centre)
-        step = max(TABLE_ENTRIES // features.shape[1], 1)
         self.centred = torch.cat([(part.double() - self.centre).float() for part in features.split(step)])
         self.squares = torch.cat([part.double().square().sum(1) for part in self.centred.split(step)])
         # Products of F terms, features rounded to float32, squares rounded, one more sum: twice that, to be generous.

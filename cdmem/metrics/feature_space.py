@@ -6,15 +6,17 @@ to its nearest row, so multiplicities cannot change them.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from cdmem.data.subset import TrainingSet
 from cdmem.errors import InputError
 from cdmem.metrics.base import SampleMetric
 from cdmem.metrics.feature_neighbors import TABLE_ENTRIES, FeatureIndex, direct_squared
-from cdmem.metrics.features import PixelFeatures, extract
+from cdmem.metrics.features import PixelFeatures, cached_features
 
 CANCELLED = 1e-6  # below this share of |a|^2 + |b|^2 the product form has lost digits
 
@@ -112,10 +114,23 @@ class FeatureMetric(SampleMetric):
         super().__init__()
         # In a list: not a submodule, so no weights of the extractor reach a checkpoint.
         self._features = [PixelFeatures() if features is None else features]
+        self._known: dict[str, Any] = {}
+
+    def prepare(self, training_set: TrainingSet) -> FeatureMetric:
+        """Bind T and H; what was worked out from others is forgotten."""
+        self._known = {}
+        super().prepare(training_set)
+        return self
+
+    def once(self, name: str, work: Callable[[], Any]) -> Any:
+        """What depends on T and H alone is worked out at the first evaluation and kept over :meth:`reset`."""
+        if name not in self._known:
+            self._known[name] = work()
+        return self._known[name]
 
     def features_of(self, images: Tensor) -> Tensor:
         """Features on the CPU: uint8 (B, C, H, W) -> (B, F)."""
-        return extract(self._features[0], images, device=self.device).cpu()
+        return cached_features(self._features[0], images, self.device)
 
     def views(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Features (k, F) and groups (k,) of images, with their mirror images where training mirrors.

@@ -12,6 +12,7 @@ Only Inception's Frechet distance is called FID.
 from __future__ import annotations
 
 import hashlib
+from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -93,6 +94,29 @@ def extract(module: nn.Module, images: Tensor, batch_size: int = 256, device: to
             _check(module, features, len(batch))
             parts.append(features.cpu() if features.dtype == torch.float64 else features.float().cpu())
     return torch.cat(parts)[: len(images)]
+
+
+_recent: OrderedDict[tuple[str, str, str], Tensor] = OrderedDict()
+RECENT = 6  # sets of images whose features are kept: T, H, and some samples
+FEW = 64
+
+
+def cached_features(module: nn.Module, images: Tensor, device: torch.device | str = "cpu") -> Tensor:
+    """:func:`extract`, but several metrics that ask for the same images of the same weights are answered once.
+
+    Pixels and small sets are cheaper to make than to look up.
+    """
+    if isinstance(module, PixelFeatures) or len(images) < FEW:
+        return extract(module, images, device=device)
+    content = hashlib.sha256(f"{tuple(images.shape)}".encode())
+    content.update(images.cpu().contiguous().numpy().data)
+    key = (features_name(module), digest_of(module), content.hexdigest())
+    if key not in _recent:
+        _recent[key] = extract(module, images, device=device)
+        if len(_recent) > RECENT:
+            _recent.popitem(last=False)
+    _recent.move_to_end(key)
+    return _recent[key]
 
 
 @contextmanager

@@ -205,22 +205,29 @@ class FeatureLikelihood(FeatureMetric):
     Args:
         features: uint8 (B, C, H, W) -> (B, F); the pixels by default.
         weighted: weigh training images by their multiplicity, instead of each once.
+        most: training images that are used, drawn by ``seed``, as in the published protocol.
         seed: of the splits of T and H.
     """
 
     higher_is_better = False
 
-    def __init__(self, features: nn.Module | None = None, weighted: bool = False, seed: int = 0) -> None:
+    def __init__(
+        self, features: nn.Module | None = None, weighted: bool = False, most: int = 10_000, seed: int = 0
+    ) -> None:
         super().__init__(features)
-        self.weighted, self.seed = weighted, seed
+        self.weighted, self.most, self.seed = weighted, most, seed
 
     def evaluate(self, rows: dict[str, Tensor]) -> dict[str, float]:
         """``fld``, ``fld_gap``, ``fld_gap_se``, ``fld_nll_train``, ``fld_nll_heldout``, ``fld_baseline``; and with at
         least 4 held-out images ``fld_heldout``, ``fld_gap_heldout``, ``fld_gap_heldout_se``."""
-        held_out = self.need_held_out(2)
-        train = self.features_of(self.training_set.images)
-        weights = self.training_set.multiplicities if self.weighted else None
-        found = feature_likelihood(self.views(rows["images"])[0], train, self.features_of(held_out), weights, self.seed)
+        held_out, kept = self.need_held_out(2), self._kept()
+        train = self.features_of(self.training_set.images[kept])
+        weights = self.training_set.multiplicities[kept] if self.weighted else None
+
+        def against(images: Tensor, test: Tensor) -> Likelihood:
+            return feature_likelihood(self.views(images)[0], train, self.features_of(test), weights, self.seed)
+
+        found = against(rows["images"], held_out)
         values = {
             "fld": found.fld,
             "fld_gap": found.gap,
@@ -228,13 +235,19 @@ class FeatureLikelihood(FeatureMetric):
             "fld_nll_train": found.nll_train,
             "fld_nll_heldout": found.nll_held_out,
             "fld_baseline": found.baseline,
+            "fld_train_images": float(len(kept)),
         }
         if len(held_out) >= 4:
-            samples, test = halves(held_out, self.seed)
-            control = feature_likelihood(self.views(samples)[0], train, self.features_of(test), weights, self.seed)
+            control = self.once("baseline", lambda: against(*halves(held_out, self.seed)))
             values |= {
                 "fld_heldout": control.fld,
                 "fld_gap_heldout": control.gap,
                 "fld_gap_heldout_se": control.gap_se,
             }
         return values
+
+    def _kept(self) -> Tensor:
+        """Positions in T of the images that are used, int64."""
+        count = len(self.training_set.images)
+        order = torch.randperm(count, generator=torch.Generator().manual_seed(self.seed))
+        return torch.arange(count) if count <= self.most else order[: self.most].sort().values

@@ -272,7 +272,7 @@ def _insert(
 ) -> None:
     """Merge a tile's entries that are no farther than ``bound`` (B,) into the running best keys (B, k), in place."""
     near = key <= bound[:, None]
-    count = int(near.sum())
+    count = int(near.count_nonzero())
     if count > limit and len(key) > 1:
         # Many equal distances: a part of the queries at a time keeps the memory bound.
         half = len(key) // 2

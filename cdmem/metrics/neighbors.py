@@ -145,7 +145,7 @@ class NeighborIndex:
         images: training images, uint8 (n, C, H, W); identical rows become one group.
         flip: mirrored images belong to the group of their original.
         labels: int64 (n,): images of equal label are one group too (near-duplicates, see `cdmem.metrics.groups`).
-        memory_mib: bound on temporary memory of a query.
+        memory_mib: bound on what a query takes besides its answer; the smallest tile has 24 queries and 8 rows.
 
     Attributes:
         num_groups: G.
@@ -153,7 +153,7 @@ class NeighborIndex:
         representatives: first image of every group, int64 (G,).
 
     Raises:
-        InputError: fewer than two groups, which leaves no second neighbour.
+        InputError: not uint8 (n, C, H, W), or fewer than two groups, which leaves no second neighbour.
     """
 
     def __init__(
@@ -208,8 +208,8 @@ class NeighborIndex:
     def _tile(self, queries: int) -> tuple[int, int, int]:
         """Queries and rows at a time, and the candidates that may be sorted at once, within ``memory_mib``."""
         budget, width = self.memory_mib * 2**20, self.rows.shape[1]
-        # Per entry: the product, its copy for the float path, the mask; per row: int8 and, without int8 products,
-        # BLOCK float32 columns on either side.
+        # Per entry: the product, its copies for the float path or for a bound, the mask; per row: int8 and, without
+        # int8 products, BLOCK float32 columns on either side.
         per_entry = 16 if self._small else 40
         per_row = 3 * width + (0 if self.use_int_mm else 4 * min(BLOCK, width))
         side = 8

@@ -4,6 +4,8 @@ from callbacks.evaluation import EvaluationCallback
 from callbacks.internal import InternalCallback
 from callbacks.memorization import MemorizationCallback
 from callbacks.metric import MetricCallback
+from callbacks.onset import MemorizationStopping, OnsetCallback
+from callbacks.panels import NeighborPanelCallback
 from callbacks.quality import QualityCallback
 from callbacks.samples import SampleGridCallback
 
@@ -11,7 +13,10 @@ __all__ = [
     "EvaluationCallback",
     "InternalCallback",
     "MemorizationCallback",
+    "MemorizationStopping",
     "MetricCallback",
+    "NeighborPanelCallback",
+    "OnsetCallback",
     "QualityCallback",
     "SampleGridCallback",
 ]

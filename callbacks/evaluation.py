@@ -55,6 +55,25 @@ class SampleCache:
 
 
 @dataclass
+class Evaluated:
+    """The values of all callbacks of one moment, for callbacks that judge them; the same on every rank."""
+
+    step: int = -1
+    values: dict[str, float] = field(default_factory=dict)
+
+
+def evaluated(module: CdmemModule) -> Evaluated:
+    """What was measured at the model's latest evaluation."""
+    return module.__dict__.setdefault("_evaluated", Evaluated())
+
+
+def log_values(trainer: Trainer, module: CdmemModule, values: dict[str, float]) -> None:
+    """Send values to every logger at this step, on the axis of images seen too."""
+    for logger in trainer.loggers if values else ():
+        logger.log_metrics({**values, "images_seen": module.images_seen()}, step=trainer.global_step)
+
+
+@dataclass
 class Evaluation:
     """What a metric may look at.
 
@@ -80,7 +99,9 @@ class Evaluation:
 
     @property
     def is_writer(self) -> bool:
-        return self.trainer.is_global_zero
+        """Whether this process keeps files now: rank zero of ``fit``. In ``validate`` and ``test`` Lightning counts
+        from step 0 again, and what training wrote at its steps must stay."""
+        return self.trainer.is_global_zero and self.trainer.state.fn == "fit" and not self.trainer.fast_dev_run
 
     def _seeds(self, count: int) -> list[int]:
         start = first_seed(self.module.sampling_seed)
@@ -159,8 +180,11 @@ class EvaluationCallback(Callback):
             values = self.measure(evaluation)
         module.train(training)
         values = {k if "/" in k else f"{self.prefix}/{k}": float(v) for k, v in values.items()}
-        for logger in trainer.loggers if values else ():
-            logger.log_metrics({**values, "images_seen": module.images_seen()}, step=trainer.global_step)
+        moment = evaluated(module)
+        if moment.step != trainer.global_step:
+            moment.step, moment.values = trainer.global_step, {}
+        moment.values |= values
+        log_values(trainer, module, values)
         return values
 
     def on_fit_start(self, trainer: Trainer, pl_module: Any) -> None:

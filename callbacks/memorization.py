@@ -69,6 +69,6 @@ class MemorizationCallback(EvaluationCallback):
                 for name in ("rmse_to_teacher", "variance_ratio", "same_basin"):
                     values[f"distillation/{name}{suffix}"] = distance[name]
                 rows["squared_error"] = paired.squared_errors(paired.rows()).numpy()
-            if evaluation.is_writer and not evaluation.trainer.fast_dev_run:
+            if evaluation.is_writer:
                 evaluation.folder.write_arrays(f"evaluations/step={evaluation.step:08d}_nfe={nfe}.npz", **rows)
         return values

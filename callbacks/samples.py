@@ -31,7 +31,7 @@ class SampleGridCallback(EvaluationCallback):
     def measure(self, evaluation: Evaluation) -> dict[str, float]:
         _, images = evaluation.samples(self.samples)
         t = evaluation.training_set
-        if not evaluation.is_writer or evaluation.trainer.fast_dev_run:
+        if not evaluation.is_writer:
             return {}
         shown = to_uint8(images)
         nearest = t.images[search_of(t).query(shown, 1).nearest]

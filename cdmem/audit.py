@@ -34,6 +34,7 @@ from cdmem.suite import SuiteOptions, extractor_record, fidelity_metrics, measur
 SCHEMA = 1
 FALSE_DISCOVERIES = 0.01
 WIDEST = 50  # neighbours that any metric asks for
+PICTURES = 24  # samples of each model that a report shows with their neighbours
 
 
 def plain(value: Any) -> Any:
@@ -136,6 +137,7 @@ class Auditor:
             metric.prepare(training_set)
         self._held_out = training_set.held_out_images
         self._seen: set[int] = set()
+        self._shown: set[int] = set()
         self._control_rows = self._rows(self._held_out, torch.arange(len(self._held_out)))
 
     # ---- samples ------------------------------------------------------------------------------------------------
@@ -225,18 +227,32 @@ class Auditor:
         if len(self._held_out):
             control = ratios(self._control_rows["squared"]).numpy()
             arrays["conformal_p"] = conformal_p_values(ratios(m.rows["squared"]).numpy(), control)
+        nearest = self.search.query(m.images, 1).nearest
+        arrays["nearest"] = nearest.numpy()
+        self._shown.update(nearest[:PICTURES].tolist())
         self.folder.write_arrays(f"audit/{m.subject.file_stem}.npz", **arrays)
         pixels = m.images.permute(0, 2, 3, 1).numpy()
         self.folder.write_arrays(f"samples/{m.subject.file_stem}.npz", images=pixels, seeds=arrays["seeds"])
+
+    def _keep_pictures(self, models: Sequence[dict[str, Any]]) -> None:
+        """The training images that a report shows: neighbours of the first samples, and the most-hit ones."""
+        for entry in models:
+            top = entry["metrics"].get("coverage", {}).get("detail", {}).get("top", [])
+            self._shown.update(hit["image"] for hit in top)
+        ids = torch.tensor(sorted(self._shown), dtype=torch.int64)
+        pixels = self.training_set.images[ids].permute(0, 2, 3, 1)
+        self.folder.write_arrays("audit/pictures.npz", ids=ids.numpy(), images=pixels.numpy())
 
     def quality(self, images: Tensor, seeds: Tensor) -> dict[str, Any]:
         """Frechet and kernel distances of uint8 images (m, C, H, W) to H and to T, by extractor."""
         values: dict[str, Any] = {}
         for metric in self.fidelity:
             metric.reset()
-            metric.update(images, seeds)
-            # Without held-out images the keys are there all the same, and say that there is nothing to say.
-            values |= {metric.frechet_key: None, metric.kernel_key: None} | metric.compute()
+            # Without enough images the keys are there all the same, and say that there is nothing to say.
+            values |= {metric.frechet_key: None, metric.kernel_key: None}
+            if len(images) >= metric.min_samples:
+                metric.update(images, seeds)
+                values |= metric.compute()
         return values
 
     def _quality_controls(self) -> dict[str, float]:
@@ -305,6 +321,8 @@ class Auditor:
             models.append(entry)
         for family in comparisons.values():
             adjust(family)
+        if self.folder is not None:
+            self._keep_pictures(models)
         for entry in models:
             if entry["role"] == "student":
                 entry["verdict"] = self._verdict(entry, models, control, (distillation or {}).get(entry["name"]) or {})
@@ -325,8 +343,16 @@ class Auditor:
             rmse_trend=record.get("rmse_trend", {}).get(nfe),
             annealed=record.get("lr_schedule") == "cosine",
             equal_nfe=equal["difference"] if equal else None,
+            as_real=self._as_real(entry["quality"], teacher["quality"]),
             who=f"{entry['name']}, {entry['nfe']} NFE",
         ).record()
+
+    def _as_real(self, student: dict[str, Any], teacher: dict[str, Any]) -> bool | None:
+        """Whether no extractor's Frechet distance to H is above the teacher's; None without H or quality."""
+        keys = [m.frechet_key for m in self.fidelity]
+        pairs = [(student.get(f"{k}_low"), teacher.get(f"{k}_high")) for k in keys]
+        known = [s <= t for s, t in pairs if s is not None and t is not None]
+        return all(known) if known else None
 
     def _about(self) -> dict[str, Any]:
         t = self.training_set

@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from torch import nn
 
 from cdmem.audit import Auditor, AuditResult
 from cdmem.data.subset import TrainingSet
+from cdmem.diffusion.sampling import SEEDS_PER_RUN
 from cdmem.distillation import distillation_record
 from cdmem.errors import InputError
 from cdmem.metrics.features import features_name
@@ -26,6 +28,7 @@ from cdmem.sample import OneLineParser
 from cdmem.subjects import GivenImages, Subject, stage_subjects, study_subjects
 from cdmem.suite import GROUPS, SLOW_GROUPS, SuiteOptions, build_features
 from cdmem.summary import print_summary
+from cdmem.training.checkpoint import read_checkpoint
 
 
 def parser() -> argparse.ArgumentParser:
@@ -67,6 +70,36 @@ def _near(value: str) -> str | float:
         raise InputError("near_duplicates", value, "is no rule", "use auto, off or a ratio such as 0.5") from None
 
 
+def _expanded(name: str, value: str | None) -> str | None:
+    """A path with ``~`` replaced; names that no file system takes are refused here, once for all readers."""
+    if value is None:
+        return None
+    try:
+        path = Path(value).expanduser()
+        path.exists()
+    except (OSError, ValueError, RuntimeError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise InputError(name, value[:80], f"is no usable path ({reason})", "give another path") from None
+    if not value or "\0" in value:
+        raise InputError(name, repr(value), "is no path", "give a file or folder")
+    return str(path)
+
+
+def _check_out(out: Path) -> None:
+    """An audit takes minutes: that its result cannot be written is said before."""
+    if out.exists() or out.is_symlink():
+        raise InputError("out", out, "exists already", "give another --out")
+    if out.suffix != ".json":
+        raise InputError("out", out, "must end in .json", "e.g. --out audit.json")
+    nearest = next(p for p in (out.absolute().parent, *out.absolute().parents) if p.exists())
+    try:
+        # As the file will be named: the temporary one of RunFolder has nine letters more.
+        with tempfile.NamedTemporaryFile(dir=nearest, prefix=f".{out.name}."):
+            pass
+    except OSError as error:
+        raise InputError("out", out, f"cannot be written ({error.strerror})", "give another --out") from None
+
+
 def check(options: argparse.Namespace) -> None:
     """Refuse impossible settings before anything is read.
 
@@ -81,21 +114,22 @@ def check(options: argparse.Namespace) -> None:
         raise InputError("fail_above", options.fail_above, "is a fraction", "e.g. 0.01 for 1 %")
     if not 0 < options.threshold <= 1:
         raise InputError("threshold", options.threshold, "must be in (0, 1]", "1/3 is customary")
-    if options.nfe is not None and min(options.nfe) < 1:
-        raise InputError("nfe", options.nfe, "needs at least one evaluation", "e.g. --nfe 1 2 4")
+    if options.nfe is not None:
+        if min(options.nfe) < 1:
+            raise InputError("nfe", options.nfe, "needs at least one evaluation", "e.g. --nfe 1 2 4")
+        options.nfe = sorted(set(options.nfe))  # a repeated one would count twice in Holm's family
+    for name in ("generator", "training_set", "held_out", "teacher", "data_path", "out"):
+        setattr(options, name, _expanded(name, getattr(options, name)))
     for group in options.metrics:
         if group not in (*GROUPS, *SLOW_GROUPS):
             raise InputError("metrics", group, "no such group", f"use {', '.join((*GROUPS, *SLOW_GROUPS))}")
     if options.out is not None:
-        out = Path(options.out)
-        if out.exists():
-            raise InputError("out", out, "exists already", "give another --out")
-        if out.suffix != ".json":
-            raise InputError("out", out, "must end in .json", "e.g. --out audit.json")
+        _check_out(Path(options.out))
     try:
-        torch.zeros(1, device=options.device)
+        torch.zeros(1, device=options.device).cpu()  # the meta device makes zeros, but gives none back
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise InputError("device", options.device, str(error).split("\n")[0], "use cpu") from None
+        reason = str(error).split("\n")[0].split(". ")[0][:160]
+        raise InputError("device", options.device, reason, "use cpu") from None
 
 
 def _students(folder: Path) -> list[str]:
@@ -117,6 +151,37 @@ def _images_subject(path: str, training_set: TrainingSet) -> Subject:
     return Subject("images", "images", "given", GivenImages(images), "given", None, digest)
 
 
+def _strangers(subjects: Sequence[Subject], training_set: TrainingSet) -> list[str]:
+    """A note where the last model was trained on another set: then its evaluations were of that set as well."""
+    known = str(subjects[-1].module.about["training_set"])
+    if known == training_set.hash:
+        return []
+    note = f"the checkpoint names another training set ({known[:12]}) than the one audited against"
+    return [f"{note}: convergence is unknown" if subjects[-1].role == "student" else note]
+
+
+def _records(
+    options: argparse.Namespace, study: Path, subjects: Sequence[Subject], folder: Path | None = None
+) -> dict[str, object]:
+    """What is known of the distillation of every student: of the weights and up to the step that are audited."""
+    found = {}
+    for s in subjects:
+        if s.role != "student" or s.name in found:
+            continue
+        place = folder or study / s.name
+        usual = read_checkpoint(place)["cdmem"]["weights"] if options.weights else s.weights
+        if s.weights == usual:
+            found[s.name] = distillation_record(RunFolder(place), options.threshold, s.step)
+    return found
+
+
+def _needless(options: argparse.Namespace, what: str, *names: str) -> None:
+    """An option that would be ignored is refused: its user expects another number."""
+    for name in names:
+        if getattr(options, name) is not None:
+            raise InputError(name, getattr(options, name), f"the generator is {what}", f"leave --{name} out")
+
+
 def open_generator(
     options: argparse.Namespace, training_set: TrainingSet
 ) -> tuple[list[Subject], dict[str, object], list[str]]:
@@ -125,12 +190,15 @@ def open_generator(
     if not path.exists():
         raise InputError("generator", path, "no such file or folder", "give a checkpoint, run, pipeline or images")
     if path.is_dir() and is_pipeline(path):
+        _needless(options, "a pipeline", "weights", "teacher")
         samplers, method, digest = load_pipeline(path, nfe)
         return [Subject(path.name, "generator", method, s, "pipeline", None, digest) for s in samplers], {}, []
     if path.is_dir() and _is_study(path):
+        _needless(options, "a study, which has its own teacher", "teacher")
         names = _students(path)
         subjects = study_subjects(path, names, nfe, options.device, options.weights)
-        return subjects, {n: distillation_record(RunFolder(path / n), options.threshold) for n in names}, []
+        notes = _strangers(subjects, training_set)
+        return subjects, {} if notes else _records(options, path, subjects), notes
     stage = path.is_dir() and ((path / "checkpoints").is_dir() or (path / "last.ckpt").is_file())
     checkpoint = path.suffix == ".ckpt" or stage
     if not checkpoint:
@@ -138,17 +206,19 @@ def open_generator(
             raise InputError("generator", path, "is no checkpoint and no image file", "give a .ckpt, .npz or folder")
         if nfe is not None:
             raise InputError("nfe", nfe, "the images are made already", "leave --nfe out")
+        _needless(options, "images", "weights", "teacher")
         note = "images of unknown training: convergence is unknown"
         return [_images_subject(options.generator, training_set)], {}, [note]
     subjects, notes = stage_subjects(path, nfe, options.device, options.weights, options.teacher)
-    known = subjects[-1].module.about["training_set"]
-    if known != training_set.hash:
-        notes.append(f"the checkpoint names another training set ({known[:12]}) than the one audited against")
+    strangers = _strangers(subjects, training_set)
+    notes += strangers
     folder = path if path.is_dir() else path.parent.parent
     record = {}
-    if subjects[-1].role == "student" and (folder / CONFIG).is_file() and (folder / "evaluations").is_dir():
-        record["student"] = distillation_record(RunFolder(folder), options.threshold)
-    elif subjects[-1].role == "student":
+    if subjects[-1].role != "student" or strangers:
+        return subjects, record, notes
+    if (folder / CONFIG).is_file() and (folder / "evaluations").is_dir():
+        record = _records(options, folder.parent, subjects, folder)
+    else:
         notes.append("no evaluations along the distillation: convergence is unknown")
     return subjects, record, notes
 
@@ -173,6 +243,9 @@ def run_audit(args: Sequence[str]) -> int:
     samples = options.samples or (len(given[0].images) if given else 2000)
     if given and samples > len(given[0].images):
         raise InputError("samples", samples, f"only {len(given[0].images)} images are given", "ask for fewer")
+    if not given and samples > SEEDS_PER_RUN:
+        problem = f"a sampling seed has {SEEDS_PER_RUN:,} samples; more would repeat those of the next seed"
+        raise InputError("samples", samples, problem, "ask for fewer, under several --seed")
     names = [features_name(m) for m in extractors]
     suite = SuiteOptions(options.threshold, options.near_duplicates, names, options.metrics)
     place = {"batch_size": options.batch_size, "device": options.device, "progress": not options.quiet}

@@ -19,6 +19,8 @@ usage: python -m cdmem COMMAND [options]        (COMMAND --help lists all of its
   predict   --config FILE [--ckpt_path FILE]            images of a configured model into samples/
   sample    --checkpoint PATH [--samples N] [--nfe K]   images from any checkpoint or run folder
   audit     --generator PATH --training_set PATH        what a model or a set of images reproduces; a release gate
+  report    RUN [RUN ...]                               the page of a study; a comparison of several, or of a sweep
+  wandb-workspace --project P                           our curves and panels as a view on W&B; needs a login
 
 Any setting of the config can be overridden as --key value after --config.
 """
@@ -54,6 +56,14 @@ def dispatch(args: Sequence[str]) -> int:
         from cdmem.audit_command import run_audit
 
         return run_audit(rest)
+    if command == "report":
+        from cdmem.report_command import run_report
+
+        return run_report(rest)
+    if command == "wandb-workspace":
+        from cdmem.wandb_workspace import run_workspace
+
+        return run_workspace(rest)
     from cdmem.errors import InputError
 
     raise InputError("command", command, "no such command", "python -m cdmem --help lists them")

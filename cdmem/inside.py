@@ -71,10 +71,15 @@ def inside(
     common = {"seed": int(seeds[0]) // SEEDS_PER_RUN, "device": device}
     t = training_set
     sides = {"train": (t.images[:IMAGES], t.labels[:IMAGES] if conditional else None)}
-    if len(t.held_out_images) >= 2:
+    if conditional and (t.num_classes != module.num_classes or int(t.labels.max()) >= module.num_classes):
+        return {"unavailable": f"the model has {module.num_classes} classes, the training set names {t.num_classes}"}
+    unlabelled = conditional and bool((t.held_out_labels < 0).any())
+    if len(t.held_out_images) >= 2 and not unlabelled:
         held_labels = t.held_out_labels[:IMAGES] if conditional else None
         sides["held_out"] = (t.held_out_images[:IMAGES], held_labels)
     record: dict[str, Any] = {"images": {name: len(images) for name, (images, _) in sides.items()}}
+    if unlabelled:
+        record["unavailable"] = "held-out images without labels, for a model with classes"
     if "held_out" in sides:
         losses = [denoising_losses(function, x, SIGMAS, labels=y, **common) for x, y in sides.values()]
         record[f"loss_gap{suffix}"] = _gaps(loss_gap(*losses))

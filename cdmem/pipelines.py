@@ -32,6 +32,7 @@ DEFAULT_STEPS = {"DDPMScheduler": 1000, "DDIMScheduler": 50, "CMStochasticIterat
 OTHER_STEPS = 18
 INDEX = "model_index.json"
 MAX_JSON = 2**20
+MAX_SIDE = 4096  # px
 LOCAL = {"use_safetensors": True, "local_files_only": True, "low_cpu_mem_usage": False}
 
 
@@ -54,14 +55,17 @@ class PipelineSampler:
     num_classes: int = 0
 
     @torch.no_grad()
-    def __call__(self, seeds: Sequence[int], device: torch.device | str = "cpu") -> Tensor:
-        """float32 images (B, C, H, W) in [-1, 1], not clamped beyond what the scheduler does."""
+    def __call__(self, seeds: Sequence[int], device: torch.device | str = "cpu", steps: int | None = None) -> Tensor:
+        """float32 images (B, C, H, W) in [-1, 1], not clamped beyond what the scheduler does.
+
+        ``steps`` stops after the first so many, to try whether network and scheduler fit.
+        """
         noise = NoiseSource(seeds, self.shape, device)
         labels = noise.labels(self.num_classes)
         self.unet.to(device)
         self.scheduler.set_timesteps(self.nfe, device=device)
         x = noise.next() * float(self.scheduler.init_noise_sigma)
-        for t in self.scheduler.timesteps:
+        for t in self.scheduler.timesteps[:steps]:
             scaled = self.scheduler.scale_model_input(x, t)
             out = self.unet(scaled, t.to(torch.float32) if t.is_floating_point() else t, class_labels=labels).sample
             extra = {} if type(self.scheduler).__name__ == "DDIMScheduler" else {"generator": noise.generators}
@@ -121,19 +125,34 @@ def load_pipeline(path: str | Path, nfe: Sequence[int] | None) -> tuple[list[Pip
         mend = "save the pipeline with safe_serialization=True; pickles are not read"
         raise InputError("generator", weights, "no such file", mend)
     try:
-        unet = UNet2DModel.from_pretrained(str(folder / "unet"), **LOCAL).eval()
+        unet, report = UNet2DModel.from_pretrained(str(folder / "unet"), output_loading_info=True, **LOCAL)
+        lost = [key for kind in ("missing_keys", "mismatched_keys", "unexpected_keys") for key in report.get(kind, ())]
+        if lost:  # diffusers would draw what is missing at random, and the audit would be of noise
+            raise ValueError(f"weights and config.json differ in {len(lost)} tensors, such as {lost[0]}")
+        unet.eval()
         scheduler = getattr(diffusers, name).from_pretrained(str(folder / "scheduler"), local_files_only=True)
     except Exception as error:
         reason = " ".join(str(error).split())[:160]
         raise InputError("generator", folder, f"cannot be loaded ({reason})", "save the pipeline again") from None
     size = unet.config.sample_size
-    sides = (size, size) if isinstance(size, int) else tuple(size)
-    shape = (int(unet.config.in_channels), int(sides[0]), int(sides[1]))
+    sides = [size, size] if isinstance(size, int) else size
+    plain = isinstance(sides, list | tuple) and len(sides) == 2
+    if not plain or not all(type(s) is int and 0 < s <= MAX_SIDE for s in sides):
+        raise InputError("generator.unet.sample_size", size, "is no size of an image", "set it in unet/config.json")
+    shape = (int(unet.config.in_channels), sides[0], sides[1])
     classes = int(unet.config.num_class_embeds or 0)
     with weights.open("rb") as stream:
         digest = hashlib.file_digest(stream, "sha256").hexdigest()
     steps = list(nfe or [DEFAULT_STEPS.get(name, OTHER_STEPS)])
-    return [PipelineSampler(unet, _copy(scheduler), k, shape, classes) for k in steps], name, digest
+    samplers = [PipelineSampler(unet, _copy(scheduler), k, shape, classes) for k in steps]
+    for sampler in samplers:
+        try:
+            sampler([0], steps=1)
+        except Exception as error:
+            reason = " ".join(str(error).split())[:160]
+            mend = "give another --nfe" if "num_inference_steps" in reason else "save the pipeline again"
+            raise InputError("generator", folder, f"cannot spend {sampler.nfe} steps ({reason})", mend) from None
+    return samplers, name, digest
 
 
 def _copy(scheduler: Any) -> Any:

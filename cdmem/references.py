@@ -17,6 +17,8 @@ from cdmem.run import CONFIG
 RECORD = "training_set.json"
 ARRAYS = (".npz", ".npy")
 PIXEL_KEYS = ("crop", "grayscale", "resolution")
+MAX_CONFIG = 2**20
+MAX_SIDE = 4096  # px; a record edited by hand must not ask for images that fill the memory
 
 
 def read_images(path: str | Path, key: str) -> Tensor:
@@ -32,6 +34,8 @@ def read_images(path: str | Path, key: str) -> Tensor:
     try:
         return load_source(kind, str(file)).images
     except InputError as error:
+        if error.key == "data.resolution":  # no option of an audit resizes
+            raise InputError(key, path, error.problem, "give images of one size") from None
         raise InputError(key, error.value, error.problem, error.mend) from None
 
 
@@ -47,8 +51,8 @@ def match_channels(images: Tensor, shape: tuple[int, ...], key: str) -> Tensor:
     elif channels == 1 and shape[0] == 3:
         images = images.expand(-1, 3, -1, -1).contiguous()
     if tuple(images.shape[1:]) != tuple(shape):
-        problem = f"the training images have shape {list(shape)}"
-        raise InputError(key, list(images.shape[1:]), problem, "resize, or give the right training set")
+        problem = f"the training images have shape {list(shape)} (channels, height, width)"
+        raise InputError(key, list(images.shape[1:]), problem, "convert them, or give the right training set")
     return images
 
 
@@ -62,13 +66,59 @@ def _data_section(folder: Path) -> dict[str, Any]:
     """The ``data`` settings of the run that wrote a record; empty when there is no config beside it."""
     for file in (folder / CONFIG, folder / "teacher" / CONFIG):
         try:
+            if file.stat().st_size > MAX_CONFIG:
+                continue
             settings = yaml.safe_load(file.read_text(encoding="utf-8"))
-        except (OSError, yaml.YAMLError, UnicodeDecodeError):
+        except (OSError, yaml.YAMLError, ValueError, TypeError, RecursionError):
             continue
         data = settings.get("data") if isinstance(settings, dict) else None
         if isinstance(data, dict) and "source" in data:
-            return data
+            return {k: v for k, v in data.items() if isinstance(v, str)}  # all that is asked for are paths
     return {}
+
+
+def _whole(values: Any, least: int) -> bool:
+    return isinstance(values, list) and all(type(v) is int and least <= v < 2**31 for v in values)
+
+
+def _checked(path: str | Path, key: str) -> dict[str, Any]:
+    """The record of :func:`load_record` with every field of its own type: it may have been edited by hand.
+
+    Raises:
+        InputError: naming the field.
+    """
+    try:
+        record = load_record(path)
+    except InputError as error:
+        raise InputError(key, error.value, error.problem, error.mend) from None
+    about, names = record.get("provenance"), record.get("class_names", [])
+    right = {
+        "indices": _whole(record["indices"], 0),
+        "multiplicities": _whole(record["multiplicities"], 1),
+        "held_out_indices": _whole(record["held_out_indices"], 0),
+        "shape": _whole(record["shape"], 1) and len(record["shape"]) == 3 and max(record["shape"]) <= MAX_SIDE,
+        "hash": isinstance(record["hash"], str),
+        "flip": isinstance(record["flip"], bool),
+        "source": isinstance(record.get("source"), str),
+        "class_names": isinstance(names, list) and all(isinstance(n, str) for n in names),
+        "spec": isinstance(record.get("spec", {}), dict),
+        "provenance": isinstance(about, dict),
+    }
+    if right["provenance"] and right["shape"]:
+        sides = {None, record["shape"][1]}
+        right["provenance.crop"] = about.get("crop") is None or _whole([about["crop"]], 1)
+        right["provenance.resolution"] = not isinstance(about.get("resolution"), list | dict | float) and (
+            about.get("resolution") in sides
+        )
+        classes = about.get("classes")
+        whole = isinstance(classes, list) and all(isinstance(c, int | str) for c in classes)
+        right["provenance.classes"] = classes is None or whole
+    for name, fine in right.items():
+        if not fine:
+            raise InputError(
+                key, path, f"its field {name} makes no sense", "name the training_set.json that a run wrote"
+            )
+    return record
 
 
 def from_record(path: str | Path, data_path: str | None = None, key: str = "training_set") -> TrainingSet:
@@ -82,7 +132,7 @@ def from_record(path: str | Path, data_path: str | None = None, key: str = "trai
     Raises:
         InputError: no record, no pixels, or pixels that are not those of the record.
     """
-    record = load_record(path)
+    record = _checked(path, key)
     folder = Path(path) if Path(path).is_dir() else Path(path).parent
     data, about = _data_section(folder), record["provenance"]
     source = str(record["source"])
@@ -90,15 +140,21 @@ def from_record(path: str | Path, data_path: str | None = None, key: str = "trai
     if source != "digits" and where is None:
         raise InputError("data_path", None, f"the record names {source}, but not where it lies", "give --data_path")
     pixels = {name: about.get(name) for name in PIXEL_KEYS}
-    pool = load_source(
-        source, where, classes=about.get("classes"), **{**pixels, "grayscale": bool(pixels["grayscale"])}
-    )
+    try:
+        pool = load_source(
+            source, where, classes=about.get("classes"), **{**pixels, "grayscale": bool(pixels["grayscale"])}
+        )
+    except InputError as error:
+        name = "data_path" if error.key == "data.path" else error.key
+        raise InputError(name, error.value, error.problem, f"{error.mend}, or say by --data_path where it is") from None
+    except RuntimeError as error:  # ~ of a user that is not there
+        raise InputError("data_path", where, str(error), "give --data_path") from None
     place = {int(index): k for k, index in enumerate(pool.indices.tolist())}
 
     def images(indices: list[int], of: Any, places: dict[int, int]) -> tuple[Tensor, Tensor]:
         try:
             rows = torch.tensor([places[int(i)] for i in indices], dtype=torch.int64)
-        except (KeyError, TypeError, ValueError):
+        except KeyError:
             problem = f"names images that {source} does not have"
             raise InputError(key, path, problem, "give the same data, by --data_path") from None
         return of.images[rows], of.labels[rows]
@@ -135,6 +191,11 @@ def from_record(path: str | Path, data_path: str | None = None, key: str = "trai
             f"the pixels of {source} are not those of the record (hash {found.hash[:12]}, not {record['hash'][:12]})"
         )
         raise InputError(key, path, problem, "give the data that the run was trained on, by --data_path")
+    if len(held) == len(record["held_out_indices"]) and record.get("held_out_hash", found.held_out_hash) != (
+        found.held_out_hash
+    ):
+        problem = "the held-out images are not those of the record"
+        raise InputError(key, path, problem, "give the data of the run, by --data_path, or its own training_set.json")
     return found
 
 
@@ -230,7 +291,8 @@ def load_references(
 def with_held_out(training_set: TrainingSet, held_out: Tensor, flip: bool) -> TrainingSet:
     """The same T beside another H."""
     t = training_set
-    if flip == t.flip and torch.equal(held_out, t.held_out_images):
+    same = torch.equal(held_out, t.held_out_images)
+    if flip == t.flip and same:
         return t
     return TrainingSet(
         images=t.images,
@@ -238,7 +300,8 @@ def with_held_out(training_set: TrainingSet, held_out: Tensor, flip: bool) -> Tr
         indices=t.indices,
         multiplicities=t.multiplicities,
         held_out_images=held_out,
-        held_out_labels=torch.zeros(len(held_out), dtype=torch.int64),
+        # Other images come without labels; -1 is no class, so that nothing takes them for the first one.
+        held_out_labels=t.held_out_labels if same else torch.full((len(held_out),), -1),
         held_out_indices=torch.arange(len(held_out)),
         flip=flip,
         class_names=t.class_names,

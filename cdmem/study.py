@@ -310,5 +310,8 @@ def run_study(args: Sequence[str]) -> int:
     result = study.run()
     study.folder.write_json("environment.json", environment(study.stages["teacher"].settings.threads or 0))
     print_summary(result)
-    print(f"\n{time.time() - started:.0f} s; everything is in {config.run_dir}/")
+    from cdmem.report.build import write_report
+
+    page = write_report(config.run_dir)
+    print(f"\n{time.time() - started:.0f} s; everything is in {config.run_dir}/; open {page}")
     return 0

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from cdmem.errors import InputError
-from cdmem.training.checkpoint import load_module, weights_digest
+from cdmem.training.checkpoint import load_module, read_checkpoint, weights_digest
 from cdmem.training.student import ConsistencyStudent
 from cdmem.training.teacher import DiffusionTeacher
 
@@ -118,14 +118,36 @@ def study_subjects(
     folder: str | Path, students: Sequence[str], nfe: Sequence[int] | None, device: str, weights: str | None = None
 ) -> list[Subject]:
     """Everything that a study's folder holds: see :func:`with_teacher`."""
-    teacher = _weights(load_module(f"{folder}/teacher"), weights)
+    teacher = load_module(f"{folder}/teacher")
+    if not isinstance(teacher, DiffusionTeacher):
+        raise InputError("generator", f"{folder}/teacher", f"is a {teacher.role}", "give the folder of a whole study")
     teacher.to(device)
+    known, used = _weights_by_digest(teacher), set()
     found: list[Subject] = []
     for name in students:
-        student = _weights(load_module(f"{folder}/{name}"), weights)
+        place = f"{folder}/{name}"
+        student = _weights(load_module(place), weights)
+        if not isinstance(student, ConsistencyStudent):
+            raise InputError("generator", place, f"is a {student.role}", "give the folder of a whole study")
+        digest = read_checkpoint(place)["cdmem"].get("teacher_digest")
+        if digest:
+            # A pair of strangers would make numbers that look like a transfer.
+            if digest not in known:
+                problem = "was distilled from another teacher than the one beside it"
+                raise InputError("generator", place, problem, "audit the student alone, with --teacher PATH")
+            used.add(known[digest])
         student.to(device)
         found += student_subjects(name, student, nfe)
-    return with_teacher(teacher, found)
+    if len(used) > 1:
+        problem = f"its students were distilled from different weights of the teacher: {', '.join(sorted(used))}"
+        raise InputError("generator", folder, problem, "audit one student's folder at a time")
+    # The reference is what was distilled; another choice of weights is for the students.
+    return with_teacher(_weights(teacher, next(iter(used), weights)), found)
+
+
+def _weights_by_digest(teacher: DiffusionTeacher) -> dict[str, str]:
+    # Young averages can be equal: the checkpoint's own choice comes last and names them.
+    return {weights_digest(teacher.function(w).network): w for w in ("raw", *teacher.ema.names(), teacher.weights)}
 
 
 def find_teacher(student: ConsistencyStudent, path: str | None, record: dict[str, Any]) -> DiffusionTeacher | None:
@@ -147,7 +169,7 @@ def find_teacher(student: ConsistencyStudent, path: str | None, record: dict[str
     module = load_module(name, key="teacher")
     if not isinstance(module, DiffusionTeacher):
         raise InputError("teacher", name, f"is a {module.role}", "give the teacher's checkpoint")
-    known = {weights_digest(module.function(w).network): w for w in ("raw", *module.ema.names())}
+    known = _weights_by_digest(module)
     if record.get("teacher_digest") and record["teacher_digest"] not in known:
         if path is None:
             return None
@@ -163,8 +185,6 @@ def stage_subjects(
     Returns:
         the subjects, and notes for people.
     """
-    from cdmem.training.checkpoint import read_checkpoint
-
     module = _weights(load_module(path, "generator"), weights)
     module.to(device)
     if isinstance(module, DiffusionTeacher):

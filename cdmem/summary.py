@@ -20,7 +20,9 @@ def percent(f_mem: dict[str, Any] | None) -> str:
 
 def number(value: float | None, digits: int = 3) -> str:
     """Fixed digits; ``-`` where there is nothing to show."""
-    return "-" if value is None else f"{value:.{digits}f}"
+    if value is None:
+        return "-"
+    return f"{value:.{digits}f}" if abs(value) < 1e5 else f"{value:.1e}"
 
 
 def _columns(rows: list[list[str]]) -> list[str]:
@@ -60,7 +62,13 @@ def table(result: AuditResult) -> list[str]:
     rows.append(["held-out images", "", percent(held), "", "", "", "", *blank])
     shown = [number(q.get(fd)), number(q.get(f"{fd}_train")), number(q.get(kid), 4)]
     rows.append(["copies of T", "", percent(copycat["f_mem"]), *shown, "", *blank])
-    return _columns([head, *rows])
+    return _columns(_without_empty([head, *rows]))
+
+
+def _without_empty(rows: list[list[str]]) -> list[list[str]]:
+    """Without the columns that show nothing for any model: what was not measured needs no room."""
+    kept = [k for k in range(len(rows[0])) if k < 3 or any(r[k] not in ("", "-") for r in rows[1:])]
+    return [[r[k] for k in kept] for r in rows]
 
 
 TRANSFER_HEAD = [
@@ -110,7 +118,8 @@ def _more(result: AuditResult) -> list[str]:
         return []
     rows = [["model", "NFE", *(title for title, _, _ in have)]]
     for who, nfe, m in models:
-        rows.append([who, nfe, *(number(m.get(metric, {}).get(key)) for _, metric, key in have)])
+        cells = [number(m.get(metric, {}).get(key), 0 if key == "chao1" else 3) for _, metric, key in have]
+        rows.append([who, nfe, *cells])
     return _columns(rows)
 
 
@@ -143,8 +152,9 @@ def extrapolated(found: dict[str, Any]) -> str:
 def print_summary(result: AuditResult) -> None:
     """Print the tables, the sentences and the notes."""
     t, models = result.training_set, result.models[0]
+    source = " ".join(str(t["source"]).split())  # a file name may hold line breaks
     print(
-        f"\nT: {t['n']} unique images of {t['source']} ({t['rows']} rows, {t['hash'][:12]}), H: {t['held_out']}; "
+        f"\nT: {t['n']} unique images of {source} ({t['rows']} rows, {t['hash'][:12]}), H: {t['held_out']}; "
         f"{models['samples']} samples a model, seeds {models['seeds'][0]} to {models['seeds'][1]}\n"
     )
     blocks = [table(result), transfer(result), _more(result), sentences(result)]

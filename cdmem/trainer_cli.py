@@ -143,7 +143,7 @@ class CdmemCLI(LightningCLI):
         if self.command == "fit" and self.settings.wandb and os.environ.get("WANDB_MODE") != "disabled":
             from cdmem.tracking import wandb_logger
 
-            loggers.append(wandb_logger(RunFolder(run_dir), self.record))
+            loggers.append(wandb_logger(RunFolder(run_dir), self.record, self.model))
         return loggers
 
     def _run_subcommand(self, subcommand: str) -> None:
@@ -163,6 +163,11 @@ class CdmemCLI(LightningCLI):
         if self.model.raw is None:  # a student's teacher may not exist before now
             self.model.prepare(self.datamodule.training_set)
         self._check_folder()
+        done = RunFolder(self.settings.run_dir).finished() if self.command == "fit" else None
+        if done and done.get("stopped") and done["step"] == self._checkpoint_step:
+            print(f"      stopped before, at step {done['step']}: {done['stopped']}", flush=True)
+            return
+        self._tell_loggers_the_teacher()
         # Lightning reads the instantiated copy of the settings.
         self.config_init[self.command].ckpt_path = self.settings.ckpt_path
         if self.command == "fit" and self.settings.ckpt_path is None:
@@ -172,13 +177,33 @@ class CdmemCLI(LightningCLI):
         folder = RunFolder(self.settings.run_dir)
         if not self.trainer.is_global_zero or self.trainer.fast_dev_run:
             return
-        if self.command == "fit" and self.trainer.global_step >= self.trainer.max_steps:
-            folder.write_json(FINISHED, {"step": self.trainer.global_step, "seconds": round(time.time() - started, 1)})
+        # A callback may end a run before max_steps on purpose; it says why.
+        stopped = next((c.stopped for c in self.trainer.callbacks if getattr(c, "stopped", None)), None)
+        if self.command == "fit" and (stopped or self.trainer.global_step >= self.trainer.max_steps):
+            done = {"step": self.trainer.global_step, "seconds": round(time.time() - started, 1)}
+            if self.trainer.global_step < self.trainer.max_steps:
+                done["stopped"] = stopped
+            folder.write_json(FINISHED, done)
+            self._log_checkpoint(folder)
         elif self.command in ("validate", "test"):
             metrics = {k: float(v) for k, v in self.trainer.callback_metrics.items()}
             folder.write_json(f"{self.command}/step={self._checkpoint_step:08d}.json", metrics)
         elif self.command == "predict":
             self._write_predictions(folder)
+
+    def _tell_loggers_the_teacher(self) -> None:
+        """Only now is the teacher of a study known, and read."""
+        for logger in self.trainer.loggers:
+            if hasattr(logger, "log_checkpoint"):
+                from cdmem.tracking import teacher_link
+
+                logger.teacher = teacher_link(self.model)
+
+    def _log_checkpoint(self, folder: RunFolder) -> None:
+        about = {"step": self.trainer.global_step, "training_set": self.datamodule.training_set.hash}
+        for logger in self.trainer.loggers:
+            if hasattr(logger, "log_checkpoint") and folder.last_checkpoint.is_file():
+                logger.log_checkpoint(folder.last_checkpoint, self.model.role, about)
 
     def _check_folder(self) -> None:
         s, folder = self.settings, RunFolder(self.settings.run_dir)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import struct
 import zlib
 from pathlib import Path
@@ -123,6 +124,30 @@ def test_a_student_alone_finds_its_teacher_or_says_so(run, tmp_path, capsys):
     assert audit("--generator", alone, *common, "--teacher", run / "teacher") == 0
     assert "kept same" in capsys.readouterr().out
     assert "is a student" in refused(capsys, "--generator", alone, *common, "--teacher", run / "student")
+
+
+def test_a_study_whose_teacher_was_exchanged_is_no_pair(run, tmp_path, capsys):
+    study = tmp_path / "study"
+    shutil.copytree(run, study)
+    common = ["--training_set", study, "--samples", 8, "--metrics", "memorization"]
+    out = tmp_path / "o.json"
+    assert audit("--generator", study, *common, "--nfe", 2, 1, 2, "--weights", "raw", "--out", out) == 0
+    models = json.loads(out.read_text())["models"]
+    assert [m["nfe"] for m in models if m["role"] == "student"] == [1, 2]
+    # The weights asked for are the student's; what was distilled is the reference, whatever is asked for.
+    stored = json.loads((run / "audit/summary.json").read_text())["models"]
+    assert models[0]["digest"] == stored[0]["digest"] and models[0]["weights"] != "raw"
+    assert json.loads(out.read_text())["distillation"] == {}  # the evaluations were of other weights
+    file = study / "teacher/checkpoints/last.ckpt"
+    content = torch.load(file, weights_only=True)
+    for value in content["state_dict"].values():
+        if value.is_floating_point():
+            value.add_(0.01)
+    torch.save(content, file)
+    assert "another teacher" in refused(capsys, "--generator", study, *common)
+    del content["cdmem"]["network"]
+    torch.save(content, file)
+    assert "makes no sense" in refused(capsys, "--generator", study, *common)
 
 
 @pytest.mark.parametrize("form", ["npz", "folder", "arr_0"])

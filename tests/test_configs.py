@@ -40,7 +40,7 @@ def small_callbacks(name: str) -> str:
     if name.startswith("cifar10"):
         callbacks = [c for c in callbacks if "Quality" not in c["class_path"]]
     for callback in callbacks:
-        if "samples" in callback["init_args"]:
+        if "samples" in callback.get("init_args", {}):
             callback["init_args"]["samples"] = 4
     return json.dumps(callbacks)
 

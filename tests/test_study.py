@@ -294,7 +294,14 @@ def test_sample_predict_and_validate(study, tmp_path):
         assert np.array_equal(images, audited["images"][:5])
     assert Image.open(out.with_suffix(".png")).size[0] > 0
     teacher = ["--config", str(folder / "configs/tiny/teacher.yaml"), "--run_dir", str(folder / "runs/tiny/teacher")]
+
+    def kept() -> dict[str, bytes]:
+        parts = (p for name in ("evaluations", "panels") for p in (folder / "runs/tiny/teacher" / name).iterdir())
+        return {p.name: p.read_bytes() for p in parts}
+
+    before = kept()
     run("validate", *teacher, "--seed", "3")
+    assert kept() == before, "what training wrote at its steps was overwritten"
     found = json.loads(next((folder / "runs/tiny/teacher/validate").glob("*.json")).read_text())
     assert {"validate/loss_train", "validate/loss_held_out", "memorization/f_mem"} <= set(found)
     # The checkpoint was evaluated, not a fresh network.

@@ -40,6 +40,7 @@ def inputs(**changes):
         "f_mem_trend": trend(),
         "rmse_trend": trend(),
         "annealed": False,
+        "as_real": True,
     }
     return copy.deepcopy(case) | changes
 
@@ -92,6 +93,13 @@ CASES = {
     "same without H": ({"paired": paired(0.0), "control_ci95": None}, "unchanged", ""),
     "less": ({}, "reduced", ""),
     "less without H": ({"control_ci95": None}, "reduced", ""),
+    "damaged without common copies": (
+        {"paired": paired(noise=None), "as_real": False},
+        "undecided",
+        "may only be damaged",
+    ),
+    "less with common copies, less real": ({"as_real": False}, "reduced", ""),
+    "less, reality unknown": ({"paired": paired(noise=None), "as_real": None}, "reduced", ""),
     "less without common copies": ({"paired": paired(noise=None)}, "reduced", ""),
     "less at both ends of the amplitude": ({"variance_ratio": 0.9}, "reduced", ""),
 }

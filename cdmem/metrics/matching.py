@@ -8,6 +8,7 @@ compared again:
 2. Seeds on which both models are recognised with the same image: pure copies of one image by both.
 3. Gaussian noise on the teacher's samples, one level for all, so that over these seeds its median distance to the
    nearest image is the student's (by bisection, after clamping and rounding, which swallow noise at black and white).
+   Both medians are over copies that are still recognised with their image.
 4. f_mem of the noisy teacher against the student's, paired by seed.
 
 A student that only blurs has lost nothing in step 4; one whose seeds leave the copies has.
@@ -33,6 +34,7 @@ MAX_NOISE = 128.0
 FALSE_POSITIVES = 0.01
 WITHOUT_CONTROL = 1 / 2
 MIN_SEEDS = 20
+MOST_COPIES = 512  # are enough for a median
 
 
 def recognition_threshold(control: Tensor | None, threshold: float) -> float:
@@ -87,6 +89,44 @@ def copy_noise(teacher: Tensor, noise: Tensor, targets: Tensor, student_squared:
     return (low + high) / 2
 
 
+def selected_noise(
+    images: Tensor,
+    noise: Tensor,
+    targets: Tensor,
+    groups: Tensor,
+    search: Search,
+    loose: float,
+    wanted: float,
+    start: float,
+) -> float:
+    """Grey levels of noise at which the teacher's copies *that stay recognised* are as far off as the student's are.
+
+    The student's copies are those that were recognised; its noisiest ones were not. Without the same choice among the
+    noisy teacher's, the level comes out too small, and a merely noisy student would look forgetful.
+
+    Args:
+        images: the teacher's recognised copies, uint8 (b, C, H, W).
+        noise: unit Gaussian (b, C, H, W).
+        targets: the training images that they copy, uint8 (b, C, H, W).
+        groups: of these images, int64 (b,).
+        search: over T.
+        loose: recognition threshold.
+        wanted: median squared distance of the student's recognised copies.
+        start: level without the choice, a lower bound.
+    """
+    low, high = start, min(4 * start + 1.0, MAX_NOISE)
+    for _ in range(10):
+        middle = (low + high) / 2
+        noisy = add_noise(images, noise, middle)
+        found = search.index.query(noisy, 2)
+        kept = memorized(found.squared1.cpu(), found.squared2.cpu(), loose) & (found.group1.cpu() == groups)
+        if bool(kept.any()) and _median_squared(noisy[kept], targets[kept]) < wanted:
+            low = middle
+        else:
+            high = middle
+    return (low + high) / 2
+
+
 def fidelity_matched(
     teacher_images: Tensor,
     teacher: dict[str, Tensor],
@@ -121,6 +161,18 @@ def fidelity_matched(
     noise = NoiseSource(seeds, tuple(teacher_images.shape[1:])).next()
     targets = _copied_images(teacher_images[common], search)
     level = copy_noise(teacher_images[common], noise[common], targets, student["squared"][common, 0])
+    if level > 0:
+        chosen = seen_t.nonzero().flatten()[:MOST_COPIES]
+        level = selected_noise(
+            teacher_images[chosen],
+            noise[chosen],
+            _copied_images(teacher_images[chosen], search),
+            teacher["groups"][chosen, 0],
+            search,
+            loose,
+            float(student["squared"][common, 0].double().median()),
+            level,
+        )
     noisy = search.index.query(add_noise(teacher_images, noise, level), 2)
     hit_t = memorized(noisy.squared1.cpu(), noisy.squared2.cpu(), threshold)
     hit_s = memorized(student["squared"][:, 0], student["squared"][:, 1], threshold)

@@ -38,6 +38,9 @@ class Search:
         if near_duplicates != "off":
             found = near_duplicate_labels(training_set.images, flip=training_set.flip, rule=near_duplicates)
             labels, self.merged = found.labels, found.merged
+            if self.merged and len(labels.unique()) < 2:
+                problem = "makes one image of the whole training set"
+                raise InputError("near_duplicates", near_duplicates, problem, "use a smaller ratio")
         self.index = NeighborIndex(training_set.images, flip=training_set.flip, labels=labels)
         counts = torch.zeros(self.index.num_groups, dtype=torch.int64)
         self.multiplicities = counts.index_add_(0, self.index.row_groups.cpu(), training_set.multiplicities)

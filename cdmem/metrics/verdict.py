@@ -9,8 +9,8 @@ The first line that applies is the claim:
 5. ``undecided``: convergence unknown; learning rate annealed to 0; f_mem or rmse still moving, or too few samples to
    tell; or as much distillation again at the last third's pace would change the answer.
 6. ``reduced``: the paired interval lies below 0 (Holm p < 0.05), also at the threshold at which copies are recognised,
-   and at equal nearest-image noise (unless there are too few common copies to measure it). Where one of the latter two
-   fails: ``undecided``, since the student may only be blurrier.
+   and at equal nearest-image noise. Where there are too few common copies to measure the latter, the Frechet distance
+   to H must not be above the teacher's. Where one of these fails: ``undecided``, the student may only be blurrier.
 7. ``unchanged``: the paired interval lies within +-MARGIN.
 8. ``undecided``: the samples are too few.
 
@@ -99,6 +99,7 @@ def judge(
     rmse_trend: dict[str, Any] | None,
     annealed: bool,
     equal_nfe: dict[str, Any] | None = None,
+    as_real: bool | None = None,
     who: str = "the student",
 ) -> Verdict:
     """Apply the rule of the module.
@@ -112,6 +113,7 @@ def judge(
         rmse_trend: record of the convergence of rmse, or None.
         annealed: the learning rate went to 0.
         equal_nfe: difference to the teacher at the student's NFE, or None.
+        as_real: whether the student's Frechet distance to H is not above the teacher's (intervals apart), or None.
         who: subject of the sentences.
     """
     beside = None
@@ -136,6 +138,7 @@ def judge(
         "below_if_it_went_on": difference["ci95"][1] + drift < 0,
         "below_at_recognition": _below(matched.get("recognised")),
         "below_at_equal_noise": _below(matched.get("difference")),
+        "as_real_as_teacher": as_real,
     }
 
     def verdict(claim: str, reason: str, text: str) -> Verdict:
@@ -167,6 +170,12 @@ def judge(
         if checks["below_at_recognition"] is not True or checks["below_at_equal_noise"] is False:
             text = f"undecided: f_mem stands {change}, but not at equal nearest-image noise: it may only be blurrier."
             return verdict("undecided", "may only be blurrier", text)
+        if checks["below_at_equal_noise"] is None and as_real is False:
+            # Noise, a shift of brightness or an inverted image copies nothing either.
+            text = (
+                f"undecided: f_mem stands {change}, but the images are farther from held-out ones than the teacher's."
+            )
+            return verdict("undecided", "may only be damaged", text)
         also = "also at equal nearest-image noise"
         if checks["below_at_equal_noise"] is None:
             also = "also where copies are recognised; too few copies of both models to compare at equal noise"

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from cdmem.training.module import CdmemModule
 
 LAST = "last.ckpt"
+MAX_SIDE = 4096  # px; a damaged record must not ask for images that fill the memory
 
 
 def find_checkpoint(path: str | Path, key: str = "checkpoint") -> Path:
@@ -57,6 +58,8 @@ def read_checkpoint(path: str | Path, key: str = "checkpoint") -> dict[str, Any]
         ) from None
     if not isinstance(checkpoint, dict) or "cdmem" not in checkpoint or "state_dict" not in checkpoint:
         raise InputError(key, file, "was not written by cdmem", "give a checkpoint of cdmem fit or study")
+    if not isinstance(checkpoint["cdmem"], dict) or not isinstance(checkpoint["state_dict"], dict):
+        raise InputError(key, file, "was not written by cdmem", "give a checkpoint of cdmem fit or study")
     return checkpoint
 
 
@@ -70,12 +73,29 @@ def weights_digest(network: nn.Module) -> str:
 
 
 def load_module(path: str | Path, key: str = "checkpoint") -> CdmemModule:
-    """A teacher or student ready to sample, on the CPU, in eval mode, from a checkpoint or run folder."""
+    """A teacher or student ready to sample, on the CPU, in eval mode, from a checkpoint or run folder.
+
+    Raises:
+        InputError: as :func:`read_checkpoint`, and a record or weights that do not fit together.
+    """
+    checkpoint = read_checkpoint(path, key)
+    try:
+        return _assemble(checkpoint, path, key)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        reason = f"{type(error).__name__}: {error}".split("\n")[0][:120]
+        raise InputError(key, path, f"its record makes no sense ({reason})", "use another file") from None
+
+
+def _assemble(checkpoint: dict[str, Any], path: str | Path, key: str) -> CdmemModule:
     from cdmem.training.student import ConsistencyStudent
     from cdmem.training.teacher import DiffusionTeacher
 
-    checkpoint = read_checkpoint(path, key)
     record = checkpoint["cdmem"]
+    sides = record["shape"]
+    if len(sides) != 3 or not all(isinstance(s, int) and 1 <= s <= MAX_SIDE for s in sides):
+        raise ValueError(f"shape {sides}")
+    if record["role"] not in ("teacher", "student") or not record["sigma_min"] > 0 or not record["sigma_data"] > 0:
+        raise ValueError("role, sigma_min or sigma_data")
     network = from_record(record["network"])
     common = {
         "network": network,

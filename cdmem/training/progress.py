@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import time
+
 from lightning.pytorch import LightningModule
 from lightning.pytorch.callbacks import TQDMProgressBar
 from lightning.pytorch.callbacks.progress.tqdm_progress import Tqdm
 from lightning.pytorch.trainer import Trainer
 
+SHOWN = {"memorization/f_mem": "f_mem", "quality/fd_": "fd"}
+
 
 class StepProgress(TQDMProgressBar):
     """The stream of images has no end, so Lightning's own bar would show none; this one ends at ``max_steps``.
+
+    Beside the loss: ``f_mem`` and ``fd`` of the latest evaluation, and ``images/s`` by the clock, evaluations included.
 
     Args:
         refresh_rate: micro-batches between updates.
@@ -17,6 +23,8 @@ class StepProgress(TQDMProgressBar):
 
     def __init__(self, refresh_rate: int = 20) -> None:
         super().__init__(refresh_rate=refresh_rate)
+        self._mark: tuple[float, int] | None = None
+        self._rate: float | None = None
 
     @property
     def total_train_batches(self) -> int | float:
@@ -27,7 +35,24 @@ class StepProgress(TQDMProgressBar):
     def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, int | str | float | dict]:
         shown = super().get_metrics(trainer, pl_module)
         shown.pop("v_num", None)
+        for start, short in SHOWN.items():
+            key = next((k for k in trainer.callback_metrics if k.startswith(start) and not k.endswith("_train")), None)
+            if key is not None:
+                shown[short] = float(trainer.callback_metrics[key])
+        rate = self._images_per_second(getattr(pl_module, "images_seen", lambda: 0)())
+        if rate is not None:
+            shown["images/s"] = f"{rate:.0f}"
         return shown
+
+    def _images_per_second(self, seen: int) -> float | None:
+        """Training images per second over the last second or more; None before there is one."""
+        now = time.monotonic()
+        if self._mark is None:
+            self._mark = (now, seen)
+        elif now - self._mark[0] >= 1:
+            self._rate = (seen - self._mark[1]) / (now - self._mark[0])
+            self._mark = (now, seen)
+        return self._rate
 
     def init_train_tqdm(self) -> Tqdm:
         bar = super().init_train_tqdm()

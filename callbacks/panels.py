@@ -1,0 +1,282 @@
+"""Pictures that show what a number hides: samples beside what they copy, students beside their teacher, curves.
+
+All of it is made from the samples that the metrics of the same step have made anyway. Files are PNG, drawn by PIL.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image, ImageDraw
+from torch import Tensor
+
+from callbacks.evaluation import Evaluation, EvaluationCallback, Spacing
+from cdmem.images import grid, to_uint8, write_png
+from cdmem.metrics.coverage import hit_counts, hits_by_multiplicity
+from cdmem.metrics.memorization import CDF_GRID, memorized, ratio_cdf, ratios
+from cdmem.metrics.search import NearDuplicates, NeighborMetric, Search
+
+VERMILLION = (213, 94, 0)  # #D55E00: told apart from black and grey by colour-blind readers too
+BLUE = (0, 114, 178)
+FRAME, GAP, STRIP, LEAST_WIDTH = 2, 1, 12, 32  # pixels; the narrowest picture still holds its ratio as text
+TABLE_ROWS = 64
+PLOT = (260, 200)  # width and height of one curve in pixels
+
+
+class SampleRows(NeighborMetric):
+    """Gathers the samples themselves with their distances: a panel needs the worst of *all* ranks."""
+
+    def columns(self, images: Tensor) -> dict[str, Tensor]:
+        """Squared distances and groups int64 (B, 2), and the images uint8 (B, C, H, W)."""
+        return {**super().columns(images), "images": images}
+
+    def evaluate(self, rows: dict[str, Tensor]) -> dict[str, float]:
+        """Nothing: only the rows are wanted."""
+        return {}
+
+
+class Gathered(SampleRows):
+    """Gathers images only, by seed: a teacher's endpoints need no neighbours."""
+
+    def columns(self, images: Tensor) -> dict[str, Tensor]:
+        """The images uint8 (B, C, H, W)."""
+        return {"images": images}
+
+
+@dataclass
+class Triples:
+    """Samples with the two nearest images of T, the worst (smallest d1 / d2) first.
+
+    Attributes:
+        seeds: int64 (k,).
+        sample, nearest, second: uint8 (k, C, H, W); neighbours are mirrored where their mirror image is nearer.
+        row1, row2: their rows in T, int64 (k,).
+        ratio: d1 / d2, float64 (k,).
+        hit: memorised, bool (k,).
+    """
+
+    seeds: Tensor
+    sample: Tensor
+    nearest: Tensor
+    second: Tensor
+    row1: Tensor
+    row2: Tensor
+    ratio: Tensor
+    hit: Tensor
+
+
+def nearest_of_group(image: Tensor, group: int, search: Search) -> tuple[int, Tensor]:
+    """Row of T and picture, uint8 (C, H, W), of a group's image nearest to ``image``, mirrored if so it is nearer."""
+    rows = (search.index.row_groups.cpu() == group).nonzero()[:, 0]
+    shown = search.training_images[rows].cpu()
+    if search.flip:
+        rows, shown = torch.cat([rows, rows]), torch.cat([shown, shown.flip(-1)])
+    squared = (shown.to(torch.int64) - image.to(torch.int64)).square().flatten(1).sum(1)
+    best = int(squared.argmin())
+    return int(rows[best]), shown[best]
+
+
+def triples(rows: dict[str, Tensor], search: Search, threshold: float, count: int) -> Triples:
+    """The ``count`` samples with the smallest d1 / d2 and their neighbours."""
+    ratio = ratios(rows["squared"])
+    worst = torch.argsort(ratio, stable=True)[:count]
+    sample, groups = rows["images"][worst], rows["groups"][worst]
+    found = [[nearest_of_group(x, int(g), search) for g in pair] for x, pair in zip(sample, groups)]
+    (row1, nearest), (row2, second) = (zip(*column) for column in zip(*found))
+    squared = rows["squared"][worst]
+    return Triples(
+        rows["seeds"][worst],
+        sample,
+        torch.stack(nearest),
+        torch.stack(second),
+        torch.tensor(row1),
+        torch.tensor(row2),
+        ratio[worst],
+        memorized(squared[:, 0], squared[:, 1], threshold),
+    )
+
+
+def _pictures(images: Tensor, scale: int) -> np.ndarray:
+    """uint8 (k, C, H, W), grey or colour -> (k, H*scale, W*scale, 3)."""
+    big = images.repeat_interleave(scale, -1).repeat_interleave(scale, -2)
+    return big.expand(-1, 3, -1, -1).permute(0, 2, 3, 1).cpu().numpy()
+
+
+def neighbor_panel(found: Triples, columns: int = 16) -> np.ndarray:
+    """Blocks of three rows (sample, nearest, second) and a strip with d1 / d2; memorised columns are framed.
+
+    Returns:
+        (H, W, 3) uint8.
+    """
+    scale = max(1, -(-LEAST_WIDTH // found.sample.shape[-1]))
+    stacks = [_pictures(part, scale) for part in (found.sample, found.nearest, found.second)]
+    height, width = stacks[0].shape[1:3]
+    tall = 3 * height + 2 * GAP + 2 * FRAME
+    cell, block = width + 2 * FRAME + 2, tall + STRIP + 4
+    columns = min(columns, len(found.ratio))
+    blocks = -(-len(found.ratio) // columns)
+    canvas = Image.new("RGB", (columns * cell, blocks * block), "white")
+    draw = ImageDraw.Draw(canvas)
+    for k, (ratio, hit) in enumerate(zip(found.ratio.tolist(), found.hit.tolist())):
+        left, top = (k % columns) * cell + 1, (k // columns) * block
+        draw.text((left + FRAME, top), f"{ratio:.2f}", fill=VERMILLION if hit else (0, 0, 0))
+        top += STRIP
+        if hit:
+            box = (left, top, left + width + 2 * FRAME - 1, top + tall - 1)
+            draw.rectangle(box, outline=VERMILLION, width=FRAME)
+        for i, stack in enumerate(stacks):
+            canvas.paste(Image.fromarray(stack[k]), (left + FRAME, top + FRAME + i * (height + GAP)))
+    return np.asarray(canvas)
+
+
+def pairs_panel(teacher: Tensor, student: Tensor, columns: int = 16) -> np.ndarray:
+    """Teacher above student on the same seeds, uint8 (k, C, H, W) both -> (H, W, 3) uint8."""
+    parts = []
+    for k in range(0, len(teacher), columns):
+        parts += [teacher[k : k + columns], student[k : k + columns]]
+    return grid(torch.cat(parts), min(columns, len(teacher)), scale=max(1, LEAST_WIDTH // teacher.shape[-1]))
+
+
+def curves_panel(cdf: Tensor, threshold: float, by_multiplicity: list[dict[str, Any]]) -> np.ndarray:
+    """Left: CDF of d1 / d2 on [0, 1] x [0, 1], the threshold as a line; right: share of groups hit by multiplicity.
+
+    Returns:
+        (H, W, 3) uint8.
+    """
+    width, height = PLOT
+    canvas = Image.new("RGB", (2 * width, height), "white")
+    draw = ImageDraw.Draw(canvas)
+
+    def place(panel: int, x: float, y: float) -> tuple[float, float]:
+        return panel * width + 26 + x * (width - 44), height - 26 - y * (height - 48)
+
+    titles = ("share of samples with d1/d2 below", "share of images hit, by copies in T")
+    for panel, title in enumerate(titles):
+        draw.rectangle((*place(panel, 0, 1), *place(panel, 1, 0)), outline=(160, 160, 160))
+        draw.text((panel * width + 26, 4), title, fill=(0, 0, 0))
+        for y in (0.0, 1.0):
+            draw.text((panel * width + 6, place(panel, 0, y)[1] - 6), f"{y:g}", fill=(0, 0, 0))
+    for x in (0.0, 0.5, 1.0):
+        draw.text((place(0, x, 0)[0] - 4, height - 22), f"{x:g}", fill=(0, 0, 0))
+    draw.line([place(0, threshold, 0), place(0, threshold, 1)], fill=VERMILLION)
+    draw.line([place(0, x, y) for x, y in zip(CDF_GRID.tolist(), cdf.tolist())], fill=BLUE, width=2)
+    for k, row in enumerate(by_multiplicity):
+        at = (k + 0.5) / len(by_multiplicity)
+        low, high = row["ci95"]
+        draw.line([place(1, at, low), place(1, at, high)], fill=BLUE)
+        x, y = place(1, at, row["p_hit"])
+        draw.ellipse((x - 3, y - 3, x + 3, y + 3), fill=BLUE)
+        draw.text((x - 4, height - 22), str(row["copies"]), fill=(0, 0, 0))
+    return np.asarray(canvas)
+
+
+def table_rows(found: Triples) -> list[list[Any]]:
+    """One row per sample: seed, ratio, memorised, the three pictures as uint8 (H, W, 3), rows of T of the last two."""
+    pictures = [_pictures(part, 1) for part in (found.sample, found.nearest, found.second)]
+    columns = (found.seeds, found.ratio, found.hit)
+    plain = [column.tolist() for column in (*columns, found.row1, found.row2)]
+    return [[*row[:3], *(part[k] for part in pictures), *row[3:]] for k, row in enumerate(zip(*plain))]
+
+
+class NeighborPanelCallback(EvaluationCallback):
+    """Writes three pictures per evaluation of ``fit`` under ``panels/``, and to W&B with the numbers behind them:
+
+    * ``neighbors_step=<step>.png``: sample, nearest and second-nearest training image, and d1 / d2, worst first,
+      memorised ones framed;
+    * ``pairs_step=<step>.png`` (students): the teacher's endpoint above the student's image of the same seed;
+    * ``curves_step=<step>.png``: CDF of d1 / d2, and the share of training images hit against their multiplicity.
+
+    Args:
+        samples: generated images to choose the worst from; those of `MemorizationCallback` cost nothing extra.
+        shown: columns of the neighbour panel and rows of the W&B table, at most 64.
+        columns: columns side by side.
+        threshold: memorised means d1 / d2 below it.
+        near_duplicates: ``off``, ``auto`` or a ratio: which training images count as one.
+        points: number of evaluations during ``fit``.
+        spacing: ``log`` or ``linear``.
+        batch_size: samples made at once.
+    """
+
+    prefix = "panels"
+
+    def __init__(
+        self,
+        samples: int = 512,
+        shown: int = 32,
+        columns: int = 16,
+        threshold: float = 1 / 3,
+        near_duplicates: NearDuplicates = "off",
+        points: int = 8,
+        spacing: Spacing = "log",
+        batch_size: int = 256,
+    ) -> None:
+        super().__init__(samples, points, spacing, batch_size)
+        self.shown, self.columns = max(1, min(shown, samples, TABLE_ROWS)), max(1, columns)
+        self.threshold, self.near_duplicates = threshold, near_duplicates
+
+    def measure(self, evaluation: Evaluation) -> dict[str, float]:
+        module, t = evaluation.module, evaluation.training_set
+        # Outside fit the step is unknown to the trainer: a picture would replace that of step 0.
+        if evaluation.trainer.fast_dev_run or evaluation.trainer.state.fn != "fit":
+            return {}
+        seeds, images = evaluation.samples(self.samples)
+        metric = SampleRows(2, self.near_duplicates).to(module.device).prepare(t)
+        metric.update(to_uint8(images), seeds)
+        # Rows are gathered over processes: every rank must ask, also those that write nothing.
+        rows, teacher = metric.rows(), self._teacher_rows(evaluation)
+        if not evaluation.is_writer:
+            return {}
+        search = metric.search
+        found = triples(rows, search, self.threshold, self.shown)
+        self._send(evaluation, "neighbors", neighbor_panel(found, self.columns))
+        if teacher is not None:
+            student = rows["images"][torch.isin(rows["seeds"], teacher["seeds"])]
+            self._send(evaluation, "pairs", pairs_panel(teacher["images"], student, self.columns))
+        cdf = ratio_cdf(ratios(rows["squared"]))
+        hit = memorized(rows["squared"][:, 0], rows["squared"][:, 1], self.threshold)
+        hits = hit_counts(rows["groups"][:, 0], hit, search.index.num_groups)
+        table = hits_by_multiplicity(hits, search.multiplicities, len(hit))
+        self._send(evaluation, "curves", curves_panel(cdf, self.threshold, table))
+        self._send_data(evaluation, found, rows, cdf, table)
+        return {}
+
+    def _teacher_rows(self, evaluation: Evaluation) -> dict[str, Tensor] | None:
+        """Endpoints of the frozen teacher for the first seeds, from all ranks."""
+        teacher = evaluation.teacher_endpoints(self.shown)
+        if teacher is None:
+            return None
+        seeds, _ = evaluation.samples(self.shown)
+        gathered = Gathered().to(evaluation.module.device)
+        # The teacher's pictures need no search over T.
+        super(NeighborMetric, gathered).prepare(evaluation.training_set)
+        gathered.update(to_uint8(teacher), seeds)
+        return gathered.rows()
+
+    def _send(self, evaluation: Evaluation, name: str, picture: np.ndarray) -> None:
+        write_png(evaluation.folder.file(f"panels/{name}_step={evaluation.step:08d}.png"), picture)
+        for logger in evaluation.trainer.loggers:
+            if hasattr(logger, "log_image"):
+                logger.log_image(f"panels/{name}", [picture], step=evaluation.step)
+
+    def _send_data(
+        self,
+        evaluation: Evaluation,
+        found: Triples,
+        rows: dict[str, Tensor],
+        cdf: Tensor,
+        by_multiplicity: list[dict[str, Any]],
+    ) -> None:
+        """The numbers behind the pictures, for loggers that take tables and histograms."""
+        for logger in evaluation.trainer.loggers:
+            if not hasattr(logger, "log_panel_data"):
+                continue
+            logger.log_panel_data(
+                step=evaluation.step,
+                ratio=ratios(rows["squared"]).numpy(),
+                cdf=list(zip(CDF_GRID.tolist(), cdf.tolist())),
+                by_multiplicity=[[r["copies"], r["groups"], r["p_hit"], *r["ci95"]] for r in by_multiplicity],
+                pairs=table_rows(found),
+            )

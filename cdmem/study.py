@@ -7,7 +7,7 @@ A study file names the stages' own config files, so ``fit`` and ``study`` train 
     audit: {samples: 2000}
 
 ``--teacher.KEY``, ``--<student name>.KEY`` and ``--data.KEY`` on the command line (or as mappings in the file) override
-settings of one stage or of all.
+settings of one stage or of all. ``--sweep data.n=32,64 seed=0,1,2`` runs a grid of studies in one folder.
 """
 
 from __future__ import annotations
@@ -298,12 +298,8 @@ class Study:
         return result
 
 
-def run_study(args: Sequence[str]) -> int:
-    """``python -m cdmem study``."""
-    if not args or {"-h", "--help"} & set(args):
-        print(__doc__)
-        return 0
-    quiet_libraries()
+def run_one(args: Sequence[str]) -> None:
+    """One study from parsing to its page."""
     started = time.time()
     config = read_study(args)
     study = Study(config)
@@ -314,4 +310,27 @@ def run_study(args: Sequence[str]) -> int:
 
     page = write_report(config.run_dir)
     print(f"\n{time.time() - started:.0f} s; everything is in {config.run_dir}/; open {page}")
-    return 0
+
+
+def run_study(args: Sequence[str]) -> int:
+    """``python -m cdmem study``, alone or with ``--sweep``."""
+    if not args or {"-h", "--help"} & set(args):
+        print(__doc__)
+        return 0
+    quiet_libraries()
+    from cdmem.sweep import run_sweep, split_arguments
+
+    args, items = split_arguments(args)
+    if items is None:
+        run_one(args)
+        return 0
+    folder, sweep = run_sweep(args, items, lambda cell: Study(read_study(cell)), run_one)
+    from cdmem.report.compare import studies_below, write_comparison
+
+    finished = studies_below(folder.path)
+    if finished:
+        print(f"comparison: {write_comparison(finished, folder / 'comparison.html')}")
+    failed = [cell for cell in sweep.cells if cell.status != "finished"]
+    for cell in failed:
+        print(f"failed: {cell.folder}: {cell.error}")
+    return 1 if failed else 0

@@ -114,6 +114,7 @@ FLOORS: dict[str, int] = {
     "cdmem.trainer_cli": 5,
     "cdmem.explain": 5,
     "cdmem.study": 5,
+    "cdmem.sweep": 5,
     "cdmem.cli": 5,
     "cdmem.__main__": 5,
 }

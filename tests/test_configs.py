@@ -24,6 +24,7 @@ CONTENT = {f.relative_to(CONFIGS).as_posix(): yaml.safe_load(f.read_text()) for 
 STAGES = [name for name, c in CONTENT.items() if "model" in c]
 STUDIES = [name for name, c in CONTENT.items() if "students" in c]
 FRAGMENTS = [name for name, c in CONTENT.items() if "source" in c]
+SWEEPS = [name for name in CONTENT if name.startswith("sweeps/")]  # for `wandb sweep`; see test_sweep.py
 # Stages that no study names: alternatives to give as --teacher.config.
 ALONE = {"cifar10/teacher_vp.yaml", "debug/mlp_teacher.yaml"}
 DIGITS = ["--data.source=digits", "--data.path=null", "--data.n=16", "--data.held_out=20"]
@@ -82,7 +83,7 @@ def check_trained(folder: RunFolder, nfes: list[int], quality: bool = True) -> N
 
 def test_every_file_is_of_one_kind_and_used():
     assert {f.relative_to(CONFIGS).as_posix() for f in CONFIGS.rglob("*") if f.is_file()} == set(CONTENT)
-    assert sorted([*STAGES, *STUDIES, *FRAGMENTS]) == sorted(CONTENT)
+    assert sorted([*STAGES, *STUDIES, *FRAGMENTS, *SWEEPS]) == sorted(CONTENT)
     assert {str(Path(s).parent / CONTENT[s]["data"]) for s in STAGES} == set(FRAGMENTS)
     named = {n for s in STUDIES for n in (CONTENT[s]["teacher"], *CONTENT[s]["students"].values())}
     assert named | ALONE == set(STAGES)

@@ -1,6 +1,7 @@
-"""Each known bug of consistency codes, switched on, makes the check named beside it fail; switched off, it passes.
+"""Each known bug, switched on, makes the check named beside it fail; switched off, it passes.
 
-The list is that of mistakes found in public implementations and their issue trackers.
+The list is that of mistakes found in public implementations of consistency training and of memorisation metrics, and in
+their issue trackers.
 """
 
 from __future__ import annotations

@@ -131,8 +131,6 @@ def render(runs: Sequence[RunData], root: Path) -> tuple[str, list[Chart]]:
     parts = [
         f"<h1>{len(runs)} studies side by side</h1>",
         f'<p class="lead">{esc(_sentence(runs, keys))}</p>',
-        section("means", "Over seeds", _means(runs, swept, fd)),
-        section("studies", "Every study", _studies(runs, keys, fd, root)),
     ]
     for key in swept:
         values = [settings(r).get(key) for r in runs]
@@ -158,6 +156,8 @@ def render(runs: Sequence[RunData], root: Path) -> tuple[str, list[Chart]]:
                         (chart, f"{ylabel} against {key}: mean over seeds, 95 % interval with the run as unit.")
                     )
             parts.append(section(f"by_{key}", f"Against {key}", figures(found, kept)))
+    parts.append(section("means", "Over seeds", _means(runs, swept, fd)))
+    parts.append(section("studies", "Every study", _studies(runs, keys, fd, root)))
     title = f"{len(runs)} studies: {', '.join(esc(k) for k in keys) or 'repeated'}"
     return page(title, "\n".join(p for p in parts if p)), kept
 
@@ -211,7 +211,8 @@ def _studies(runs: Sequence[RunData], keys: Sequence[str], fd: str, root: Path) 
     for run in runs:
         mine = settings(run)
         link = os.path.relpath(run.path / "report.html", root)
-        cells = [f'<a href="{esc(link)}">{esc(run.path.name)}</a>', *(esc(mine.get(k)) for k in keys)]
+        name = os.path.relpath(run.path, root)
+        cells = [f'<a href="{esc(link)}">{esc(name)}</a>', *(esc(mine.get(k)) for k in keys)]
         first = True
         for m in [m for m in run.models if m["method"] != "euler"]:
             claim = (m.get("verdict") or {}).get("claim", "")

@@ -54,6 +54,7 @@ line-height:1.45}
 nav{display:flex;flex-wrap:wrap;gap:4px 14px;font-size:.88rem;margin:14px 0 0}
 nav a{white-space:nowrap}
 @media (max-width:560px){main{padding:18px 14px 60px}h1{font-size:1.35rem}th,td{padding-right:10px}}
+@page{margin:14mm}
 @media print{:root{--bg:#fff;--fg:#000;--soft:#444;--line:#bbb;--card:#f5f5f5;--link:#000}
 main{max-width:none;padding:0}nav,summary{display:none}figure,tr,.verdict{break-inside:avoid}h2{break-after:avoid}
 .scroll{overflow:visible}table{font-size:.75rem}th,td{white-space:normal}}

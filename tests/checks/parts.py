@@ -13,6 +13,7 @@ import torch
 from cdmem.data.datamodule import MemorizationDataModule
 from cdmem.data.subset import TrainingSet
 from cdmem.diffusion import analytic, noise, preconditioning
+from cdmem.errors import InputError
 from cdmem.networks import MLP
 from cdmem.training import student, teacher
 
@@ -67,6 +68,17 @@ def walk(step, denoiser, x, sigmas):
     for hi, lo in pairwise(sigmas.tolist()):
         x = step(denoiser, x, fill(len(x), value=hi), fill(len(x), value=lo))
     return x
+
+
+def refused(call):
+    """Whether bad input is recognised as such; another error is not that."""
+    try:
+        call()
+    except InputError:
+        return True
+    except Exception:
+        return False
+    return False
 
 
 def flat_weights(network):

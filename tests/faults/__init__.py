@@ -1,6 +1,6 @@
-"""All planted bugs, by name: importing the two modules registers them."""
+"""All planted bugs, by name: importing the modules registers them."""
 
-from faults import maths, runs
+from faults import claims, maths, measurement, runs
 from faults.frame import FAULTS
 
-__all__ = ["FAULTS", "maths", "runs"]
+__all__ = ["FAULTS", "claims", "maths", "measurement", "runs"]

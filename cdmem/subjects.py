@@ -150,31 +150,44 @@ def _weights_by_digest(teacher: DiffusionTeacher) -> dict[str, str]:
     return {weights_digest(teacher.function(w).network): w for w in ("raw", *teacher.ema.names(), teacher.weights)}
 
 
-def find_teacher(student: ConsistencyStudent, path: str | None, record: dict[str, Any]) -> DiffusionTeacher | None:
-    """The teacher of a student: the one named, or the one its checkpoint names if that is still there and the same.
+def find_teacher(
+    path: str | None, record: dict[str, Any], places: Sequence[str | Path] = ()
+) -> DiffusionTeacher | None:
+    """The teacher of a student: the one named, or one found that has the very weights it was distilled from.
 
     Args:
-        student: loaded student.
         path: what the user named, or None.
         record: the checkpoint's own record, with ``teacher`` and ``teacher_digest``.
+        places: where to look without ``path``, besides the place that the record names.
 
     Raises:
         InputError: a named teacher that is not the one the student was distilled from.
     """
-    name = path or record.get("teacher")
-    if not name or str(name).startswith("analytic:") or name == "None":
-        return None
-    if path is None and not Path(name).exists():
-        return None
-    module = load_module(name, key="teacher")
+    if path is not None:
+        module = _teacher_at(path, record)
+        if module is None:
+            raise InputError("teacher", path, "is not the teacher this student was distilled from", "give that teacher")
+        return module
+    named = str(record.get("teacher"))
+    for place in [*places, *([] if named == "None" or named.startswith("analytic:") else [named])]:
+        try:
+            module = _teacher_at(place, record)
+        except InputError:
+            continue  # nobody asked for this one
+        if module is not None:
+            return module
+    return None
+
+
+def _teacher_at(path: str | Path, record: dict[str, Any]) -> DiffusionTeacher | None:
+    """The teacher at a place, with the weights that were distilled; None if it has not got them."""
+    module = load_module(path, key="teacher")
     if not isinstance(module, DiffusionTeacher):
-        raise InputError("teacher", name, f"is a {module.role}", "give the teacher's checkpoint")
-    known = _weights_by_digest(module)
-    if record.get("teacher_digest") and record["teacher_digest"] not in known:
-        if path is None:
-            return None
-        raise InputError("teacher", name, "is not the teacher this student was distilled from", "give that teacher")
-    return _weights(module, known.get(record.get("teacher_digest", "")))
+        raise InputError("teacher", path, f"is a {module.role}", "give the teacher's checkpoint")
+    digest, known = record.get("teacher_digest"), _weights_by_digest(module)
+    if digest and digest not in known:
+        return None
+    return _weights(module, known.get(digest or ""))
 
 
 def stage_subjects(
@@ -190,7 +203,10 @@ def stage_subjects(
     if isinstance(module, DiffusionTeacher):
         return teacher_subjects(module, nfe), []
     students = student_subjects("student", module, nfe)
-    found = find_teacher(module, teacher, read_checkpoint(path, "generator")["cdmem"])
+    # In a study's folder the teacher lies beside the student, wherever the folder was moved.
+    stage = Path(path) if Path(path).is_dir() else Path(path).resolve().parent.parent
+    record = read_checkpoint(path, "generator")["cdmem"]
+    found = find_teacher(teacher, record, [stage.parent / "teacher"])
     if found is None:
         return students, ["the student's teacher was not found: no paired comparison (give --teacher PATH)"]
     found.to(device)

@@ -114,6 +114,12 @@ def test_a_student_alone_finds_its_teacher_or_says_so(run, tmp_path, capsys):
     common = ["--training_set", run, "--samples", 8, "--nfe", 1, "--metrics", "memorization"]
     assert audit("--generator", checkpoint, *common) == 0
     assert "kept same" in capsys.readouterr().out
+    # A moved study keeps its teacher beside the student; a place without a checkpoint is passed over.
+    moved = tmp_path / "moved"
+    shutil.copytree(run, moved)
+    assert audit("--generator", moved / "student", *common) == 0
+    assert "kept same" in capsys.readouterr().out
+    shutil.rmtree(moved / "teacher/checkpoints")
     alone = tmp_path / "alone.ckpt"
     content = torch.load(checkpoint, weights_only=True)
     content["cdmem"]["teacher"] = "/no/such/place"

@@ -35,7 +35,8 @@ svg .pt{cursor:crosshair}
 table{border-collapse:collapse;font-size:.88rem;min-width:100%}
 th,td{padding:6px 12px 6px 0;text-align:left;border-bottom:1px solid var(--line);vertical-align:top;white-space:nowrap}
 thead th{color:var(--soft);font-weight:600}
-tbody th{font-weight:600}
+tbody th{font-weight:600;white-space:normal;min-width:8.5em}
+table:not(.sortable) td{white-space:normal;overflow-wrap:anywhere}
 .sortable thead th{cursor:pointer}
 .sortable thead th[aria-sort=ascending]::after{content:" \\2191"}
 .sortable thead th[aria-sort=descending]::after{content:" \\2193"}

@@ -15,6 +15,7 @@ and reported with these two: the truth is known no better than the bracket. Time
 from __future__ import annotations
 
 import math
+from abc import abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -114,9 +115,9 @@ class _Judge(Callback):
             self._bar = held_out_bar(module.data.training_set, measures.threshold, measures.near_duplicates)
         return self._bar
 
+    @abstractmethod
     def judge(self, trainer: Trainer, module: CdmemModule, values: dict[str, float]) -> None:
         """Look at the values of this step; called once per evaluated step."""
-        raise NotImplementedError
 
     def _look(self, trainer: Trainer, module: CdmemModule) -> None:
         moment = evaluated(module)

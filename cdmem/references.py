@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -294,18 +295,11 @@ def with_held_out(training_set: TrainingSet, held_out: Tensor, flip: bool) -> Tr
     same = torch.equal(held_out, t.held_out_images)
     if flip == t.flip and same:
         return t
-    return TrainingSet(
-        images=t.images,
-        labels=t.labels,
-        indices=t.indices,
-        multiplicities=t.multiplicities,
+    return replace(
+        t,
         held_out_images=held_out,
         # Other images come without labels; -1 is no class, so that nothing takes them for the first one.
         held_out_labels=t.held_out_labels if same else torch.full((len(held_out),), -1),
         held_out_indices=torch.arange(len(held_out)),
         flip=flip,
-        class_names=t.class_names,
-        source=t.source,
-        provenance=t.provenance,
-        spec=t.spec,
     )

@@ -190,11 +190,11 @@ def run_sweep(
     config, _ = _option(base, "config")
     if run_dir is None:
         run_dir = f"runs/{Path(config or 'study').stem}_sweep"
-    for key in parse_grid(items):
+    grid = parse_grid(items)
+    for key in grid:
         if key == "run_dir" or any(a == f"--{key}" or a.startswith(f"--{key}=") for a in base):
             raise InputError(f"sweep.{key}", key, "is set outside the sweep too", "set it once")
     folder = RunFolder(run_dir)
-    grid = parse_grid(items)
     sweep = _merged(folder, Sweep(grid, base, cells_of(grid)))
 
     def command(cell: Cell) -> list[str]:

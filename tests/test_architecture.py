@@ -96,7 +96,7 @@ FLOORS: dict[str, int] = {
     "cdmem.report.pictures": 0,
     "cdmem.report.evidence": 0,
     "cdmem.report.build": 0,
-    "cdmem.report.compare": 0,
+    "cdmem.report.compare": 1,
     "cdmem.audit_command": 5,
     "cdmem.report_command": 5,
     "callbacks": 4,

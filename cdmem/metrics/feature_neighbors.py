@@ -21,7 +21,7 @@ from cdmem.errors import InputError
 from cdmem.metrics.precision import full_float32
 
 TABLE_ENTRIES = 2**22  # of a block of distances: 16 MiB in float32
-PAIR_ENTRIES = 2**18  # of a block of differences: 2 MiB in float64 stay in the cache, six times as fast as 32 MiB
+PAIR_ENTRIES = 2**18  # of a block of differences: 2 MiB in float64 stay in the cache
 CANDIDATES = 16
 WIDER = 16  # times as many for a second attempt
 HALF_ULP = 2.0**-24

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from scipy import stats
 
 from cdmem.errors import InputError
+from cdmem.metrics.statistics import mean_interval
 from cdmem.report import charts
 from cdmem.report.answer import headline, model_label
 from cdmem.report.build import figures, section, write
@@ -96,11 +96,8 @@ def differing(runs: Sequence[RunData]) -> list[str]:
 
 def over_seeds(values: Sequence[float]) -> tuple[float, float | None, float | None]:
     """Mean over runs with Student's 95 % interval, the run as unit; no interval for one run."""
-    v = np.asarray(values, dtype=float)
-    if len(v) < 2:
-        return float(v.mean()), None, None
-    half = float(stats.t.ppf(0.975, len(v) - 1)) * float(v.std(ddof=1)) / math.sqrt(len(v))
-    return float(v.mean()), float(v.mean()) - half, float(v.mean()) + half
+    mean, low, high = mean_interval(np.asarray(values, dtype=float))
+    return (mean, low, high) if len(values) > 1 else (mean, None, None)
 
 
 def _series(runs: Sequence[RunData], x_key: str, value: str) -> list[Series]:

@@ -187,12 +187,20 @@ class EvaluationCallback(Callback):
         log_values(trainer, module, values)
         return values
 
+    @property
+    def steps_to_evaluate(self) -> set[int]:
+        """Optimizer steps still to be evaluated; a checkpoint is written just before each of them."""
+        return self._steps
+
     def on_fit_start(self, trainer: Trainer, pl_module: Any) -> None:
         self._steps = set(evaluation_steps(trainer.max_steps, self.points, self.spacing))
 
     def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
+        # What came before the checkpoint was evaluated before it.
+        self._steps = {step for step in self._steps if step > trainer.global_step}
         # Step 0 of a student is the teacher's network used in one step: the baseline of its curve.
-        if trainer.global_step == 0 and pl_module.role == "student" and not trainer.fast_dev_run:
+        fresh = trainer.global_step == 0 and trainer.ckpt_path is None
+        if fresh and pl_module.role == "student" and not trainer.fast_dev_run:
             self.run(trainer, pl_module)
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: Any, *args: Any) -> None:

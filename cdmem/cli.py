@@ -18,7 +18,9 @@ usage: python -m cdmem COMMAND [options]        (COMMAND --help lists all of its
   test      --config FILE [--ckpt_path FILE]            the same with the test sample counts
   predict   --config FILE [--ckpt_path FILE]            images of a configured model into samples/
   sample    --checkpoint PATH [--samples N] [--nfe K]   images from any checkpoint or run folder
+  plan      --config FILE [--tflops X] [--devices N]    parameters, FLOPs, memory and hours before anything is trained
   audit     --generator PATH --training_set PATH        what a model or a set of images reproduces; a release gate
+  export    --checkpoint PATH --out DIR                 a folder for diffusers, or for others' cdmem, with a model card
   report    RUN [RUN ...]                               the page of a study; a comparison of several, or of a sweep
   wandb-workspace --project P                           our curves and panels as a view on W&B; needs a login
 
@@ -48,6 +50,10 @@ def dispatch(args: Sequence[str]) -> int:
         from cdmem.study import run_study
 
         return run_study(rest)
+    if command == "plan":
+        from cdmem.plan_command import run_plan
+
+        return run_plan(rest)
     if command == "sample":
         from cdmem.sample import run_sample
 
@@ -56,6 +62,10 @@ def dispatch(args: Sequence[str]) -> int:
         from cdmem.audit_command import run_audit
 
         return run_audit(rest)
+    if command == "export":
+        from cdmem.export_command import run_export
+
+        return run_export(rest)
     if command == "report":
         from cdmem.report_command import run_report
 
@@ -70,15 +80,33 @@ def dispatch(args: Sequence[str]) -> int:
 
 
 def main(args: Sequence[str] | None = None) -> None:
-    """Entry point; exits 2 with one line on bad input."""
-    from cdmem.errors import InputError
+    """Entry point; exits 2 with one line on bad input, 1 when something outside ended the run, 143 after SIGTERM."""
+    from cdmem.durable import NO_SPACE
+    from cdmem.errors import InputError, RunFailure
 
     try:
         code = dispatch(sys.argv[1:] if args is None else args)
     except InputError as error:
         print(f"cdmem: error: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
+        code = 2
+    except RunFailure as error:
+        print(f"cdmem: error: {error}", file=sys.stderr)
+        code = 1
+    except OSError as error:
+        if error.errno not in NO_SPACE:
+            raise
+        what = f"{error.strerror} ({error.filename or 'run folder'})"
+        print(f"cdmem: error: {what}: free space, then the same command goes on", file=sys.stderr)
+        code = 1
     except KeyboardInterrupt:
         print("cdmem: interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
-        raise SystemExit(130) from None
+        code = 130
+    except SystemExit as stop:
+        # Lightning leaves by SystemExit, with code 0 after SIGTERM: a preempted run must not pass for a finished one.
+        if type(stop).__name__ == "SIGTERMException":
+            code = 143
+        elif isinstance(stop.__context__, KeyboardInterrupt):
+            code = 130
+        else:
+            raise
     raise SystemExit(code)

@@ -17,3 +17,7 @@ class InputError(Exception):
         text = f"{key}={value}: {problem}; {mend}"
         super().__init__(" ".join(text.split()))
         self.key, self.value, self.problem, self.mend = key, value, problem, mend
+
+
+class RunFailure(Exception):
+    """Something outside the program ended a run (a full disk, a lost process): one line that says how to go on."""

@@ -21,7 +21,6 @@ import os
 import platform
 import subprocess
 import sys
-import tempfile
 import time
 import uuid
 from pathlib import Path
@@ -29,6 +28,7 @@ from typing import Any
 
 import numpy as np
 
+from cdmem.durable import replacing, sync
 from cdmem.errors import InputError
 
 CONFIG = "config.yaml"
@@ -77,14 +77,10 @@ class RunFolder:
         return target
 
     def write_text(self, name: str, text: str) -> Path:
-        """Write through a temporary file in the same folder and rename, so that a crash leaves the old or the new."""
+        """Write a file that a crash leaves old or new, never torn."""
         target = self.file(name)
-        handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
-        with os.fdopen(handle, "w", encoding="utf-8") as stream:
-            stream.write(text)
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(temporary, target)
+        with replacing(target) as temporary:
+            temporary.write_text(text, encoding="utf-8")
         return target
 
     def write_json(self, name: str, value: Any) -> Path:
@@ -102,11 +98,10 @@ class RunFolder:
             raise InputError("run_dir", self.path, f"{name} is torn", "remove the file and run again") from None
 
     def write_arrays(self, name: str, **arrays: np.ndarray) -> Path:
-        """Write an ``.npz`` through a temporary file."""
+        """Write an ``.npz``, old or new after a crash."""
         target = self.file(name)
-        temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}.npz")
-        np.savez_compressed(temporary, **arrays)
-        os.replace(temporary, target)
+        with replacing(target) as temporary:
+            np.savez_compressed(temporary, **arrays)
         return target
 
     @property
@@ -155,7 +150,7 @@ def check_same_settings(folder: RunFolder, old: dict[str, Any], new: dict[str, A
 
 
 class MetricsRecord:
-    """``metrics.jsonl``: appended, never rewritten except to drop lines after a resumed step."""
+    """``metrics.jsonl``: appended, never rewritten except to drop what came after a resumed checkpoint."""
 
     def __init__(self, folder: RunFolder) -> None:
         self.folder = folder
@@ -182,11 +177,27 @@ class MetricsRecord:
                 continue
         return rows
 
-    def truncate(self, step: int) -> None:
-        """Forget lines after ``step``: they belong to work that a resumed run does again."""
+    def sync(self) -> int:
+        """Force all lines to the disk; their size in bytes."""
+        if not self.path.is_file():
+            return 0
+        sync(self.path)
+        return self.path.stat().st_size
+
+    def rewind(self, size: int | None, step: int) -> None:
+        """Forget what was written after a checkpoint: a resumed run does that work again.
+
+        Args:
+            size: bytes of the record when the checkpoint was written; None if it does not say.
+            step: of the checkpoint. Without ``size``, or when the file has lost its end, lines up to it are kept.
+        """
+        if not self.path.is_file():
+            return
+        if size is not None and self.path.stat().st_size >= size:
+            os.truncate(self.path, size)
+            return
         kept = [row for row in self.rows() if row["step"] <= step]
-        if self.path.is_file():
-            self.folder.write_text("metrics.jsonl", "".join(json.dumps(row) + "\n" for row in kept))
+        self.folder.write_text("metrics.jsonl", "".join(json.dumps(row) + "\n" for row in kept))
 
 
 def git_state() -> dict[str, Any]:

@@ -11,6 +11,7 @@ import torch
 from tqdm import tqdm
 
 from cdmem.diffusion.sampling import first_seed, in_batches
+from cdmem.durable import replacing
 from cdmem.errors import InputError
 from cdmem.images import grid, to_uint8, write_png
 
@@ -67,7 +68,8 @@ def run_sample(args: Sequence[str]) -> int:
             bar.update(len(chunk))
     images = torch.cat(parts)
     out.parent.mkdir(parents=True, exist_ok=True)
-    np.savez_compressed(out, images=images.permute(0, 2, 3, 1).numpy(), seeds=np.array(seeds))
+    with replacing(out) as temporary:
+        np.savez_compressed(temporary, images=images.permute(0, 2, 3, 1).numpy(), seeds=np.array(seeds))
     write_png(picture, grid(images[:256], columns=16, scale=max(1, 32 // images.shape[-1])))
     print(f"images: {out}\ngrid:   {picture}")
     return 0

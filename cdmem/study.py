@@ -27,6 +27,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from cdmem.audit import Auditor, AuditResult
 from cdmem.distillation import distillation_record
+from cdmem.durable import owned
 from cdmem.errors import InputError
 from cdmem.run import CONFIG, RunFolder, check_same_settings, environment, flatten
 from cdmem.subjects import study_subjects
@@ -241,24 +242,13 @@ class Study:
         record = self.config.raw | {"seed": self.config.seed}
         for number, (name, cli) in enumerate(self.stages.items(), 1):
             print(f"[{number}/{len(self.stages) + 1}] {name}", flush=True)
-            self._run_stage(name, cli)
+            cli.execute()
+            finish_wandb()
             if number == 1 and cli.trainer.is_global_zero:
                 self.folder.write_text(CONFIG, yaml.safe_dump(record, sort_keys=False))
                 self.folder.write_json("training_set.json", cli.datamodule.training_set.record())
         print(f"[{len(self.stages) + 1}/{len(self.stages) + 1}] audit", flush=True)
         return self.audit()
-
-    def _run_stage(self, name: str, cli: CdmemCLI) -> None:
-        folder = RunFolder(f"{self.config.run_dir}/{name}")
-        done = folder.finished()
-        if done is not None and done["step"] >= cli.trainer.max_steps:
-            check_same_settings(folder, yaml.safe_load((folder / CONFIG).read_text(encoding="utf-8")), cli.record)
-            print(f"      finished before, at step {done['step']}", flush=True)
-            return
-        if folder.last_checkpoint.is_file():
-            cli.settings.ckpt_path = "last"
-        cli.execute()
-        finish_wandb()
 
     # ---- audit --------------------------------------------------------------------------------------------------
 
@@ -303,12 +293,14 @@ def run_one(args: Sequence[str]) -> None:
     started = time.time()
     config = read_study(args)
     study = Study(config)
-    result = study.run()
-    study.folder.write_json("environment.json", environment(study.stages["teacher"].settings.threads or 0))
-    print_summary(result)
-    from cdmem.report.build import write_report
+    first = study.stages["teacher"]
+    with owned(study.folder.path, first.trainer.is_global_zero):
+        result = study.run()
+        study.folder.write_json("environment.json", environment(first.settings.threads or 0))
+        print_summary(result)
+        from cdmem.report.build import write_report
 
-    page = write_report(config.run_dir)
+        page = write_report(config.run_dir)
     print(f"\n{time.time() - started:.0f} s; everything is in {config.run_dir}/; open {page}")
 
 

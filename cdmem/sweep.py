@@ -17,7 +17,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from cdmem.errors import InputError
+from cdmem.durable import NO_SPACE, owned
+from cdmem.errors import InputError, RunFailure
 from cdmem.run import RunFolder
 
 RECORD = "sweep.json"
@@ -205,15 +206,23 @@ def run_sweep(
     for cell in waiting:
         check(command(cell))
         gc.collect()
+    with owned(folder.path):
+        _run_cells(folder, sweep, waiting, lambda cell: run(command(cell)))
+    return folder, sweep
+
+
+def _run_cells(folder: RunFolder, sweep: Sweep, waiting: Sequence[Cell], run: Callable[[Cell], Any]) -> None:
     for number, cell in enumerate(waiting, 1):
         print(f"=== {number}/{len(waiting)}: {cell.folder}", flush=True)
         started = time.time()
         try:
-            run(command(cell))
+            run(cell)
             cell.status, cell.error = "finished", None
-        except InputError:
+        except (InputError, RunFailure):
             raise
         except Exception as error:
+            if getattr(error, "errno", None) in NO_SPACE:
+                raise
             # One bad cell must not cost the others; the sweep's exit code tells.
             cell.status, cell.error = "failed", " ".join(f"{type(error).__name__}: {error}".split())[:300]
             traceback.print_exc()
@@ -221,4 +230,3 @@ def run_sweep(
         folder.write_json(RECORD, asdict(sweep))
         gc.collect()
     folder.write_json(RECORD, asdict(sweep))
-    return folder, sweep

@@ -18,14 +18,18 @@ import torch
 import yaml
 from jsonargparse import ArgumentError, Namespace, set_parsing_settings
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.plugins.environments import SLURMEnvironment
 
 from cdmem.data.datamodule import MemorizationDataModule
+from cdmem.durable import owned
 from cdmem.errors import InputError
 from cdmem.explain import explain, one_line
 from cdmem.run import CONFIG, FINISHED, MetricsRecord, RunFolder, check_same_settings, environment
-from cdmem.training.checkpoint import RunCheckpoint, read_checkpoint
+from cdmem.training.checkpoint import PREVIOUS, read_checkpoint, resumable_checkpoint
+from cdmem.training.keeper import RunCheckpoint
 from cdmem.training.loggers import JsonlLogger
 from cdmem.training.module import CdmemModule
+from cdmem.training.peers import watching_peers
 from cdmem.training.progress import StepProgress
 from cdmem.training.student import ConsistencyStudent  # noqa: F401  (short class names in configs)
 from cdmem.training.teacher import DiffusionTeacher
@@ -136,7 +140,12 @@ class CdmemCLI(LightningCLI):
         self.config_init[self.command].trainer.callbacks = wanted
         if s.trainer.logger in (None, True):
             self.config_init[self.command].trainer.logger = self._loggers(run_dir)
-        return super().instantiate_trainer(**kwargs)
+        trainer = super().instantiate_trainer(**kwargs)
+        cluster = trainer._accelerator_connector.cluster_environment
+        if isinstance(cluster, SLURMEnvironment):
+            # Its own checkpoints (hpc_ckpt_*.ckpt) would take precedence over newer ones of ours; see docs/clusters.md.
+            cluster.auto_requeue = False
+        return trainer
 
     def _loggers(self, run_dir: str) -> list[Any]:
         loggers: list[Any] = [JsonlLogger(run_dir)] if self.command == "fit" else []
@@ -162,19 +171,29 @@ class CdmemCLI(LightningCLI):
         """Check the folder and the checkpoint, then hand over to Lightning."""
         if self.model.raw is None:  # a student's teacher may not exist before now
             self.model.prepare(self.datamodule.training_set)
-        self._check_folder()
-        done = RunFolder(self.settings.run_dir).finished() if self.command == "fit" else None
-        if done and done.get("stopped") and done["step"] == self._checkpoint_step:
-            print(f"      stopped before, at step {done['step']}: {done['stopped']}", flush=True)
-            return
+        folder = RunFolder(self.settings.run_dir)
+        writes = self.command == "fit" and not self.settings.trainer.fast_dev_run
+        with owned(folder.path, writes and self.trainer.is_global_zero):
+            checkpoint = self._check_folder(folder, writes)
+            done = folder.finished() if writes else None
+            if done and done["step"] == self._checkpoint_step:
+                why = f": {done['stopped']}" if done.get("stopped") else ""
+                how = "stopped" if why else "finished"
+                print(f"      {how} before, at step {done['step']}{why}", flush=True)
+                return
+            if writes:
+                self._prepare_folder(folder, checkpoint)
+            self._hand_over(folder)
+
+    def _hand_over(self, folder: RunFolder) -> None:
         self._tell_loggers_the_teacher()
         # Lightning reads the instantiated copy of the settings.
         self.config_init[self.command].ckpt_path = self.settings.ckpt_path
         if self.command == "fit" and self.settings.ckpt_path is None:
             pl.seed_everything(self.settings.seed, verbose=False)
         started = time.time()
-        super()._run_subcommand(self.command)
-        folder = RunFolder(self.settings.run_dir)
+        with watching_peers(self.trainer):
+            super()._run_subcommand(self.command)
         if not self.trainer.is_global_zero or self.trainer.fast_dev_run:
             return
         # A callback may end a run before max_steps on purpose; it says why.
@@ -205,43 +224,43 @@ class CdmemCLI(LightningCLI):
             if hasattr(logger, "log_checkpoint") and folder.last_checkpoint.is_file():
                 logger.log_checkpoint(folder.last_checkpoint, self.model.role, about)
 
-    def _check_folder(self) -> None:
-        s, folder = self.settings, RunFolder(self.settings.run_dir)
-        if self.command != "fit":
-            s.ckpt_path = s.ckpt_path or "last"
-        checkpoint = None
-        if s.ckpt_path == "last":
-            exists = folder.last_checkpoint.is_file()
-            if not exists and self.command != "fit":
+    def _check_folder(self, folder: RunFolder, writes: bool) -> dict[str, Any] | None:
+        """The checkpoint to start from, None for a fresh start; what does not belong together is refused."""
+        s = self.settings
+        if writes and (folder / CONFIG).is_file():
+            check_same_settings(folder, yaml.safe_load((folder / CONFIG).read_text(encoding="utf-8")), self.record)
+        stray = next(iter(folder.path.glob("hpc_ckpt*")), None)
+        if stray is not None:
+            raise InputError("run_dir", stray, "is no checkpoint of cdmem, and Lightning would prefer it", "remove it")
+        if s.ckpt_path == "last" or self.command != "fit" or writes:
+            # The same command again goes on where the run stopped; a trained state is never overwritten.
+            found = resumable_checkpoint(folder.path) if s.ckpt_path in (None, "last") else s.ckpt_path
+            if found is None and self.command != "fit":
                 raise InputError(
                     "ckpt_path", "last", f"{folder.path} holds no checkpoint", "train first or give --ckpt_path FILE"
                 )
-            s.ckpt_path = str(folder.last_checkpoint) if exists else None
+            s.ckpt_path = str(found) if found else None
+        checkpoint = None
         if s.ckpt_path is not None:
             checkpoint = read_checkpoint(s.ckpt_path, "ckpt_path")
             self._check_checkpoint(checkpoint)
         self._checkpoint_step = int(checkpoint["global_step"]) if checkpoint else 0
-        if self.command != "fit" or s.trainer.fast_dev_run:
-            return
-        if (folder / CONFIG).is_file():
-            check_same_settings(folder, yaml.safe_load((folder / CONFIG).read_text(encoding="utf-8")), self.record)
-        if s.ckpt_path is None and folder.last_checkpoint.is_file():
-            raise InputError(
-                "run_dir",
-                folder.path,
-                "already holds a trained state that a new run would overwrite",
-                "add --ckpt_path last to go on, or give another --run_dir",
-            )
-        self._prepare_folder(folder)
+        return checkpoint
 
-    def _prepare_folder(self, folder: RunFolder) -> None:
+    def _prepare_folder(self, folder: RunFolder, checkpoint: dict[str, Any] | None) -> None:
         if not self.trainer.is_global_zero:
             return
         if not (folder / CONFIG).is_file():
             folder.write_text(CONFIG, yaml.safe_dump(self.record, sort_keys=False))
         folder.write_json("environment.json", environment(torch.get_num_threads()))
         folder.write_json("training_set.json", self.datamodule.training_set.record())
-        MetricsRecord(folder).truncate(self._checkpoint_step)
+        last = folder.last_checkpoint
+        if last.is_file() and self.settings.ckpt_path == str(last.with_name(PREVIOUS)):
+            last.replace(last.with_name("torn.ckpt"))  # or it would become the one to fall back on
+        if checkpoint is None:
+            MetricsRecord(folder).rewind(0, -1)
+        else:
+            MetricsRecord(folder).rewind(checkpoint.get("metrics_bytes"), self._checkpoint_step)
 
     def _check_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         about, path = checkpoint["cdmem"], self.settings.ckpt_path

@@ -23,7 +23,7 @@ CALLBACKS = [
         "class_path": "callbacks.memorization.MemorizationCallback",
         "init_args": {"samples": 24, "points": 6, "spacing": "linear"},
     },
-    {"class_path": "cdmem.training.checkpoint.RunCheckpoint", "init_args": {"every_n_steps": 6}},
+    {"class_path": "cdmem.training.keeper.RunCheckpoint", "init_args": {"every_n_steps": 6}},
 ]
 TRAINER = {"accelerator": "cpu", "max_steps": 6, "enable_progress_bar": False, "enable_model_summary": False}
 NETWORK = {"class_path": "cdmem.networks.MLP", "init_args": {"width": 16, "depth": 1}}

@@ -17,7 +17,7 @@ from cdmem.data.subset import TrainingSet
 MEASURES = [{"class_path": "callbacks.memorization.MemorizationCallback", "init_args": {"samples": 24, "points": 3}}]
 QUALITY = {"class_path": "callbacks.quality.QualityCallback", "init_args": {"samples": 24, "points": 3}}
 CHECKPOINTS = {
-    "class_path": "cdmem.training.checkpoint.RunCheckpoint",
+    "class_path": "cdmem.training.keeper.RunCheckpoint",
     "init_args": {"every_n_steps": 32, "keep_all": True},
 }
 

@@ -19,7 +19,7 @@ CALLBACKS = [
     {"class_path": "callbacks.memorization.MemorizationCallback", "init_args": {"samples": 24, "points": 3}},
     {"class_path": "callbacks.quality.QualityCallback", "init_args": {"samples": 24, "points": 3}},
     {"class_path": "callbacks.samples.SampleGridCallback", "init_args": {"samples": 4, "columns": 4, "points": 1}},
-    {"class_path": "cdmem.training.checkpoint.RunCheckpoint", "init_args": {"every_n_steps": 4, "keep_all": True}},
+    {"class_path": "cdmem.training.keeper.RunCheckpoint", "init_args": {"every_n_steps": 4, "keep_all": True}},
 ]
 TRAINER = {
     "accelerator": "cpu",
@@ -258,7 +258,7 @@ def test_resume_is_bit_exact(study, tmp_path, outside, role):
     config["trainer"]["callbacks"] = [
         *CALLBACKS[:1],
         {"class_path": f"{outside}.Crash", "init_args": {"step": 5}},
-        {"class_path": "cdmem.training.checkpoint.RunCheckpoint", "init_args": {"every_n_steps": 2}},
+        {"class_path": "cdmem.training.keeper.RunCheckpoint", "init_args": {"every_n_steps": 2}},
     ]
     extra = [] if role == "teacher" else ["--model.teacher", str(study[0] / "runs/tiny/teacher")]
     file = write(tmp_path / "c.yaml", config)

@@ -15,7 +15,7 @@ from cdmem.sweep import cells_of, parse_grid, read_sweep, run_sweep, split_argum
 
 ROOT = Path(__file__).resolve().parent.parent
 NETWORK = {"class_path": "cdmem.networks.MLP", "init_args": {"width": 16, "depth": 1}}
-CALLBACKS = [{"class_path": "cdmem.training.checkpoint.RunCheckpoint", "init_args": {"every_n_steps": 4}}]
+CALLBACKS = [{"class_path": "cdmem.training.keeper.RunCheckpoint", "init_args": {"every_n_steps": 4}}]
 TRAINER = {"accelerator": "cpu", "max_steps": 4, "enable_progress_bar": False, "enable_model_summary": False}
 
 

@@ -27,7 +27,7 @@ CALLBACKS = [
     {"class_path": "callbacks.samples.SampleGridCallback", "init_args": {"samples": 4, "columns": 4, "points": 2}},
     {"class_path": "callbacks.panels.NeighborPanelCallback", "init_args": {"samples": 24, "shown": 6, "points": 2}},
     {"class_path": "callbacks.onset.OnsetCallback"},
-    {"class_path": "cdmem.training.checkpoint.RunCheckpoint", "init_args": {"every_n_steps": 3}},
+    {"class_path": "cdmem.training.keeper.RunCheckpoint", "init_args": {"every_n_steps": 3}},
 ]
 
 

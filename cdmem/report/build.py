@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 
+from cdmem.durable import replacing
 from cdmem.report import answer, evidence, pictures
 from cdmem.report.charts import Chart
 from cdmem.report.html import esc, figure
@@ -17,12 +16,10 @@ PAGE = "report.html"
 
 
 def write(path: Path, content: str | bytes) -> None:
-    """Through a temporary file in the same folder, so that a crash leaves the old page or the new one."""
+    """A crash leaves the old page or the new one."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    with os.fdopen(handle, "wb") as stream:
-        stream.write(content.encode() if isinstance(content, str) else content)
-    os.replace(name, path)
+    with replacing(path) as temporary:
+        temporary.write_bytes(content.encode() if isinstance(content, str) else content)
 
 
 def figures(found: Iterable[tuple[Chart, str]], kept: list[Chart]) -> str:

@@ -1,4 +1,4 @@
-"""Reading checkpoints back as generators, and the callback that writes them.
+"""Reading checkpoints back: as generators, and to go on from.
 
 Nothing from disk is unpickled: files are read with ``weights_only=True`` and rebuilt from plain types.
 """
@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import hashlib
 import pickle
+import warnings
+import zipfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import nn
 
 from cdmem.errors import InputError
@@ -21,7 +21,7 @@ from cdmem.networks import from_record
 if TYPE_CHECKING:
     from cdmem.training.module import CdmemModule
 
-LAST = "last.ckpt"
+LAST, PREVIOUS = "last.ckpt", "previous.ckpt"
 MAX_SIDE = 4096  # px; a damaged record must not ask for images that fill the memory
 
 
@@ -50,17 +50,53 @@ def read_checkpoint(path: str | Path, key: str = "checkpoint") -> dict[str, Any]
     """
     file = find_checkpoint(path, key)
     try:
+        check_whole(file)
         checkpoint = torch.load(file, map_location="cpu", weights_only=True)
-    except (RuntimeError, pickle.UnpicklingError, EOFError, OSError, KeyError, ValueError) as error:
+    except (RuntimeError, pickle.UnpicklingError, EOFError, OSError, KeyError, ValueError, zipfile.BadZipFile) as error:
         reason = str(error).split("\n")[0][:120]
-        raise InputError(
-            key, file, f"cannot be read ({reason})", "the file is torn or no checkpoint; use another"
-        ) from None
+        mend = "the file is torn or no checkpoint; use another"
+        if file.with_name(PREVIOUS).is_file():
+            mend = f"fit with --ckpt_path last goes on from {PREVIOUS}"
+        raise InputError(key, file, f"cannot be read ({reason})", mend) from None
     if not isinstance(checkpoint, dict) or "cdmem" not in checkpoint or "state_dict" not in checkpoint:
         raise InputError(key, file, "was not written by cdmem", "give a checkpoint of cdmem fit or study")
     if not isinstance(checkpoint["cdmem"], dict) or not isinstance(checkpoint["state_dict"], dict):
         raise InputError(key, file, "was not written by cdmem", "give a checkpoint of cdmem fit or study")
     return checkpoint
+
+
+def check_whole(file: Path) -> None:
+    """Compare every part of a checkpoint with the checksum written beside it; ``torch.load`` does not.
+
+    Raises:
+        zipfile.BadZipFile: torn, or a byte has changed.
+    """
+    with zipfile.ZipFile(file) as parts:
+        damaged = parts.testzip()
+    if damaged is not None:
+        raise zipfile.BadZipFile(f"{damaged} has changed since it was written")
+
+
+def resumable_checkpoint(folder: str | Path) -> Path | None:
+    """Where a run goes on: ``last.ckpt``, or the one before it when that is torn; None where there is neither.
+
+    Raises:
+        InputError: every checkpoint of the folder is torn.
+    """
+    found = [file for name in (LAST, PREVIOUS) if (file := Path(folder) / "checkpoints" / name).is_file()]
+    for file in found:
+        try:
+            checkpoint = read_checkpoint(file, "ckpt_path")
+        except InputError as error:
+            if file == found[-1]:
+                mend = "move the folder checkpoints away to start anew"
+                raise InputError("ckpt_path", file, error.problem, mend) from None
+            warnings.warn(f"{file} {error.problem}: the checkpoint before it is used", stacklevel=2)
+            continue
+        if file.name != LAST:
+            warnings.warn(f"going on from {file.name}, step {checkpoint['global_step']}", stacklevel=2)
+        return file
+    return None
 
 
 def weights_digest(network: nn.Module) -> str:
@@ -73,14 +109,18 @@ def weights_digest(network: nn.Module) -> str:
 
 
 def load_module(path: str | Path, key: str = "checkpoint") -> CdmemModule:
-    """A teacher or student ready to sample, on the CPU, in eval mode, from a checkpoint or run folder.
+    """A teacher or student ready to sample, on the CPU, in eval mode.
+
+    From a checkpoint, a run folder, or what :mod:`cdmem.imported` reads: exported and diffusers folders.
 
     Raises:
         InputError: as :func:`read_checkpoint`, and a record or weights that do not fit together.
     """
-    checkpoint = read_checkpoint(path, key)
+    from cdmem.imported import is_model_folder, load_folder
+
+    checkpoint = None if is_model_folder(path) else read_checkpoint(path, key)
     try:
-        return _assemble(checkpoint, path, key)
+        return load_folder(path, key) if checkpoint is None else _assemble(checkpoint, path, key)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         reason = f"{type(error).__name__}: {error}".split("\n")[0][:120]
         raise InputError(key, path, f"its record makes no sense ({reason})", "use another file") from None
@@ -105,6 +145,10 @@ def _assemble(checkpoint: dict[str, Any], path: str | Path, key: str) -> CdmemMo
     }
     names = ("shape", "num_classes", "sigma_data", "sigma_min", "parameterization", "training_set")
     about = {name: record[name] for name in names}
+    about |= {name: record[name] for name in ("scaling", "training_set_status") if name in record}
+    sigma_max = float(record["sigma_max"])
+    if not record["sigma_min"] < sigma_max < float("inf"):
+        raise ValueError(f"sigma_max {sigma_max}")
     built = network.build(about["shape"], about["num_classes"], 0)
     if record["role"] == "teacher":
         module: CdmemModule = DiffusionTeacher(
@@ -113,12 +157,14 @@ def _assemble(checkpoint: dict[str, Any], path: str | Path, key: str) -> CdmemMo
             solver=record["solver"],
             **common,
         )
+        module.sigma_max = sigma_max
         module.assemble_teacher(about)
     else:
         mu = 0.5 if record["has_target"] else 0.0
         module = ConsistencyStudent(
             objective="training", initialize="scratch", mid_sigmas=record["mid_sigmas"], mu=mu, **common
         )
+        module.sigma_max = sigma_max
         module.assemble_student(about, built)
     try:
         module.load_state_dict(checkpoint["state_dict"])
@@ -127,35 +173,3 @@ def _assemble(checkpoint: dict[str, Any], path: str | Path, key: str) -> CdmemMo
         raise InputError(key, path, f"weights do not fit the stored network ({reason})", "use another file") from None
     module.step = int(record["step"])
     return module.eval()
-
-
-class RunCheckpoint(ModelCheckpoint):
-    """``checkpoints/last.ckpt`` every so many steps, at the end, and when something fails; optional numbered snapshots.
-
-    Args:
-        every_n_steps: cadence in optimizer steps.
-        keep_all: keep a numbered file each time (memorisation is studied along training), not only the last.
-        dirpath: set by the command line to ``<run folder>/checkpoints``.
-    """
-
-    def __init__(self, every_n_steps: int = 500, keep_all: bool = False, dirpath: str | None = None) -> None:
-        super().__init__(
-            dirpath=dirpath,
-            filename="{step:08d}",
-            save_last=True,
-            save_top_k=-1 if keep_all else 1,
-            every_n_train_steps=every_n_steps,
-            save_on_exception=True,
-            enable_version_counter=False,
-        )
-
-    def _save_checkpoint(self, trainer: Trainer, filepath: str) -> None:
-        """Never over a good state with a broken one: after a loss of nan the last finite checkpoint stays."""
-        if all(bool(torch.isfinite(p).all()) for p in trainer.lightning_module.parameters()):
-            super()._save_checkpoint(trainer, filepath)
-
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """The final state is always the last file, whatever the cadence."""
-        super().on_train_end(trainer, pl_module)
-        if not trainer.fast_dev_run and self.dirpath:
-            self._save_checkpoint(trainer, str(Path(self.dirpath) / LAST))

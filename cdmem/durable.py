@@ -1,0 +1,96 @@
+"""Files that survive a crash: written beside their place, synced, renamed; and folders that one process owns at a time."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from cdmem.errors import InputError
+
+LOCK = ".lock"
+NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+def sync(path: Path) -> None:
+    """Force a file's bytes, or a folder's names, to the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    except OSError:
+        # Some file systems cannot sync a folder; a file that cannot be synced must not pass for safe.
+        if not path.is_dir():
+            raise
+    finally:
+        os.close(handle)
+
+
+@contextmanager
+def replacing(target: Path) -> Iterator[Path]:
+    """A path to write to, which becomes ``target`` when the block ends: readers see the old file or the whole new one.
+
+    The name is always the same, so that what a killed process left is overwritten and never piles up.
+    """
+    temporary = target.with_name(f".{target.stem}.part{target.suffix}")
+    try:
+        yield temporary
+        sync(temporary)
+        os.replace(temporary, target)
+        sync(target.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def add_name(source: Path, name: Path) -> None:
+    """Give a whole file a second name, atomically; its bytes are copied only where there are no hard links."""
+    temporary = name.with_name(f".{name.stem}.part{name.suffix}")
+    temporary.unlink(missing_ok=True)
+    try:
+        os.link(source, temporary)
+    except OSError:
+        shutil.copyfile(source, temporary)
+        sync(temporary)
+    os.replace(temporary, name)
+
+
+@contextmanager
+def owned(folder: Path, by: bool = True) -> Iterator[None]:
+    """Be the folder's only writer (``flock``: given back whatever ends the process); nothing happens without ``by``.
+
+    Raises:
+        InputError: another process has it.
+    """
+    handle = _lock(folder) if by else None
+    try:
+        yield
+    finally:
+        if handle is not None:
+            os.close(handle)
+
+
+def _lock(folder: Path) -> int | None:
+    try:
+        import fcntl
+    except ImportError:  # no such locks on this system
+        return None
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        handle = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
+    except OSError as error:
+        raise InputError("run_dir", folder, f"cannot be written ({error.strerror})", "choose another") from None
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        who = os.read(handle, 100).decode(errors="replace").strip()
+        os.close(handle)
+        if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
+            mend = "wait for it, stop it, or give another --run_dir"
+            raise InputError("run_dir", folder, f"is in use by another process ({who})", mend) from None
+        return None  # a file system without locks
+    with suppress(OSError):
+        os.ftruncate(handle, 0)
+        os.write(handle, f"pid {os.getpid()} on {os.uname().nodename}\n".encode())
+    return handle

@@ -104,7 +104,8 @@ def main(args: Sequence[str] | None = None) -> None:
     except SystemExit as stop:
         # Lightning leaves by SystemExit, with code 0 after SIGTERM: a preempted run must not pass for a finished one.
         if type(stop).__name__ == "SIGTERMException":
-            code = 143
+            # Lightning's launcher kills the first process when one that it started ends with anything but 0.
+            code = 143 if os.environ.get("LOCAL_RANK", "0") == "0" else 0
         elif isinstance(stop.__context__, KeyboardInterrupt):
             code = 130
         else:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -55,19 +56,32 @@ def alive(pid: int) -> bool:
 
 
 @pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="needs /proc")
-@pytest.mark.parametrize("dies", [0, pytest.param(1, marks=pytest.mark.slow)])
-def test_the_other_rank_ends_and_the_same_command_goes_on(dies, tmp_path):
+@pytest.mark.parametrize(
+    "rank, how",
+    [
+        (0, signal.SIGKILL),
+        pytest.param(1, signal.SIGKILL, marks=pytest.mark.slow),
+        (1, signal.SIGTERM),
+        pytest.param(0, signal.SIGTERM, marks=pytest.mark.slow),
+    ],
+)
+def test_both_ranks_end_and_the_same_command_goes_on(rank, how, tmp_path):
     run = tmp_path / "run"
     first = start(run)
     rows = run / "metrics.jsonl"
     wait_for(lambda: rows.is_file() and len(rows.read_text().splitlines()) > 30, 90)
     ranks = [first.pid, child_of(first.pid)]
-    os.kill(ranks[dies], signal.SIGKILL)
-    other = ranks[1 - dies]
-    wait_for(lambda: (first.poll() is not None) if other == first.pid else not alive(other), BOUND)
-    assert first.wait(10) != 0
+    os.kill(ranks[rank], how)
+    wait_for(lambda: first.poll() is not None and not alive(ranks[1]), BOUND)
     log = (tmp_path / "log").read_text()
-    assert "lost another process of the run" in log or "terminated with code" in log, log
+    if how == signal.SIGKILL:
+        assert first.returncode != 0
+        assert "lost another process of the run" in log or "terminated with code" in log, log
+    else:
+        # Told to one rank, agreed by both: they stop at the same step, whose state is kept.
+        assert first.returncode == 143 and "run again, it goes on from step" in log, log
+        stopped, kept = re.search(r"stopped at step (\d+); run again, it goes on from step (\d+)", log).groups()
+        assert stopped == kept and int(kept) % 10 == 0
     assert not (run / "finished.json").exists()
     assert start(run).wait(120) == 0, (tmp_path / "log").read_text()
     losses = [json.loads(line)["step"] for line in rows.read_text().splitlines()]

@@ -30,6 +30,7 @@ from cdmem.run import RunFolder
 from cdmem.training.module import CdmemModule
 
 Spacing = Literal["log", "linear"]
+DRY_SAMPLES = 8  # images per evaluation under trainer.fast_dev_run
 
 
 def evaluation_steps(max_steps: int, points: int, spacing: Spacing) -> list[int]:
@@ -173,12 +174,16 @@ class EvaluationCallback(Callback):
 
     def run(self, trainer: Trainer, module: CdmemModule) -> dict[str, float]:
         """Evaluate now and send the values to every logger."""
+        usual = self.samples
+        if trainer.fast_dev_run:  # a dry run shows that it works, not how much
+            self.samples = min(self.samples, DRY_SAMPLES)
         training = module.training
         module.eval()
         with torch.no_grad():
             evaluation = Evaluation(trainer, module, RunFolder(trainer.default_root_dir), self.batch_size)
             values = self.measure(evaluation)
         module.train(training)
+        self.samples = usual
         values = {k if "/" in k else f"{self.prefix}/{k}": float(v) for k, v in values.items()}
         moment = evaluated(module)
         if moment.step != trainer.global_step:

@@ -203,6 +203,11 @@ def test_killed_in_the_middle_of(teacher, name):
     teacher.survive([k for k, m in enumerate(teacher.moments) if m == name][1], "KILL")
 
 
+def test_killed_before_the_last_numbered_checkpoint(teacher):
+    """Nothing is left to train then, yet the run's last file is missing."""
+    teacher.survive([k for k, m in enumerate(teacher.moments) if m == "link"][-1], "KILL")
+
+
 def test_a_killed_study(study):
     at = next(k for k, m in enumerate(study.moments) if m == "run" and k > len(study.moments) * 0.6)
     study.survive(at, "KILL")

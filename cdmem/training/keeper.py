@@ -74,11 +74,15 @@ class RunCheckpoint(Checkpoint):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._kept = trainer.global_step if trainer.ckpt_path else -1
-        from_last = trainer.ckpt_path and self.dirpath and Path(trainer.ckpt_path) == Path(self.dirpath) / LAST
-        self._saved = self._kept if from_last else -1
+        self._saved = self._kept if self._from_last(trainer) else -1
         # Lightning's own handler broadcasts from within the handler, in the middle of whatever collective is running.
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, self._on_sigterm)
+
+    def _from_last(self, trainer: Trainer) -> bool:
+        if not trainer.ckpt_path or not self.dirpath:
+            return False
+        return Path(trainer.ckpt_path).resolve() == (Path(self.dirpath) / LAST).resolve()
 
     def _on_sigterm(self, *_: Any) -> None:
         self._told_to_stop = True
@@ -123,7 +127,11 @@ class RunCheckpoint(Checkpoint):
         """The final state is always the last file, whatever the cadence."""
         if not trainer.fast_dev_run:
             self._save(trainer)
-            self._number(trainer)
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self._saved < 0 and self._from_last(trainer):  # nothing was left to train
+            self._saved = trainer.global_step
+        self._number(trainer)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Keep what is complete, and say where the run will go on."""
@@ -154,7 +162,8 @@ class RunCheckpoint(Checkpoint):
         self._saved = self._kept = step
 
     def _number(self, trainer: Trainer) -> None:
-        if self.keep_all and self.dirpath and trainer.is_global_zero and self._saved == trainer.global_step:
+        kept = self.keep_all and self.dirpath and self._saved == trainer.global_step
+        if kept and trainer.is_global_zero and not trainer.fast_dev_run:
             numbered = Path(self.dirpath) / f"step={self._saved:08d}.ckpt"
             if not numbered.is_file():
                 add_name(numbered.with_name(LAST), numbered)

@@ -20,6 +20,7 @@ from cdmem.data.subset import TrainingSet
 from cdmem.diffusion.sampling import SEEDS_PER_RUN
 from cdmem.distillation import distillation_record
 from cdmem.errors import InputError
+from cdmem.imported import UNRECORDED, is_model_folder
 from cdmem.metrics.features import features_name
 from cdmem.pipelines import is_pipeline, load_pipeline
 from cdmem.references import ARRAYS, load_references, match_channels, read_images
@@ -156,6 +157,8 @@ def _strangers(subjects: Sequence[Subject], training_set: TrainingSet) -> list[s
     known = str(subjects[-1].module.about["training_set"])
     if known == training_set.hash:
         return []
+    if known == UNRECORDED:
+        return ["the model does not record what it was trained on"]
     note = f"the checkpoint names another training set ({known[:12]}) than the one audited against"
     return [f"{note}: convergence is unknown" if subjects[-1].role == "student" else note]
 
@@ -200,7 +203,7 @@ def open_generator(
         notes = _strangers(subjects, training_set)
         return subjects, {} if notes else _records(options, path, subjects), notes
     stage = path.is_dir() and ((path / "checkpoints").is_dir() or (path / "last.ckpt").is_file())
-    checkpoint = path.suffix == ".ckpt" or stage
+    checkpoint = path.suffix == ".ckpt" or stage or is_model_folder(path)
     if not checkpoint:
         if path.is_file() and path.suffix not in ARRAYS:
             raise InputError("generator", path, "is no checkpoint and no image file", "give a .ckpt, .npz or folder")

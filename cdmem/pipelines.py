@@ -8,7 +8,6 @@ EDM scheduler in it would be sampled wrongly) and that draws every seed's noise 
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,8 +16,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from cdmem.diffusion.noise import MAX_STEPS
 from cdmem.diffusion.sampling import NoiseSource
 from cdmem.errors import InputError
+from cdmem.networks import WEIGHTS_FILE, DiffusersUNet, UNetNetwork, load_diffusers, read_config, read_json
 
 PIPELINES = ("DDPMPipeline", "DDIMPipeline", "ConsistencyModelPipeline")
 SCHEDULERS = (
@@ -31,9 +32,6 @@ SCHEDULERS = (
 DEFAULT_STEPS = {"DDPMScheduler": 1000, "DDIMScheduler": 50, "CMStochasticIterativeScheduler": 1}
 OTHER_STEPS = 18
 INDEX = "model_index.json"
-MAX_JSON = 2**20
-MAX_SIDE = 4096  # px
-LOCAL = {"use_safetensors": True, "local_files_only": True, "low_cpu_mem_usage": False}
 
 
 @dataclass
@@ -78,19 +76,72 @@ def is_pipeline(path: str | Path) -> bool:
     return (Path(path) / INDEX).is_file()
 
 
-def _read_index(folder: Path) -> dict[str, Any]:
-    file = folder / INDEX
+@dataclass(frozen=True)
+class PipelineParts:
+    """What a folder holds.
+
+    Attributes:
+        network: ``UNet2DModel`` behind our signature, in eval mode.
+        config: its record.
+        scheduler: one of :data:`SCHEDULERS`.
+        name: of the scheduler's class.
+        digest: SHA-256 of the weights file.
+    """
+
+    network: UNetNetwork
+    config: DiffusersUNet
+    scheduler: Any
+    name: str
+    digest: str
+
+
+def read_parts(path: str | Path, key: str = "generator") -> PipelineParts:
+    """Read network and scheduler of a folder with ``unet/``, ``scheduler/`` and usually ``model_index.json``.
+
+    Raises:
+        InputError: another kind of pipeline or scheduler, missing safetensors, or a network that is not a UNet2DModel.
+    """
+    import diffusers
+
+    folder = Path(path)
+    settings = read_json(folder / "scheduler" / "scheduler_config.json", key)
+    name = _scheduler_name(folder, settings, key)
+    if name not in SCHEDULERS:
+        raise InputError(f"{key}.scheduler", name, "is not supported", f"use one of {', '.join(SCHEDULERS)}")
+    steps = settings.get("num_train_timesteps", 1)
+    if type(steps) is not int or not 0 < steps <= MAX_STEPS:
+        raise InputError(f"{key}.scheduler", steps, f"num_train_timesteps is not 1 to {MAX_STEPS}", "save it again")
+    network = load_diffusers(folder / "unet", key)
+    config = read_config(folder / "unet", key)
     try:
-        if file.stat().st_size > MAX_JSON:
-            raise ValueError("too large")
-        index = json.loads(file.read_text(encoding="utf-8"))
-        return dict(index)
-    except (OSError, ValueError, TypeError, RecursionError) as error:
-        raise InputError("generator", file, f"unreadable ({error})", "give a diffusers pipeline folder") from None
+        scheduler = getattr(diffusers, name).from_pretrained(str(folder / "scheduler"), local_files_only=True)
+    except Exception as error:
+        reason = " ".join(str(error).split())[:160]
+        raise InputError(key, folder, f"cannot be loaded ({reason})", "save the pipeline again") from None
+    with (folder / "unet" / WEIGHTS_FILE).open("rb") as stream:
+        digest = hashlib.file_digest(stream, "sha256").hexdigest()
+    return PipelineParts(network, config, scheduler, name, digest)
+
+
+def _scheduler_name(folder: Path, settings: dict[str, Any], key: str) -> Any:
+    """The scheduler's class by the index, or by its own file where network and scheduler were saved side by side."""
+    if not is_pipeline(folder):
+        return settings.get("_class_name")
+    index = read_json(folder / INDEX, key)
+    kind = index.get("_class_name")
+    if kind not in PIPELINES:
+        raise InputError(key, kind, "is no pipeline that can be read", f"unconditional are: {', '.join(PIPELINES)}")
+    entries = {part: index.get(part) for part in ("unet", "scheduler")}
+    for part, entry in entries.items():
+        if not isinstance(entry, list) or len(entry) != 2 or entry[0] != "diffusers":
+            raise InputError(f"{key}.{part}", entry, "is not a class of diffusers", "give a plain pipeline folder")
+    if entries["unet"][1] != "UNet2DModel":
+        raise InputError(f"{key}.unet", entries["unet"][1], "is not a UNet2DModel", "audit its images instead")
+    return entries["scheduler"][1]
 
 
 def load_pipeline(path: str | Path, nfe: Sequence[int] | None) -> tuple[list[PipelineSampler], str, str]:
-    """Read a pipeline folder.
+    """Samplers of a pipeline folder.
 
     Args:
         path: folder with ``model_index.json``, ``unet/`` and ``scheduler/``.
@@ -100,51 +151,15 @@ def load_pipeline(path: str | Path, nfe: Sequence[int] | None) -> tuple[list[Pip
         samplers, the scheduler's name, and the SHA-256 of the weights file.
 
     Raises:
-        InputError: another kind of pipeline or scheduler, missing safetensors, or a network that is not a UNet2DModel.
+        InputError: see :func:`read_parts`; or a network and scheduler that do not fit each other.
     """
-    import diffusers
-    from diffusers import UNet2DModel
-
     folder = Path(path)
-    index = _read_index(folder)
-    kind = index.get("_class_name")
-    if kind not in PIPELINES:
-        mend = f"audited are unconditional pipelines: {', '.join(PIPELINES)}"
-        raise InputError("generator", kind, "is no pipeline that can be audited", mend)
-    entries = {key: index.get(key) for key in ("unet", "scheduler")}
-    for key, entry in entries.items():
-        if not isinstance(entry, list) or len(entry) != 2 or entry[0] != "diffusers":
-            raise InputError(f"generator.{key}", entry, "is not a class of diffusers", "give a plain pipeline folder")
-    name = entries["scheduler"][1]
-    if name not in SCHEDULERS:
-        raise InputError("generator.scheduler", name, "is not supported", f"use one of {', '.join(SCHEDULERS)}")
-    if entries["unet"][1] != "UNet2DModel":
-        raise InputError("generator.unet", entries["unet"][1], "is not a UNet2DModel", "audit its images instead")
-    weights = folder / "unet" / "diffusion_pytorch_model.safetensors"
-    if not weights.is_file() or (weights.is_symlink() and not weights.resolve().is_file()):
-        mend = "save the pipeline with safe_serialization=True; pickles are not read"
-        raise InputError("generator", weights, "no such file", mend)
-    try:
-        unet, report = UNet2DModel.from_pretrained(str(folder / "unet"), output_loading_info=True, **LOCAL)
-        lost = [key for kind in ("missing_keys", "mismatched_keys", "unexpected_keys") for key in report.get(kind, ())]
-        if lost:  # diffusers would draw what is missing at random, and the audit would be of noise
-            raise ValueError(f"weights and config.json differ in {len(lost)} tensors, such as {lost[0]}")
-        unet.eval()
-        scheduler = getattr(diffusers, name).from_pretrained(str(folder / "scheduler"), local_files_only=True)
-    except Exception as error:
-        reason = " ".join(str(error).split())[:160]
-        raise InputError("generator", folder, f"cannot be loaded ({reason})", "save the pipeline again") from None
-    size = unet.config.sample_size
-    sides = [size, size] if isinstance(size, int) else size
-    plain = isinstance(sides, list | tuple) and len(sides) == 2
-    if not plain or not all(type(s) is int and 0 < s <= MAX_SIDE for s in sides):
-        raise InputError("generator.unet.sample_size", size, "is no size of an image", "set it in unet/config.json")
-    shape = (int(unet.config.in_channels), sides[0], sides[1])
-    classes = int(unet.config.num_class_embeds or 0)
-    with weights.open("rb") as stream:
-        digest = hashlib.file_digest(stream, "sha256").hexdigest()
-    steps = list(nfe or [DEFAULT_STEPS.get(name, OTHER_STEPS)])
-    samplers = [PipelineSampler(unet, _copy(scheduler), k, shape, classes) for k in steps]
+    if not is_pipeline(folder):
+        raise InputError("generator", folder / INDEX, "no such file", "give a diffusers pipeline folder")
+    parts = read_parts(folder)
+    unet, shape, classes = parts.network.unet, parts.config.shape, parts.config.num_classes
+    steps = list(nfe or [DEFAULT_STEPS.get(parts.name, OTHER_STEPS)])
+    samplers = [PipelineSampler(unet, _copy(parts.scheduler), k, shape, classes) for k in steps]
     for sampler in samplers:
         try:
             sampler([0], steps=1)
@@ -152,9 +167,27 @@ def load_pipeline(path: str | Path, nfe: Sequence[int] | None) -> tuple[list[Pip
             reason = " ".join(str(error).split())[:160]
             mend = "give another --nfe" if "num_inference_steps" in reason else "save the pipeline again"
             raise InputError("generator", folder, f"cannot spend {sampler.nfe} steps ({reason})", mend) from None
-    return samplers, name, digest
+    return samplers, parts.name, parts.digest
 
 
 def _copy(scheduler: Any) -> Any:
     """A scheduler of its own for each sampler: schedulers remember the step they are at."""
     return type(scheduler).from_config(scheduler.config)
+
+
+def save_pipeline(network: UNetNetwork, folder: str | Path, pipeline: str, scheduler: str, **settings: Any) -> None:
+    """Write a network as a pipeline folder that diffusers loads by itself.
+
+    Args:
+        network: the bare F; what the scheduler calls its scalings is its own business.
+        folder: existing or new.
+        pipeline: one of :data:`PIPELINES`.
+        scheduler: one of :data:`SCHEDULERS`.
+        settings: of the scheduler.
+    """
+    import diffusers
+
+    made = getattr(diffusers, scheduler)(**settings)
+    getattr(diffusers, pipeline)(unet=network.unet, scheduler=made).save_pretrained(
+        str(folder), safe_serialization=True, max_shard_size="1TB"
+    )

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from cdmem.errors import InputError
+from cdmem.imported import read_record
 from cdmem.training.checkpoint import load_module, read_checkpoint, weights_digest
 from cdmem.training.student import ConsistencyStudent
 from cdmem.training.teacher import DiffusionTeacher
@@ -205,9 +206,11 @@ def stage_subjects(
     students = student_subjects("student", module, nfe)
     # In a study's folder the teacher lies beside the student, wherever the folder was moved.
     stage = Path(path) if Path(path).is_dir() else Path(path).resolve().parent.parent
-    record = read_checkpoint(path, "generator")["cdmem"]
+    record = read_record(path, "generator")
+    status = module.about.get("training_set_status")
+    notes = [f"the training set of the student's teacher is {status}, not recorded by who trained it"] if status else []
     found = find_teacher(teacher, record, [stage.parent / "teacher"])
     if found is None:
-        return students, ["the student's teacher was not found: no paired comparison (give --teacher PATH)"]
+        return students, [*notes, "the student's teacher was not found: no paired comparison (give --teacher PATH)"]
     found.to(device)
-    return with_teacher(found, students), []
+    return with_teacher(found, students), notes

@@ -8,12 +8,16 @@ network may run in low precision: everything else here is float32 whatever autoc
 
 from __future__ import annotations
 
-from typing import NamedTuple, Protocol
+from collections.abc import Mapping
+from typing import Any, Literal, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from cdmem.diffusion.noise import VPSchedule, expand
+from cdmem.diffusion.noise import DDPMSchedule, VPSchedule, expand
+
+NOISE_FACTOR = 250.0
+Prediction = Literal["epsilon", "v_prediction", "sample"]
 
 
 class DenoiserLike(Protocol):
@@ -38,22 +42,34 @@ class EDMScaling:
     Args:
         sigma_data: standard deviation of the training pixels in [-1, 1].
         sigma_min: smallest noise level; where the consistency form is the identity.
+        noise_factor: c_noise / ln(sigma); 0.25 is EDM's own and that of diffusers' EDM schedulers.
+        prediction: what F gives: ``epsilon`` (EDM's F) or ``v_prediction``, which is -F (diffusers' EDM schedulers).
     """
 
-    def __init__(self, sigma_data: float, sigma_min: float) -> None:
+    def __init__(
+        self,
+        sigma_data: float,
+        sigma_min: float,
+        noise_factor: float = NOISE_FACTOR,
+        prediction: Literal["epsilon", "v_prediction"] = "epsilon",
+    ) -> None:
+        if prediction not in ("epsilon", "v_prediction"):
+            raise ValueError(f"unknown prediction {prediction!r}")
         self.sigma_data, self.sigma_min = sigma_data, sigma_min
+        self.noise_factor, self.prediction = noise_factor, prediction
+        self.amplitude = sigma_data if prediction == "epsilon" else -sigma_data
 
     def denoiser(self, sigma: Tensor) -> Scalings:
         s2, d2 = sigma**2, self.sigma_data**2
         total = (s2 + d2).sqrt()
-        return Scalings(d2 / (s2 + d2), sigma * self.sigma_data / total, 1 / total, 250.0 * sigma.log())
+        return Scalings(d2 / (s2 + d2), sigma * self.amplitude / total, 1 / total, self.noise_factor * sigma.log())
 
     def consistency(self, sigma: Tensor) -> Scalings:
         """Song et al. 2023, app. C: shifted by sigma_min so that c_skip = 1 and c_out = 0 there, exactly."""
         base = self.denoiser(sigma)
         shifted, d2 = sigma - self.sigma_min, self.sigma_data**2
         c_skip = d2 / (shifted**2 + d2)
-        c_out = self.sigma_data * shifted / (sigma**2 + d2).sqrt()
+        c_out = self.amplitude * shifted / (sigma**2 + d2).sqrt()
         return Scalings(c_skip, c_out, base.c_in, base.c_noise)
 
     def loss_weight(self, sigma: Tensor) -> Tensor:
@@ -62,23 +78,44 @@ class EDMScaling:
 
 
 class VPScaling:
-    """DDPM's epsilon network in EDM notation: D = x - sigma * F(x / sqrt(1 + sigma^2), t(sigma)) (EDM, table 1, VP).
+    r"""A DDPM network in EDM notation, x = x_VP / sqrt(abar) (EDM, table 1, VP; Salimans & Ho 2022 for v).
+
+    .. math:: D = x - \sigma F,\quad D = \frac{x}{1+\sigma^2} - \frac{\sigma F}{\sqrt{1+\sigma^2}},\quad D = F
+
+    for ``epsilon``, ``v_prediction`` and ``sample``, with :math:`F(x / \sqrt{1 + \sigma^2}, t(\sigma))`.
 
     Args:
         sigma_min: smallest noise level; 0.01 for the usual betas, not EDM's 0.002.
+        schedule: levels of the time steps; cdmem's own linear one by default.
+        prediction: what F gives.
     """
 
-    def __init__(self, sigma_min: float, schedule: VPSchedule | None = None) -> None:
-        self.sigma_min = sigma_min
+    def __init__(
+        self, sigma_min: float, schedule: VPSchedule | None = None, prediction: Prediction = "epsilon"
+    ) -> None:
+        if prediction not in ("epsilon", "v_prediction", "sample"):
+            raise ValueError(f"unknown prediction {prediction!r}")
+        self.sigma_min, self.prediction = sigma_min, prediction
         self.schedule = schedule or VPSchedule()
 
     def denoiser(self, sigma: Tensor) -> Scalings:
-        return Scalings(torch.ones_like(sigma), -sigma, 1 / (1 + sigma**2).sqrt(), self.schedule.time(sigma))
+        total = 1 + sigma**2
+        c_in, time, one = 1 / total.sqrt(), self.schedule.time(sigma), torch.ones_like(sigma)
+        if self.prediction == "v_prediction":
+            return Scalings(1 / total, -sigma / total.sqrt(), c_in, time)
+        if self.prediction == "sample":
+            return Scalings(torch.zeros_like(sigma), one, c_in, time)
+        return Scalings(one, -sigma, c_in, time)
 
     def consistency(self, sigma: Tensor) -> Scalings:
-        """f = x - (sigma - sigma_min) F: the identity at sigma_min, the denoiser far from it."""
+        """f = x + (1 - sigma_min / sigma) (D - x): the Euler step of the ODE from sigma to sigma_min. The identity
+        there, the denoiser far from it; for ``epsilon`` it reads x - (sigma - sigma_min) F."""
         base = self.denoiser(sigma)
-        return base._replace(c_out=-(sigma - self.sigma_min))
+        shifted = sigma - self.sigma_min
+        if self.prediction == "epsilon":
+            return base._replace(c_out=-shifted)
+        share = shifted / sigma
+        return base._replace(c_skip=1 - share * (1 - base.c_skip), c_out=share * base.c_out)
 
     def loss_weight(self, sigma: Tensor) -> Tensor:
         """1 / sigma^2 turns the error of D into the error of epsilon (Ho et al. 2020, L_simple)."""
@@ -86,6 +123,26 @@ class VPScaling:
 
 
 Scaling = EDMScaling | VPScaling
+
+
+def make_scaling(about: Mapping[str, Any]) -> Scaling:
+    """The preconditioning that a model's record describes.
+
+    Args:
+        about: ``parameterization`` (``edm`` or ``vp``), ``sigma_data``, ``sigma_min``, and for networks from elsewhere
+            ``scaling``: ``noise_factor`` and ``prediction`` (EDM), ``prediction`` and ``schedule`` (VP), the schedule
+            as the arguments of :class:`~cdmem.diffusion.noise.DDPMSchedule`.
+
+    Raises:
+        TypeError, ValueError: a record that means nothing.
+    """
+    options = dict(about.get("scaling") or {})
+    if about["parameterization"] == "edm":
+        return EDMScaling(about["sigma_data"], about["sigma_min"], **options)
+    if about["parameterization"] != "vp":
+        raise ValueError(f"unknown parameterization {about['parameterization']!r}")
+    schedule = options.pop("schedule", None)
+    return VPScaling(about["sigma_min"], DDPMSchedule(**schedule) if schedule else None, **options)
 
 
 class Denoiser(nn.Module):

@@ -1,6 +1,6 @@
 """All planted bugs, by name: importing the modules registers them."""
 
-from faults import claims, maths, measurement, runs
+from faults import claims, exchange, maths, measurement, runs
 from faults.frame import FAULTS
 
-__all__ = ["FAULTS", "claims", "maths", "measurement", "runs"]
+__all__ = ["FAULTS", "claims", "exchange", "maths", "measurement", "runs"]

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 from lightning.pytorch import LightningDataModule
 from torch import Tensor
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, IterableDataset
 
 from cdmem.data.sources import load_source
 from cdmem.data.stream import Batch, BatchStream
@@ -16,9 +17,19 @@ from cdmem.diffusion.sampling import first_seed
 from cdmem.errors import InputError
 
 
-def whole(items: list[Any]) -> Any:
-    """Collate for loaders whose items are batches already."""
-    return items[0]
+class EveryRank(IterableDataset[Any]):
+    """Ready batches that every process reads in full: Lightning would deal out a list, padded to equal shares.
+
+    Args:
+        batches: what a loader with ``batch_size=None`` yields.
+    """
+
+    def __init__(self, batches: Sequence[Any]) -> None:
+        super().__init__()
+        self.batches = batches
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self.batches)
 
 
 class MemorizationDataModule(LightningDataModule):
@@ -139,7 +150,7 @@ class MemorizationDataModule(LightningDataModule):
         for images, labels, numbers in parts:
             count = min(len(images), 512)
             batches = [Batch(images[k : k + 64], labels[k : k + 64], numbers[k : k + 64]) for k in range(0, count, 64)]
-            loaders.append(DataLoader(batches, batch_size=1, collate_fn=whole, num_workers=0))
+            loaders.append(DataLoader(EveryRank(batches), batch_size=None, num_workers=0))
         return loaders
 
     def test_dataloader(self) -> list[DataLoader]:
@@ -149,4 +160,4 @@ class MemorizationDataModule(LightningDataModule):
         """Batches of sample seeds for ``predict``."""
         start = first_seed(self.trainer.lightning_module.sampling_seed)
         seeds = torch.arange(start, start + self.predict_samples)
-        return DataLoader(list(seeds.split(64)), batch_size=1, collate_fn=whole, num_workers=0)
+        return DataLoader(EveryRank(seeds.split(64)), batch_size=None, num_workers=0)

@@ -17,22 +17,19 @@ from cdmem.data.datamodule import MemorizationDataModule
 from cdmem.data.stream import Batch
 from cdmem.data.subset import TrainingSet
 from cdmem.diffusion.noise import SIGMA_MAX, SIGMA_MIN
-from cdmem.diffusion.preconditioning import Denoiser, EDMScaling, Scaling, VPScaling
+from cdmem.diffusion.preconditioning import Denoiser, VPScaling, make_scaling
 from cdmem.diffusion.sampling import Sampler, first_seed
 from cdmem.errors import InputError
 from cdmem.images import to_float
 from cdmem.networks import NetworkConfig
+from cdmem.training.compilation import check_compiler, compile_in_place, plain
 from cdmem.training.ema import EMA
+from cdmem.training.precision import check_trainer, loss_scale
 from cdmem.training.randomness import StepNoise
 
 FORMAT = 1
 Parameterization = Literal["edm", "vp"]
 Schedule = Literal["constant", "cosine"]
-
-
-def make_scaling(parameterization: str, sigma_data: float, sigma_min: float) -> Scaling:
-    """The preconditioning of a parameterisation."""
-    return VPScaling(sigma_min) if parameterization == "vp" else EDMScaling(sigma_data, sigma_min)
 
 
 class CdmemModule(LightningModule):
@@ -56,6 +53,7 @@ class CdmemModule(LightningModule):
         training_seed: int | None,
         sampling_seed: int | None,
         sigma_max: float = SIGMA_MAX,
+        compile: bool = False,
     ) -> None:
         super().__init__()
         if not ema_half_lives or min(ema_half_lives) < 1:
@@ -72,9 +70,14 @@ class CdmemModule(LightningModule):
         self.training_seed, self.sampling_seed = training_seed or 0, sampling_seed or 0
         first_seed(self.sampling_seed)
         self.sigma_max = sigma_max
+        self.compiles = compile
+        if compile:
+            check_compiler()
         self.raw: Denoiser | None = None
         self.ema: EMA | None = None
         self.about: dict[str, Any] = {}
+        self._losses: list[Tensor] = []
+        self._to_log: dict[str, float] = {}
 
     # ---- construction -------------------------------------------------------------------------------------------
 
@@ -83,6 +86,7 @@ class CdmemModule(LightningModule):
         """Build everything that depends on the data; raises :class:`InputError` for what does not fit together."""
 
     def setup(self, stage: str) -> None:
+        check_trainer(self.trainer)
         if self.raw is None:
             self.prepare(self.data.training_set)
 
@@ -90,11 +94,11 @@ class CdmemModule(LightningModule):
         """Wrap ``network`` in its preconditioning and make its averages.
 
         Args:
-            about: ``shape``, ``num_classes``, ``sigma_data``, ``sigma_min``, ``parameterization``, ``training_set``.
+            about: ``shape``, ``num_classes``, ``sigma_data``, ``sigma_min``, ``parameterization``, ``training_set``; of
+                networks from elsewhere ``scaling`` and ``training_set_status``.
         """
         self.about = about
-        scaling = make_scaling(about["parameterization"], about["sigma_data"], about["sigma_min"])
-        self.raw = raw(network, scaling)
+        self.raw = raw(network, make_scaling(about))
         self.ema = EMA(network, self.ema_half_lives, self.ema_ramp)
 
     @property
@@ -117,7 +121,8 @@ class CdmemModule(LightningModule):
         """The denoiser (teacher) or consistency function (student) with the named weights, ``raw`` or ``ema_<h>``."""
         name = weights or self.weights
         if name == "raw":
-            return self.raw
+            network = plain(self.raw.network)
+            return self.raw if network is self.raw.network else type(self.raw)(network, self.raw.scaling)
         if name not in self.ema.names():
             raise InputError("weights", name, "no such weights", f"choose one of {['raw', *self.ema.names()]}")
         return type(self.raw)(self.ema.get(name), self.raw.scaling).eval()
@@ -132,6 +137,14 @@ class CdmemModule(LightningModule):
         """Network evaluations at which this role is evaluated unless told otherwise; the first is the headline."""
 
     # ---- optimisation -------------------------------------------------------------------------------------------
+
+    def on_train_start(self) -> None:
+        if self.compiles:
+            self.compile_networks()
+
+    def compile_networks(self) -> None:
+        """Compile what the loss calls, when weights are in place and on their device."""
+        compile_in_place(self.raw.network)
 
     def configure_optimizers(self) -> dict[str, Any]:
         total = self.trainer.max_steps
@@ -148,17 +161,11 @@ class CdmemModule(LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def step_noise(self, local_batch: int, batch_idx: int) -> StepNoise:
-        """The random numbers of this micro-batch."""
-        accumulate = self.trainer.accumulate_grad_batches
-        position = self.trainer.global_step * accumulate + batch_idx % accumulate
-        return StepNoise(
-            self.training_seed,
-            position,
-            local_batch,
-            self.trainer.global_rank,
-            self.trainer.world_size,
-            self.device,
-        )
+        """The random numbers of this rank's share of this micro-batch."""
+        t = self.trainer
+        part = (batch_idx % t.accumulate_grad_batches) * t.world_size + t.global_rank
+        parts = t.accumulate_grad_batches * t.world_size
+        return StepNoise(self.training_seed, t.global_step, local_batch, part, parts, self.device)
 
     def labels(self, batch: Batch) -> Tensor | None:
         """Class labels of a batch, or None for an unconditional model."""
@@ -170,24 +177,63 @@ class CdmemModule(LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         loss = self.loss(batch, self.step_noise(len(batch.image), batch_idx)).mean()
-        if self.trainer.global_step % self.trainer.log_every_n_steps == 0 and not torch.isfinite(loss):
+        self._losses.append(loss.detach())
+        if (batch_idx + 1) % self.trainer.accumulate_grad_batches == 0:
+            self._look_at_loss()
+        return loss
+
+    def _look_at_loss(self) -> None:
+        """At the logging cadence and at the first step, the mean loss of all ranks and micro-batches of this step.
+
+        Raises:
+            InputError: it is not finite; on every rank, so that none waits for another.
+        """
+        losses, self._losses = self._losses, []
+        step, every = self.trainer.global_step, max(1, self.trainer.log_every_n_steps)
+        logs = (step + 1) % every == 0
+        if step and not logs:
+            return
+        loss = self.trainer.strategy.reduce(torch.stack(losses).mean(), reduce_op="mean")
+        if not torch.isfinite(loss):
             raise InputError(
                 "train/loss",
                 float(loss),
-                f"training diverged at step {self.trainer.global_step}",
+                f"training diverged at step {step}",
                 "lower model.optimizer.lr or use precision 32-true; the last good checkpoint is kept",
             )
-        self.log("train/loss", loss.detach(), prog_bar=True)
-        self.log("images_seen", float(self.images_seen()))
-        return loss
+        self.log("train/loss", loss, prog_bar=True, logger=False)
+        if logs:
+            self._to_log = {"train/loss": float(loss), "images_seen": float(self.images_seen())}
+
+    def on_train_batch_end(self, *_: Any) -> None:
+        """Send the loss of a complete step to the loggers; self.log would repeat it where a run is stopped."""
+        if self._to_log:
+            for logger in self.trainer.loggers:
+                logger.log_metrics(self._to_log, step=self.trainer.global_step - 1)
+            self._to_log = {}
 
     def images_seen(self) -> int:
         """Training images consumed by all ranks so far."""
         return self.trainer.global_step * self.data.batch_size * self.trainer.accumulate_grad_batches
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
-        """Averages move after the weights have, once per optimizer step however many micro-batches it had."""
+        """Averages move after the weights have, once per optimizer step however many micro-batches it had.
+
+        With 16-mixed the gradient scaler leaves a step out when a gradient overflowed. Then the weights did not move,
+        and neither do averages and target; the step still counts, its images, noise and learning rate are spent.
+        """
+        before = loss_scale(self.trainer)
         super().optimizer_step(*args, **kwargs)
+        after = loss_scale(self.trainer)
+        if before is not None and after < before:
+            if after < 1:
+                raise InputError(
+                    "trainer.precision",
+                    "16-mixed",
+                    f"gradients overflow float16 whatever the loss scale (step {self.trainer.global_step})",
+                    "use bf16-mixed or 32-true",
+                )
+            return
         # Lightning counts the step only after this hook.
         self.after_optimizer_step(self.trainer.global_step + 1)
 
@@ -198,9 +244,13 @@ class CdmemModule(LightningModule):
     # ---- validation: how much better than on held-out images? ---------------------------------------------------
 
     def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
-        """Loss on fixed noise, on training (loader 0) and on held-out images (loader 1): their gap is memorisation."""
+        """Loss on fixed noise, on training (loader 0) and on held-out images (loader 1): their gap is memorisation.
+
+        In float32 whatever the training's precision; every rank sees every image.
+        """
         noise = StepNoise(self.sampling_seed, batch_idx, len(batch.image), device=self.device)
-        loss = self.loss(batch, noise).mean()
+        with torch.autocast(self.device.type, enabled=False):
+            loss = self.loss(batch, noise).mean()
         which = ["train", "held_out"][dataloader_idx]
         self.log(f"validate/loss_{which}", loss, add_dataloader_idx=False, sync_dist=True, batch_size=len(batch.image))
 
@@ -208,8 +258,17 @@ class CdmemModule(LightningModule):
         self.validation_step(batch, batch_idx, dataloader_idx)
 
     def predict_step(self, seeds: Tensor, batch_idx: int) -> tuple[Tensor, Tensor]:
-        """Seeds (B,) -> (seeds, images float32 (B, C, H, W), not clamped)."""
-        return seeds, self.sampler()(seeds.tolist(), self.device).cpu()
+        """Seeds (B,) -> (seeds, images float32 (B, C, H, W), not clamped), the same on every rank.
+
+        The ranks share the work; shares of equal length are gathered, so the last ones repeat a seed.
+        """
+        ranks, count = self.trainer.world_size, len(seeds)
+        mine = seeds[(torch.arange(-(-count // ranks)) * ranks + self.trainer.global_rank) % count]
+        with torch.autocast(self.device.type, enabled=False):
+            images = self.sampler()(mine.tolist(), self.device)
+        if ranks > 1:
+            images = self.all_gather(images).transpose(0, 1).flatten(0, 1)[:count]
+        return seeds, images.cpu()
 
     def images(self, batch: Batch) -> Tensor:
         """The batch's pixels in [-1, 1]."""

@@ -1,7 +1,8 @@
-"""Random numbers of a training step as pure functions of (seed, position): resume needs no generator state.
+"""Random numbers of a training step as pure functions of (seed, step): resume needs no generator state.
 
-Every rank draws the noise of the whole global batch and keeps its own slice, so the trajectory does not depend on how
-many processes share the batch.
+A step's batch is cut into parts: micro-batches in time, ranks within each. Every part draws the noise of the whole
+batch and keeps its own slice, so the trajectory depends neither on the number of processes nor on accumulation. Only
+dropout masks do: networks draw those themselves, so every part has a stream of its own.
 """
 
 from __future__ import annotations
@@ -21,30 +22,35 @@ def mix(*numbers: int) -> int:
 
 
 class StepNoise:
-    """Draws for one micro-batch.
+    """Draws for one part of an optimizer step's batch.
 
     Args:
         seed: training seed.
-        position: micro-batches since the start of training.
-        local_batch: images on this rank.
-        rank: of this process.
-        world_size: processes that share the global batch.
+        step: optimizer steps taken before.
+        local_batch: images of this part.
+        part: number of the part; parts lie in the batch in the order of the images: micro-batch, then rank.
+        parts: micro-batches x processes.
         device: where to draw.
+
+    Attributes:
+        seed: of the whole batch's noise.
+        dropout_seed: of this part's dropout masks, which student and target share.
     """
 
     def __init__(
         self,
         seed: int,
-        position: int,
+        step: int,
         local_batch: int,
-        rank: int = 0,
-        world_size: int = 1,
+        part: int = 0,
+        parts: int = 1,
         device: torch.device | str = "cpu",
     ) -> None:
-        self.seed = mix(seed, position)
+        self.seed = mix(seed, step)
+        self.dropout_seed = mix(self.seed, 1 + part)
         self.generator = torch.Generator(device=device).manual_seed(self.seed)
-        self.total, self.device = local_batch * world_size, device
-        self.mine = slice(rank * local_batch, (rank + 1) * local_batch)
+        self.total, self.device = local_batch * parts, device
+        self.mine = slice(part * local_batch, (part + 1) * local_batch)
 
     def normal(self, shape: tuple[int, ...] = ()) -> Tensor:
         """Unit Gaussian (local_batch, *shape), float32."""

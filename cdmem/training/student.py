@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import torch
 from lightning.pytorch.cli import OptimizerCallable
+from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor, nn
 
 from cdmem.data.stream import Batch
@@ -29,10 +30,12 @@ from cdmem.diffusion.sampling import ConsistencySampler, NoiseSource, OdeSampler
 from cdmem.diffusion.solvers import SOLVERS, heun_step
 from cdmem.errors import InputError
 from cdmem.images import to_float, to_uint8
+from cdmem.imported import UNRECORDED
 from cdmem.networks import NetworkConfig
 from cdmem.training.checkpoint import load_module, weights_digest
+from cdmem.training.compilation import compile_in_place
 from cdmem.training.module import CdmemModule, Schedule
-from cdmem.training.randomness import StepNoise, dropout_seed, mix
+from cdmem.training.randomness import StepNoise, dropout_seed
 from cdmem.training.recipes import DistanceName, Preset, SolverName, Weighting, make_recipe
 from cdmem.training.teacher import DiffusionTeacher
 
@@ -41,8 +44,8 @@ class ConsistencyStudent(CdmemModule):
     """Consistency distillation (Song et al. 2023, alg. 2) with every choice open; ``preset`` names good combinations.
 
     Args:
-        teacher: checkpoint or run folder of a cdmem teacher, or ``analytic:empirical``, ``analytic:gaussian``,
-            ``analytic:partial:FRACTION``.
+        teacher: checkpoint, run folder or exported folder of a cdmem teacher; folder of a diffusers DDPM, DDIM or EDM
+            model; or ``analytic:empirical``, ``analytic:gaussian``, ``analytic:partial:FRACTION``.
         objective: ``distillation`` follows the teacher's ODE; ``training`` (control) needs no teacher.
         initialize: start from the ``teacher``'s EMA weights, or from ``scratch`` (needs ``network``).
         network: only for ``initialize: scratch``.
@@ -70,6 +73,8 @@ class ConsistencyStudent(CdmemModule):
         weights: evaluated weights; None takes the first half-life.
         training_seed: noise of the distillation; None derives it from ``--seed``.
         sampling_seed: first sample seed / 1,000,000; None derives it from ``--seed``.
+        compile: torch.compile of the networks in the loss; the same numbers up to rounding. Samples and measurements
+            stay uncompiled.
     """
 
     role = "student"
@@ -104,6 +109,7 @@ class ConsistencyStudent(CdmemModule):
         weights: str | None = None,
         training_seed: int | None = None,
         sampling_seed: int | None = None,
+        compile: bool = False,
     ) -> None:
         super().__init__(
             network,
@@ -115,6 +121,7 @@ class ConsistencyStudent(CdmemModule):
             weights,
             training_seed,
             sampling_seed,
+            compile=compile,
         )
         self.recipe = make_recipe(
             preset,
@@ -195,14 +202,14 @@ class ConsistencyStudent(CdmemModule):
             sampler = OdeSampler(denoiser, sigmas, heun_step, training_set.shape)
             self._frozen = {"denoiser": denoiser.eval().requires_grad_(False), "sampler": sampler}
         elif name is not None:
-            about = self._load_teacher(name, about)
+            about = self._load_teacher(name, about, training_set.num_classes)
         if self.initialize == "scratch":
             network = self.network_config.build(about["shape"], about["num_classes"], self.training_seed)
         else:
             network = copy.deepcopy(self._frozen["denoiser"].network).train().requires_grad_(True)
         self.assemble_student(about, network)
 
-    def _load_teacher(self, path: str, wanted: dict[str, Any]) -> dict[str, Any]:
+    def _load_teacher(self, path: str, wanted: dict[str, Any], num_classes: int) -> dict[str, Any]:
         """Load the frozen teacher, refuse one of other data, and return what the student inherits from it."""
         module = load_module(path, key="model.teacher")
         if not isinstance(module, DiffusionTeacher):
@@ -214,7 +221,9 @@ class ConsistencyStudent(CdmemModule):
                 f"was trained on images of shape {list(module.shape)}, the data have {wanted['shape']}",
                 "use the data section that the teacher was trained with",
             )
-        if module.about["training_set"] != wanted["training_set"]:
+        if module.about["training_set"] == UNRECORDED:
+            self._claim_training_set(module, path, wanted["training_set"], num_classes)
+        elif module.about["training_set"] != wanted["training_set"]:
             raise InputError(
                 "model.teacher",
                 path,
@@ -224,6 +233,7 @@ class ConsistencyStudent(CdmemModule):
             )
         module.eval().requires_grad_(False)
         denoiser = module.function(self.teacher_weights)
+        self.sigma_max = module.sigma_max
         self.teacher_digest = weights_digest(denoiser.network)
         self._frozen = {"module": module, "denoiser": denoiser, "sampler": module.sampler(weights=self.teacher_weights)}
         if self.initialize == "teacher":
@@ -237,12 +247,21 @@ class ConsistencyStudent(CdmemModule):
             self.network_config = module.network_config
         return dict(module.about)
 
+    @staticmethod
+    def _claim_training_set(teacher: DiffusionTeacher, path: str, claimed: str, num_classes: int) -> None:
+        """Take the data section for the training set of a teacher that has no record of its own, and say so."""
+        if teacher.num_classes and teacher.num_classes != num_classes:
+            problem = f"has {teacher.num_classes} classes, the data have {num_classes}"
+            raise InputError("model.teacher", path, problem, "use the data that the teacher was trained with")
+        note = "does not record what it was trained on; the data section is taken for its training set"
+        rank_zero_only(print)(f"note: {path} {note} ({claimed[:12]})", flush=True)
+        teacher.about |= {"training_set": claimed, "training_set_status": "claimed"}
+
     def assemble_student(self, about: dict[str, Any], network: nn.Module) -> None:
         """Preconditioning, averages and, when mu is not 0, the target copy."""
-        if self.mid_sigmas and self.mid_sigmas[-1] <= about["sigma_min"]:
-            raise InputError(
-                "model.mid_sigmas", self.mid_sigmas, f"must stay above sigma_min={about['sigma_min']}", "e.g. [0.8]"
-            )
+        if self.mid_sigmas and not about["sigma_min"] < self.mid_sigmas[-1] <= self.mid_sigmas[0] < self.sigma_max:
+            between = f"must lie between sigma_min={about['sigma_min']} and sigma_max={self.sigma_max}"
+            raise InputError("model.mid_sigmas", self.mid_sigmas, between, "e.g. [0.8]")
         for part in network.modules():
             if isinstance(part, nn.Dropout):
                 part.p = self.dropout
@@ -256,6 +275,16 @@ class ConsistencyStudent(CdmemModule):
             self.data.train_on_held_out()
         elif self.data_seen == "teacher_samples":
             self.data.train_on_images(*self._teacher_images())
+
+    def compile_networks(self) -> None:
+        super().compile_networks()
+        if self.target is not None:
+            compile_in_place(self.target)
+        teacher = self.teacher_denoiser
+        if isinstance(teacher, Denoiser):
+            # A second top over the same weights: what measures the teacher keeps the uncompiled one.
+            network = compile_in_place(copy.copy(teacher.network))
+            self._frozen["solver"] = type(teacher)(network, teacher.scaling).eval()
 
     def move_teacher(self) -> None:
         """Bring the teacher to the student's device (Lightning does not know it)."""
@@ -291,7 +320,8 @@ class ConsistencyStudent(CdmemModule):
             return training_step_solver(x0, x_hi, hi, lo)
         # The teacher stays in float32 whatever precision the student trains in.
         with torch.no_grad(), torch.autocast(self.device.type, enabled=False):
-            return SOLVERS[self.recipe.solver](self.teacher_denoiser, x_hi, hi, lo, labels).float()
+            teacher = self._frozen.get("solver", self.teacher_denoiser)
+            return SOLVERS[self.recipe.solver](teacher, x_hi, hi, lo, labels).float()
 
     def loss(self, batch: Batch, noise: StepNoise) -> Tensor:
         r = self.recipe
@@ -305,7 +335,7 @@ class ConsistencyStudent(CdmemModule):
         weight = 1 / (hi - lo) if r.weighting == "inverse_gap" else 1.0
         online = self.raw if self.training else self.function()
         target = online if self.target is None else ConsistencyFunction(self.target, self.raw.scaling)
-        seed = mix(noise.seed, 1)
+        seed = noise.dropout_seed
         return consistency_loss(
             self._seeded(online, seed), self._seeded(target, seed), x_hi, x_lo, hi, lo, self.distance, weight, labels
         )
@@ -358,6 +388,7 @@ class ConsistencyStudent(CdmemModule):
     def extra_record(self) -> dict[str, Any]:
         return {
             "mid_sigmas": self.mid_sigmas,
+            "grid_points": self.recipe.points + (self.recipe.curriculum != "fixed"),
             "has_target": self.target is not None,
             "teacher": str(self.teacher_name),
             "teacher_digest": self.teacher_digest,

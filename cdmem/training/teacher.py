@@ -19,7 +19,7 @@ from cdmem.diffusion.solvers import SOLVERS, euler_step
 from cdmem.errors import InputError
 from cdmem.networks import NetworkConfig
 from cdmem.training.module import CdmemModule, Parameterization, Schedule
-from cdmem.training.randomness import StepNoise, dropout_seed, mix
+from cdmem.training.randomness import StepNoise, dropout_seed
 
 
 class DiffusionTeacher(CdmemModule):
@@ -43,6 +43,8 @@ class DiffusionTeacher(CdmemModule):
         weights: evaluated weights, ``raw`` or ``ema_<half-life>``; None takes the first half-life.
         training_seed: initial weights and training noise; None derives it from ``--seed``.
         sampling_seed: first sample seed / 1,000,000; None derives it from ``--seed``.
+        compile: torch.compile of the networks in the loss; the same numbers up to rounding. Samples and measurements
+            stay uncompiled.
     """
 
     role = "teacher"
@@ -65,6 +67,7 @@ class DiffusionTeacher(CdmemModule):
         weights: str | None = None,
         training_seed: int | None = None,
         sampling_seed: int | None = None,
+        compile: bool = False,
     ) -> None:
         super().__init__(
             network,
@@ -76,6 +79,7 @@ class DiffusionTeacher(CdmemModule):
             weights,
             training_seed,
             sampling_seed,
+            compile=compile,
         )
         if sampler_points < 2:
             raise InputError("model.sampler_points", sampler_points, "a grid needs 2 points", "use 18 or more")
@@ -117,7 +121,7 @@ class DiffusionTeacher(CdmemModule):
         eps = noise.normal(self.shape)
         weight = self.raw.scaling.loss_weight(sigma)
         denoiser = self.raw if self.training else self.function()
-        with dropout_seed(self.device, mix(noise.seed, 1)):
+        with dropout_seed(self.device, noise.dropout_seed):
             return denoising_loss(denoiser, self.images(batch), sigma, eps, weight, self.labels(batch))
 
     @property

@@ -24,7 +24,8 @@ usage: python -m cdmem COMMAND [options]        (COMMAND --help lists all of its
   report    RUN [RUN ...]                               the page of a study; a comparison of several, or of a sweep
   wandb-workspace --project P                           our curves and panels as a view on W&B; needs a login
 
-Any setting of the config can be overridden as --key value after --config.
+Any setting of the config can be overridden as --key value after --config. A config inside a run folder may be somebody
+else's: it names classes of cdmem only, unless --allow_code is given.
 """
 
 TRAINER_COMMANDS = ("fit", "validate", "test", "predict")
@@ -39,6 +40,9 @@ def dispatch(args: Sequence[str]) -> int:
         print(__version__)
         return 0
     command, rest = args[0], list(args[1:])
+    from cdmem.redact import refuse_secrets
+
+    refuse_secrets(rest)
     # Must precede the import of torch: with the default spin barrier, two threads on shared cores can be 30x slower.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")

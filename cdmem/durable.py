@@ -1,4 +1,4 @@
-"""Files that survive a crash: written beside their place, synced, renamed; and folders that one process owns at a time."""
+"""Files that survive a crash: written beside their place, synced, renamed; folders that one process owns at a time."""
 
 from __future__ import annotations
 
@@ -63,10 +63,15 @@ def owned(folder: Path, by: bool = True) -> Iterator[None]:
     Raises:
         InputError: another process has it.
     """
+    made = [place for place in (folder, *folder.parents) if by and not place.exists()]
     handle = _lock(folder) if by else None
     try:
         yield
     finally:
+        if made and [file.name for file in folder.iterdir()] == [LOCK]:  # refused: leave no trace
+            (folder / LOCK).unlink()
+            for place in made:
+                place.rmdir()
         if handle is not None:
             os.close(handle)
 

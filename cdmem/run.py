@@ -30,6 +30,7 @@ import numpy as np
 
 from cdmem.durable import replacing, sync
 from cdmem.errors import InputError
+from cdmem.redact import redact
 
 CONFIG = "config.yaml"
 FINISHED = "finished.json"
@@ -52,6 +53,8 @@ FREE_KEYS = (
     "trainer.enable_model_summary",
     "trainer.profiler",
 )
+# Settings that folders of earlier versions lack, with the value that leaves everything as it was there.
+LATER_KEYS = {"model.init_args.compile": False}
 
 
 class RunFolder:
@@ -77,10 +80,10 @@ class RunFolder:
         return target
 
     def write_text(self, name: str, text: str) -> Path:
-        """Write a file that a crash leaves old or new, never torn."""
+        """Write a file that a crash leaves old or new, never torn; the user's W&B key is in none."""
         target = self.file(name)
         with replacing(target) as temporary:
-            temporary.write_text(text, encoding="utf-8")
+            temporary.write_text(redact(text), encoding="utf-8")
         return target
 
     def write_json(self, name: str, value: Any) -> Path:
@@ -140,7 +143,7 @@ def check_same_settings(folder: RunFolder, old: dict[str, Any], new: dict[str, A
     for key in sorted(set(a) | set(b)):
         if any(key == free or key.startswith(free + ".") for free in FREE_KEYS):
             continue
-        if a.get(key) != b.get(key):
+        if a.get(key, LATER_KEYS.get(key)) != b.get(key):
             raise InputError(
                 key,
                 b.get(key),

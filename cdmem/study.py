@@ -29,6 +29,7 @@ from cdmem.audit import Auditor, AuditResult
 from cdmem.distillation import distillation_record
 from cdmem.durable import owned
 from cdmem.errors import InputError
+from cdmem.redact import redact
 from cdmem.run import CONFIG, RunFolder, check_same_settings, environment, flatten
 from cdmem.subjects import study_subjects
 from cdmem.suite import EXTRACTORS, GROUPS, SLOW_GROUPS, SuiteOptions, build_features
@@ -37,6 +38,7 @@ from cdmem.tracking import finish_wandb
 from cdmem.trainer_cli import CdmemCLI, build, config_name, quiet_libraries
 from cdmem.training.student import ConsistencyStudent
 from cdmem.training.teacher import DiffusionTeacher
+from cdmem.trust import FLAG, admit, split_flag
 
 TOP_KEYS = ("teacher", "students", "audit", "data", "seed", "run_dir", "threads", "wandb")
 
@@ -77,6 +79,7 @@ class StudyConfig:
         stages: stage name -> (config file, overrides); the teacher first.
         audit: settings of the audit.
         raw: the merged settings, for the record.
+        code: configs of run folders may name any class.
     """
 
     path: Path
@@ -85,6 +88,7 @@ class StudyConfig:
     stages: dict[str, tuple[Path, dict[str, Any]]]
     audit: AuditSettings
     raw: dict[str, Any]
+    code: bool = False
 
 
 def _unknown(key: str, known: Sequence[str]) -> InputError:
@@ -123,6 +127,8 @@ def read_study(args: Sequence[str]) -> StudyConfig:
     Raises:
         InputError: unknown keys, unreadable files, missing stages.
     """
+    code = split_flag(args)[1]
+    args = admit(args, study=True)
     file, dotted = _overrides(args)
     try:
         base = OmegaConf.load(file)
@@ -140,7 +146,7 @@ def read_study(args: Sequence[str]) -> StudyConfig:
     except (OmegaConfBaseException, yaml.YAMLError, AttributeError, TypeError) as error:
         reason = " ".join(str(error).split())[:200]
         raise InputError("config", file, f"cannot be read ({reason})", "see configs/quickstart.yaml") from None
-    return _checked(Path(file), raw, args)
+    return replace(_checked(Path(file), raw, args), code=code)
 
 
 def _checked(path: Path, raw: dict[str, Any], args: Sequence[str]) -> StudyConfig:
@@ -204,6 +210,7 @@ def stage_arguments(study: StudyConfig, name: str) -> list[str]:
     args = ["--config", str(config), "--run_dir", f"{study.run_dir}/{name}", "--seed", str(study.seed)]
     if name != "teacher":
         args += ["--model.teacher", f"{study.run_dir}/teacher"]
+    args += [FLAG] if study.code else []
     for key, value in overrides.items():
         args.append(f"--{key}={value if isinstance(value, str) else json.dumps(value)}")
     return args
@@ -235,7 +242,7 @@ class Study:
                 raise InputError(name, type(cli.model).__name__, "is not a student", "use ConsistencyStudent")
         if (self.folder / CONFIG).is_file():
             old = yaml.safe_load((self.folder / CONFIG).read_text(encoding="utf-8"))
-            check_same_settings(self.folder, old, self.config.raw | {"seed": self.config.seed})
+            check_same_settings(self.folder, old, redact(self.config.raw | {"seed": self.config.seed}))
 
     def run(self) -> AuditResult:
         """All stages, then the audit; finished parts are skipped."""

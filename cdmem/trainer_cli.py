@@ -24,15 +24,19 @@ from cdmem.data.datamodule import MemorizationDataModule
 from cdmem.durable import owned
 from cdmem.errors import InputError
 from cdmem.explain import explain, one_line
+from cdmem.redact import redact
 from cdmem.run import CONFIG, FINISHED, MetricsRecord, RunFolder, check_same_settings, environment
 from cdmem.training.checkpoint import PREVIOUS, read_checkpoint, resumable_checkpoint
 from cdmem.training.keeper import RunCheckpoint
+from cdmem.training.launch import check_launch
 from cdmem.training.loggers import JsonlLogger
 from cdmem.training.module import CdmemModule
 from cdmem.training.peers import watching_peers
+from cdmem.training.precision import check_precision
 from cdmem.training.progress import StepProgress
 from cdmem.training.student import ConsistencyStudent  # noqa: F401  (short class names in configs)
 from cdmem.training.teacher import DiffusionTeacher
+from cdmem.trust import admit
 
 with contextlib.suppress(ModuleNotFoundError):
     import callbacks  # noqa: F401  (the one place that looks callbacks up: short class names in configs)
@@ -56,6 +60,12 @@ def config_name(args: Sequence[str]) -> str:
     return parts[-1]
 
 
+def processes_here(devices: Any) -> int:
+    """Processes that share this machine's cores: as torchrun or SLURM says, or as many as ``devices``."""
+    said = [os.environ.get(name, "") for name in ("LOCAL_WORLD_SIZE", "SLURM_NTASKS_PER_NODE")]
+    return max([int(text) for text in (*said, str(devices)) if text.isdigit()] + [1])
+
+
 class CdmemCLI(LightningCLI):
     """One subcommand of Lightning's CLI.
 
@@ -67,7 +77,7 @@ class CdmemCLI(LightningCLI):
     """
 
     def __init__(self, command: str, args: Sequence[str]) -> None:
-        self.command, self.arguments = command, list(args)
+        self.command, self.arguments = command, admit(args)
         super().__init__(
             model_class=CdmemModule,
             datamodule_class=MemorizationDataModule,
@@ -110,17 +120,12 @@ class CdmemCLI(LightningCLI):
                 s.model.init_args[name] = s.seed
         if s.run_dir is None:
             s.run_dir = f"runs/{config_name(self.arguments)}"
-        precision = str(s.trainer.precision)
         # Nothing from a checkpoint is unpickled, on resume either.
         s.weights_only = True
-        if precision not in ("None", "32", "32-true", "bf16-mixed", "16-mixed"):
-            raise InputError(
-                "trainer.precision", precision, "only the network may run in low precision", "use bf16-mixed or 32-true"
-            )
-        self.record = yaml.safe_load(self._parser(self.command).dump(s, skip_validation=True))
+        check_precision(s.trainer.precision, str(s.trainer.accelerator))
+        self.record = redact(yaml.safe_load(self._parser(self.command).dump(s, skip_validation=True)))
         s.trainer.default_root_dir = s.run_dir
-        threads = s.threads or max(1, (os.cpu_count() or 1) // max(1, int(os.environ.get("LOCAL_WORLD_SIZE", 1))))
-        torch.set_num_threads(threads)
+        torch.set_num_threads(s.threads or max(1, (os.cpu_count() or 1) // processes_here(s.trainer.devices)))
         pl.seed_everything(s.seed, verbose=False)
 
     def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
@@ -145,6 +150,7 @@ class CdmemCLI(LightningCLI):
         if isinstance(cluster, SLURMEnvironment):
             # Its own checkpoints (hpc_ckpt_*.ckpt) would take precedence over newer ones of ours; see docs/clusters.md.
             cluster.auto_requeue = False
+        check_launch(trainer, self.settings.data.batch_size)
         return trainer
 
     def _loggers(self, run_dir: str) -> list[Any]:

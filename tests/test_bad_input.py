@@ -146,7 +146,9 @@ def test_corrupt_or_foreign_checkpoints(capsys, tmp_path, student, trained):
 
 def test_a_trained_folder_is_never_overwritten(capsys, stage, trained):
     before = {p: p.read_bytes() for p in trained.rglob("*") if p.is_file()}
-    refused(capsys, ["fit", "--config", stage, "--run_dir", str(trained)], "run_dir", "--ckpt_path last")
+    with pytest.raises(SystemExit) as stop:
+        main(["fit", "--config", stage, "--run_dir", str(trained)])
+    assert stop.value.code == 0 and "finished before, at step" in capsys.readouterr().out
     refused(
         capsys,
         ["fit", "--config", stage, "--run_dir", str(trained), "--ckpt_path", "last", "--model.p_mean", "-1"],

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 import yaml
 
-from cdmem.data.files import UNREADABLE
+from cdmem.arrays import UNREADABLE, read_arrays
 from cdmem.errors import InputError
 from cdmem.metrics.convergence import BySeed, convergence, extrapolate, rmse_convergence
 from cdmem.metrics.memorization import memorized
@@ -47,15 +47,14 @@ def _read_rows(file: Path) -> dict[str, np.ndarray]:
         InputError: torn, pickled or altered: the verdict rests on these files, so none is passed over.
     """
     try:
-        with np.load(file, allow_pickle=False) as content:
-            rows = {name: content[name] for name in (*COLUMNS, "squared_error") if name in content.files}
+        rows = read_arrays(file, (*COLUMNS, "squared_error"))
         numbers = all(v.dtype.kind in "iuf" and v.shape == rows["seeds"].shape for v in rows.values())
         whole = all(rows[name].dtype == np.int64 and rows[name].ndim == 1 for name in COLUMNS)
         right = numbers and whole and len(np.unique(rows["seeds"])) == len(rows["seeds"])
         if not right or not all(np.isfinite(v).all() and (v >= 0).all() for v in rows.values()):
             raise ValueError("other columns than an evaluation writes")
         return rows
-    except (*UNREADABLE, AttributeError, MemoryError) as error:
+    except (*UNREADABLE, AttributeError) as error:
         reason = str(error) if type(error) is ValueError else type(error).__name__
         problem = f"is no evaluation ({reason.splitlines()[0][:80] if reason else 'empty'})"
         raise InputError("evaluations", file, problem, "restore it, or remove the folder evaluations") from None

@@ -35,6 +35,11 @@ def replacing(target: Path) -> Iterator[Path]:
     The name is always the same, so that what a killed process left is overwritten and never piles up.
     """
     temporary = target.with_name(f".{target.stem}.part{target.suffix}")
+    for name in (target, temporary):
+        if name.is_dir() and not name.is_symlink():
+            raise InputError("file", name, "is a folder where a file is to be written", "move it away")
+    # A link of that name would be written through.
+    temporary.unlink(missing_ok=True)
     try:
         yield temporary
         sync(temporary)
@@ -56,13 +61,29 @@ def add_name(source: Path, name: Path) -> None:
     os.replace(temporary, name)
 
 
+def keep_inside(folder: Path, target: Path) -> Path:
+    """The same target, proven to lie in its run folder: a folder from elsewhere may hold links to the user's files.
+
+    Raises:
+        InputError: the target, or a folder on the way to it, is a link that leads out, or the target is a link.
+    """
+    if target.is_symlink() or not target.parent.resolve().is_relative_to(folder.resolve()):
+        mend = "remove the link; to keep runs elsewhere, make the whole run folder a link"
+        raise InputError("run_dir", target, "is a link, or lies behind one that leaves the run folder", mend)
+    return target
+
+
 @contextmanager
 def owned(folder: Path, by: bool = True) -> Iterator[None]:
     """Be the folder's only writer (``flock``: given back whatever ends the process); nothing happens without ``by``.
 
     Raises:
-        InputError: another process has it.
+        InputError: another process has it, or an entry of it is a link that leaves it.
     """
+    if by and folder.is_dir():
+        for entry in folder.iterdir():
+            if entry.is_symlink():
+                keep_inside(folder, entry / "x")
     made = [place for place in (folder, *folder.parents) if by and not place.exists()]
     handle = _lock(folder) if by else None
     try:
@@ -83,7 +104,7 @@ def _lock(folder: Path) -> int | None:
         return None
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        handle = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
+        handle = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
     except OSError as error:
         raise InputError("run_dir", folder, f"cannot be written ({error.strerror})", "choose another") from None
     try:

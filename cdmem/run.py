@@ -28,7 +28,7 @@ from typing import Any
 
 import numpy as np
 
-from cdmem.durable import replacing, sync
+from cdmem.durable import keep_inside, replacing, sync
 from cdmem.errors import InputError
 from cdmem.redact import redact
 
@@ -71,13 +71,13 @@ class RunFolder:
         return self.path / name
 
     def file(self, name: str) -> Path:
-        """Path of a file inside the folder, with its parents made."""
+        """Path of a file inside the folder, with its parents made; not through a link that leaves it."""
         target = self.path / name
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise InputError("run_dir", self.path, f"cannot be created ({error.strerror})", "choose another") from None
-        return target
+        return keep_inside(self.path, target)
 
     def write_text(self, name: str, text: str) -> Path:
         """Write a file that a crash leaves old or new, never torn; the user's W&B key is in none."""

@@ -14,6 +14,7 @@ ROOT = Path(__file__).resolve().parent.parent
 FLOORS: dict[str, int] = {
     "cdmem": 0,
     "cdmem.errors": 0,
+    "cdmem.arrays": 0,
     "cdmem.durable": 0,
     "cdmem.redact": 0,
     "cdmem.trust": 0,
@@ -106,6 +107,10 @@ FLOORS: dict[str, int] = {
     "cdmem.report.evidence": 0,
     "cdmem.report.build": 0,
     "cdmem.report.compare": 1,
+    "cdmem.theory": 0,
+    "cdmem.theory.frame": 2,
+    "cdmem.theory.page": 2,
+    "cdmem.theory_command": 5,
     "cdmem.export": 4,
     "cdmem.export_card": 4,
     "cdmem.export_command": 5,

@@ -7,10 +7,10 @@ import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
 
+from cdmem.arrays import UNREADABLE, read_arrays
 from cdmem.data.stream import derived_seed
 from cdmem.errors import InputError
 
@@ -99,12 +99,12 @@ def _from_file(path: Path, n: int) -> list[int]:
         elif path.suffix == ".txt":
             values = [int(word) for word in path.read_text(encoding="utf-8").split()]
         elif path.suffix == ".npy":
-            values = np.load(path, allow_pickle=False).tolist()
+            values = read_arrays(path)["arr_0"].tolist()
         else:
             raise InputError(KEY, path, "not a .json, .txt or .npy file", FORMS)
     except InputError:
         raise
-    except (OSError, ValueError, EOFError, RecursionError) as error:
+    except UNREADABLE as error:
         problem = f"not readable as multiplicities ({type(error).__name__})"
         raise InputError(KEY, path, problem, f"write {n} positive integers") from error
     if not isinstance(values, list) or len(values) != n or not all(_is_whole(v) and v >= 1 for v in values):

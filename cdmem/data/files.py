@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import hashlib
-import zipfile
-import zlib
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from cdmem.arrays import UNREADABLE, read_arrays
 from cdmem.data.pixels import ImagePool, PixelOptions, decode_files, transform_array
 from cdmem.errors import InputError
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 MAX_CLASSES = 65536
-UNREADABLE = (ValueError, OSError, EOFError, KeyError, NotImplementedError, zipfile.BadZipFile, zlib.error)
 
 
 def read_folder(path: Path | None, options: PixelOptions, download: bool) -> ImagePool:
@@ -101,13 +99,10 @@ def read_array(path: Path | None, options: PixelOptions, download: bool) -> Imag
 
 def _load_arrays(path: Path) -> dict[str, np.ndarray]:
     try:
-        content = np.load(path, allow_pickle=False)
-        if isinstance(content, np.ndarray):
-            return {"arr_0": content}
-        with content:
-            return {key: content[key] for key in ("images", "arr_0", "labels") if key in content.files}
+        return read_arrays(path, ("images", "arr_0", "labels"))
     except UNREADABLE as error:
-        problem = f"not a readable NumPy file without pickles ({type(error).__name__})"
+        reason = str(error) if type(error) is ValueError else type(error).__name__
+        problem = f"not a readable NumPy file without pickles ({reason[:120]})"
         raise InputError("data.path", path.name, problem, "save a plain uint8 array") from error
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
-from cdmem.durable import replacing
+from cdmem.durable import keep_inside, replacing
 from cdmem.report import answer, evidence, pictures
 from cdmem.report.charts import Chart
 from cdmem.report.html import esc, figure
@@ -15,9 +15,11 @@ from cdmem.report.style import page
 PAGE = "report.html"
 
 
-def write(path: Path, content: str | bytes) -> None:
-    """A crash leaves the old page or the new one."""
+def write(root: Path, name: str, content: str | bytes) -> None:
+    """A file below a folder; a crash leaves the old page or the new one, and no link out of the folder is followed."""
+    path = root / name
     path.parent.mkdir(parents=True, exist_ok=True)
+    keep_inside(root, path)
     with replacing(path) as temporary:
         temporary.write_bytes(content.encode() if isinstance(content, str) else content)
 
@@ -95,7 +97,7 @@ def write_report(path: str | Path) -> Path:
     run = read_run(path)
     html, kept = render(run)
     for chart in kept:
-        write(run.path / "report" / f"{chart.name}.png", chart.png())
-        write(run.path / "report" / f"{chart.name}.csv", chart.csv())
-    write(run.path / PAGE, html)
+        write(run.path, f"report/{chart.name}.png", chart.png())
+        write(run.path, f"report/{chart.name}.csv", chart.csv())
+    write(run.path, PAGE, html)
     return run.path / PAGE

@@ -8,6 +8,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import numpy as np
 
@@ -207,7 +208,8 @@ def _studies(runs: Sequence[RunData], keys: Sequence[str], fd: str, root: Path) 
     rows = []
     for run in runs:
         mine = settings(run)
-        link = os.path.relpath(run.path / "report.html", root)
+        # Quoted, a folder called "javascript:..." is a folder.
+        link = quote(os.path.relpath(run.path / "report.html", root), safe="/=")
         name = os.path.relpath(run.path, root)
         cells = [f'<a href="{esc(link)}">{esc(name)}</a>', *(esc(mine.get(k)) for k in keys)]
         first = True
@@ -247,7 +249,7 @@ def write_comparison(folders: Sequence[Path], path: Path) -> Path:
         raise InputError("out", path, "must end in .html", "e.g. --out comparison.html")
     html, kept = render([read_run(f) for f in folders], path.parent)
     for chart in kept:
-        write(path.parent / "report" / f"{chart.name}.png", chart.png())
-        write(path.parent / "report" / f"{chart.name}.csv", chart.csv())
-    write(path, html)
+        write(path.parent, f"report/{chart.name}.png", chart.png())
+        write(path.parent, f"report/{chart.name}.csv", chart.csv())
+    write(path.parent, path.name, html)
     return path

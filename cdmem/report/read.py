@@ -14,11 +14,11 @@ from typing import Any
 import numpy as np
 import yaml
 
+from cdmem.arrays import UNREADABLE, read_arrays
 from cdmem.errors import InputError
 
 SUMMARY = "audit/summary.json"
 MAX_TEXT = 64 * 2**20
-MAX_MEMBER = 2**31
 
 
 @dataclass
@@ -96,11 +96,8 @@ class RunData:
         if not file.is_file():
             return {}
         try:
-            with np.load(file, allow_pickle=False) as content:
-                if sum(info.file_size for info in content.zip.infolist()) > MAX_MEMBER:
-                    raise ValueError("too large")
-                return {key: content[key] for key in content.files}
-        except Exception as error:
+            return read_arrays(file)
+        except UNREADABLE as error:
             self.notes.append(f"{name} could not be read ({type(error).__name__})")
             return {}
 

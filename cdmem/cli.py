@@ -22,6 +22,7 @@ usage: python -m cdmem COMMAND [options]        (COMMAND --help lists all of its
   audit     --generator PATH --training_set PATH        what a model or a set of images reproduces; a release gate
   export    --checkpoint PATH --out DIR                 a folder for diffusers, or for others' cdmem, with a model card
   report    RUN [RUN ...]                               the page of a study; a comparison of several, or of a sweep
+  theory    LABORATORY [--config FILE] [--out DIR]      the papers' theory: random-features, edge, decomposition, bridge
   wandb-workspace --project P                           our curves and panels as a view on W&B; needs a login
 
 Any setting of the config can be overridden as --key value after --config. A config inside a run folder may be somebody
@@ -74,6 +75,10 @@ def dispatch(args: Sequence[str]) -> int:
         from cdmem.report_command import run_report
 
         return run_report(rest)
+    if command == "theory":
+        from cdmem.theory_command import run_theory
+
+        return run_theory(rest)
     if command == "wandb-workspace":
         from cdmem.wandb_workspace import run_workspace
 

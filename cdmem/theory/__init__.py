@@ -1,0 +1,1 @@
+"""The papers' theory, computed: random features, the mixture laboratory, the latent decomposition, and the bridge."""

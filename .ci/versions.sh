@@ -32,6 +32,7 @@ suite=(
   tests/test_audit_command.py
   tests/test_wandb.py
   tests/test_docker.py
+  tests/test_entrypoint.py
 )
 
 place=$(mktemp -d)

@@ -1,6 +1,7 @@
 """``python -m cdmem theory LABORATORY [--config FILE] [--out DIR] [--KEY VALUE ...]``: the papers' theory, computed.
 
   random-features   the random-feature network, its spectrum and its distillation
+  two-gaussians     a small network on two Gaussians: when do copies begin, as n and width grow?
   edge              the Gaussian-mixture laboratory: at which capacity does a denoiser memorise?
   decomposition     trajectories split into target and initial noise
   bridge RUN        do a trained teacher and its student show the random features' mechanism?
@@ -26,6 +27,7 @@ from cdmem.errors import InputError
 
 LABORATORIES = {
     "random-features": "cdmem.theory.random_features.laboratory",
+    "two-gaussians": "cdmem.theory.two_gaussians.laboratory",
     "edge": "cdmem.theory.edge.laboratory",
     "decomposition": "cdmem.theory.decomposition.laboratory",
     "bridge": "cdmem.theory.bridge.laboratory",

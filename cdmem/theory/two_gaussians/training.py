@@ -1,0 +1,115 @@
+"""Training by full-batch gradient descent with momentum, and DDIM sampling, for one number of training points."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from cdmem.theory.two_gaussians.measures import copied, divergence, draw
+from cdmem.theory.two_gaussians.network import StackedMLP
+
+STEPS = 1000  # of the diffusion; betas linear from 1e-4 to 0.02
+
+
+def alpha_bars() -> Tensor:
+    """(1000,) cumulative products of 1 - beta, float32."""
+    return torch.cumprod(1 - torch.linspace(1e-4, 0.02, STEPS, dtype=torch.float64), 0).float()
+
+
+@torch.no_grad()
+def sample(predict: Callable[[Tensor, Tensor], Tensor], x: Tensor, nfe: int) -> Tensor:
+    """DDIM (eta = 0) from noise x (E, S, d) in ``nfe`` equal strides of time, the last one to the clean image."""
+    bars = alpha_bars()
+    times = torch.linspace(STEPS - 1, 0, nfe + 1).round().long()[:-1]
+    following = torch.cat([bars[times[1:]], torch.ones(1)])
+    for time, after in zip(times, following):
+        bar = bars[time]
+        noise = predict(x, (time / STEPS).expand(*x.shape[:-1], 1))
+        clean = (x - (1 - bar).sqrt() * noise) / bar.sqrt()
+        x = after.sqrt() * clean + (1 - after).sqrt() * noise
+    return x
+
+
+@dataclass(frozen=True)
+class Run:
+    """Measured along one training; lists are (K,) steps or (K, E) per member.
+
+    Attributes:
+        n: training points.
+        width: W.
+        size: parameters of one network.
+        steps: optimizer steps of the measurements.
+        f_mem: share of samples that copy a training point.
+        kl: KL(P_theta | P_0), nats.
+        loss_train, loss_test: mean squared error per dimension of the noise at one fixed time, on the training points
+            and on fresh ones, with the same noise at every measurement.
+    """
+
+    n: int
+    width: int
+    size: int
+    steps: list[int]
+    f_mem: list[list[float]]
+    kl: list[list[float]]
+    loss_train: list[list[float]]
+    loss_test: list[list[float]]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How one training goes; see the laboratory's settings."""
+
+    n: int
+    width: int
+    steps: list[int]
+    members: int
+    dim: int
+    lr: float
+    momentum: float
+    samples: int
+    nfe: int
+    loss_step: int
+    seed: int
+
+
+def train(plan: Plan, tick: Callable[[], None] = lambda: None) -> Run:
+    """Train ``members`` networks, each on its own points, and measure at ``steps``; ``tick`` is called at each.
+
+    Noise predictor, mean squared error, time uniform in 0..999, fresh noise in every step, all points in every step.
+    """
+    generator = torch.Generator().manual_seed(plan.seed)
+    data = torch.stack([draw(plan.n, plan.dim, generator) for _ in range(plan.members)])
+    fresh = torch.stack([draw(2048, plan.dim, generator) for _ in range(plan.members)])
+    network = StackedMLP(plan.members, plan.dim, plan.width, generator)
+    start = torch.randn(plan.members, plan.samples, plan.dim, generator=generator)
+    noises = [torch.randn(5, *points.shape, generator=generator) for points in (data, fresh)]
+    optimizer = torch.optim.SGD(network.parameters(), lr=plan.lr, momentum=plan.momentum)
+    bars = alpha_bars()
+    run = Run(plan.n, plan.width, network.size(), [], [], [], [], [])
+
+    @torch.no_grad()
+    def loss_at(points: Tensor, noise: Tensor) -> list[float]:
+        bar, time = bars[plan.loss_step], torch.tensor(plan.loss_step / STEPS).expand(*points.shape[:-1], 1)
+        errors = [((network(bar.sqrt() * points + (1 - bar).sqrt() * z, time) - z) ** 2).mean((1, 2)) for z in noise]
+        return torch.stack(errors).mean(0).tolist()
+
+    for step in range(1, plan.steps[-1] + 1):
+        time = torch.randint(0, STEPS, (plan.members, plan.n, 1), generator=generator)
+        noise = torch.randn(data.shape, generator=generator)
+        bar = bars[time]
+        error = network(bar.sqrt() * data + (1 - bar).sqrt() * noise, time / STEPS) - noise
+        optimizer.zero_grad()
+        (error**2).mean((1, 2)).sum().backward()
+        optimizer.step()
+        if step in plan.steps:
+            made = sample(network, start, plan.nfe)
+            run.steps.append(step)
+            run.f_mem.append(copied(made, data).tolist())
+            run.kl.append(divergence(made).tolist())
+            run.loss_train.append(loss_at(data, noises[0]))
+            run.loss_test.append(loss_at(fresh, noises[1]))
+            tick()
+    return run

@@ -15,12 +15,14 @@ from PIL import Image
 
 from cdmem.run import RunFolder
 from cdmem.study import Study, read_study, run_study
+from cdmem.theory_command import LABORATORIES, WITH_RUN, read_settings
 from cdmem.trainer_cli import CdmemCLI, build
 from cdmem.training.student import ConsistencyStudent
 from cdmem.training.teacher import DiffusionTeacher
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 CONTENT = {f.relative_to(CONFIGS).as_posix(): yaml.safe_load(f.read_text()) for f in sorted(CONFIGS.rglob("*.yaml"))}
+THEORY = {name: CONTENT.pop(name) for name in list(CONTENT) if name.startswith("theory/")}
 STAGES = [name for name, c in CONTENT.items() if "model" in c]
 STUDIES = [name for name, c in CONTENT.items() if "students" in c]
 FRAGMENTS = [name for name, c in CONTENT.items() if "source" in c]
@@ -82,11 +84,21 @@ def check_trained(folder: RunFolder, nfes: list[int], quality: bool = True) -> N
 
 
 def test_every_file_is_of_one_kind_and_used():
-    assert {f.relative_to(CONFIGS).as_posix() for f in CONFIGS.rglob("*") if f.is_file()} == set(CONTENT)
+    assert {f.relative_to(CONFIGS).as_posix() for f in CONFIGS.rglob("*") if f.is_file()} == {*CONTENT, *THEORY}
     assert sorted([*STAGES, *STUDIES, *FRAGMENTS, *SWEEPS]) == sorted(CONTENT)
     assert {str(Path(s).parent / CONTENT[s]["data"]) for s in STAGES} == set(FRAGMENTS)
     named = {n for s in STUDIES for n in (CONTENT[s]["teacher"], *CONTENT[s]["students"].values())}
     assert named | ALONE == set(STAGES)
+
+
+@pytest.mark.parametrize("name", THEORY)
+def test_theory_settings_are_those_of_a_laboratory(name):
+    """The file's name begins with the laboratory's."""
+    (laboratory,) = [k for k in LABORATORIES if Path(name).name.startswith(k.replace("-", "_"))]
+    run = ["runs/quickstart"] if laboratory in WITH_RUN else []
+    settings, _ = read_settings(laboratory, [*run, "--config", str(CONFIGS / name)])
+    changed = {key: getattr(settings, key) for key in THEORY[name]}
+    assert json.loads(json.dumps(changed)) == THEORY[name], "a value was read as another one"
 
 
 @pytest.mark.parametrize("name", STAGES)

@@ -212,6 +212,7 @@ def test_a_rank_without_samples(tmp_path):
     assert len(ranks) == 3 and len({json.dumps([r["digests"], r["measured"]]) for r in ranks}) == 1
 
 
+@pytest.mark.slow
 def test_a_study_on_two_processes_ends_with_one_audit(tmp_path):
     """Both stages train on two processes; one of them audits, and nobody waits for ever."""
     config = CONFIG | {"trainer": CONFIG["trainer"] | {"callbacks": CONFIG["trainer"]["callbacks"][1:]}}

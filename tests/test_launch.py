@@ -65,6 +65,7 @@ def same_run(folder, name, detected):
     assert [x + y for x, y in zip(*(r["images"] for r in ranks), strict=True)] == images
 
 
+@pytest.mark.slow
 def test_lightnings_own_launcher(folder):
     args = arguments(folder, "lightning", *TWO)
     launch([sys.executable, "-m", "cdmem", "fit", *args], folder / "lightning.log")

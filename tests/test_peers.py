@@ -61,7 +61,7 @@ def alive(pid: int) -> bool:
     [
         (0, signal.SIGKILL),
         pytest.param(1, signal.SIGKILL, marks=pytest.mark.slow),
-        (1, signal.SIGTERM),
+        pytest.param(1, signal.SIGTERM, marks=pytest.mark.slow),
         pytest.param(0, signal.SIGTERM, marks=pytest.mark.slow),
     ],
 )

@@ -173,24 +173,31 @@ def test_runs_are_filed_and_linked(study):
     assert about["teacher"].run_id in about["student"].notes
 
 
-def test_a_resumed_run_is_a_second_part_of_the_same_run(study, monkeypatch):
+def test_a_resumed_run_is_a_second_part_of_the_same_run(tmp_path, monkeypatch):
+    """Broken off after a checkpoint, and the same command again."""
+    import wandb
+
+    from cdmem.training.teacher import DiffusionTeacher
+
     monkeypatch.setenv("WANDB_MODE", "offline")
-    folder = study.parent
-    with pytest.raises(SystemExit):
-        main(
-            [
-                "fit",
-                "--config",
-                str(folder / "teacher.yaml"),
-                "--run_dir",
-                str(study / "teacher"),
-                "--ckpt_path",
-                "last",
-            ]
-        )
-    assert len(list((study / "teacher/wandb").glob("offline-run-*"))) == 2
-    ids = {r.run.run_id for p in parts(study / "teacher") for r in records(p) if r.WhichOneof("record_type") == "run"}
-    assert ids == {RunFolder(study / "teacher").wandb_id()}
+    monkeypatch.chdir(tmp_path)
+    own = DiffusionTeacher.training_step
+
+    def fail(self, *args: Any) -> Any:
+        if self.global_step == 4:
+            raise RuntimeError("broken off")
+        return own(self, *args)
+
+    with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="broken off"):
+        patch.setattr(DiffusionTeacher, "training_step", fail)
+        fit(tmp_path, "teacher", TEACHER)
+    wandb.finish()  # as the end of the process does
+    fit(tmp_path, "teacher", TEACHER)
+    found = [list(records(p)) for p in parts(tmp_path / "study/teacher")]
+    ids = {r.run.run_id for part in found for r in part if r.WhichOneof("record_type") == "run"}
+    assert len(found) == 2 and ids == {RunFolder(tmp_path / "study/teacher").wandb_id()}
+    seen = [[row["trainer/global_step"] for row in history(part) if "train/loss" in row] for part in found]
+    assert seen[0] and seen[1] and seen[1][-1] > seen[0][-1] and seen[1][0] > 2
 
 
 def test_a_broken_wandb_is_told_once_and_ends_nothing(tmp_path, monkeypatch):

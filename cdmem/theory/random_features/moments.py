@@ -1,0 +1,131 @@
+r"""U = E[phi phi^T] and V = E[phi xi^T]: exact expectations over the noise, over the population, or by given draws.
+
+For one training point x the pre-activations of the features i and j at x_t are jointly Gaussian with means a_i, a_j,
+deviations b_i, b_j and correlation rho_ij = cos(w_i, w_j). With c_k(a, b) = E[sigma(a + b g) h_k(g)] for normalised Hermite
+polynomials h_k (Mehler's formula), E[phi_i phi_j] = sum_k c_k(a_i, b_i) c_k(a_j, b_j) rho_ij^k. The diagonal is exact; off it
+rho is small and few terms are enough. What is left out is bounded by Cauchy-Schwarz and reported.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from cdmem.theory.random_features.constants import ACTIVATIONS, KINKED, delta, gaussian_rule
+from cdmem.theory.random_features.model import Features, noised
+
+CHUNK = 2**14  # pre-activations at a time: they and their nodes stay in the cache
+ORDER = 40
+G, G_WEIGHTS = np.polynomial.hermite_e.hermegauss(80)
+G_WEIGHTS = G_WEIGHTS / math.sqrt(2 * math.pi)
+
+
+@dataclass(frozen=True)
+class Moments:
+    """U (p, p), V (p, d) and a bound on the error of any entry of U (NaN for given draws)."""
+
+    U: np.ndarray
+    V: np.ndarray
+    error: float
+
+
+def hermite_coefficients(
+    activation: str, mean: np.ndarray, sd: np.ndarray, order: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """c_0..c_order, (order + 1, ...), and E[sigma^2], both for every mean and sd (broadcast)."""
+    mean, sd = np.broadcast_arrays(mean, sd)
+    shape, mean, sd = mean.shape, mean.ravel(), sd.ravel()
+    found, second = np.empty((order + 1, mean.size)), np.empty(mean.size)
+    for k in range(0, mean.size, CHUNK):
+        part = slice(k, k + CHUNK)
+        if activation in KINKED:
+            x, w = gaussian_rule(mean[part], sd[part])
+            g = (x - mean[part, None]) / sd[part, None]
+        else:
+            x, w, g = mean[part, None] + sd[part, None] * G, G_WEIGHTS, G[None]
+        value = ACTIVATIONS[activation](x)
+        second[part] = (w * value**2).sum(-1)
+        before, now = np.zeros_like(g), np.ones_like(g)
+        for q in range(order + 1):
+            found[q, part] = (w * now * value).sum(-1) if activation in KINKED else value @ (w * now[0])
+            before, now = now, (g * now - math.sqrt(q) * before) / math.sqrt(q + 1)
+    return found.reshape(order + 1, *shape), second.reshape(shape)
+
+
+def _assemble(
+    coefficients: np.ndarray, second: np.ndarray, rho: np.ndarray, tolerance: float
+) -> tuple[np.ndarray, float]:
+    """Sum of Mehler's series for coefficients (K, p, n) and E[sigma^2] (p, n), averaged over n."""
+    n = second.shape[-1]
+    np.fill_diagonal(rho, 0.0)
+    largest = float(np.abs(rho).max()) if rho.size > 1 else 0.0
+    power, total, error = np.ones_like(rho), np.zeros_like(rho), 0.0
+    left = second.copy()  # energy not yet summed, per feature and point
+    for c in coefficients:
+        total += (c @ c.T / n) * power
+        left -= c**2
+        power = power * rho
+        # |sum over the rest| <= (energy left of i * energy left of j)^(1/2) * largest^k; power holds the next k.
+        error = float(np.clip(left, 0, None).mean(-1).max() * np.abs(power).max(initial=0.0)) if largest else 0.0
+        if error < tolerance:
+            break
+    np.fill_diagonal(total, second.mean(-1))
+    return total, error
+
+
+def training_moments(features: Features, data: np.ndarray, t: float, tolerance: float = 1e-9) -> Moments:
+    """Exact over the noise, for training points (n, d).
+
+    Memory: some p x p matrices; time: p^2 n per order, of which small t needs few.
+    """
+    norms = np.linalg.norm(features.weights, axis=1)
+    sd = math.sqrt(delta(t)) * norms / math.sqrt(features.d)
+    mean = math.exp(-t) * features.weights @ data.T / math.sqrt(features.d)
+    directions = features.weights / norms[:, None]
+    # Coefficients fall like b^k / sqrt(k!): with few enough orders the series below ends by itself.
+    order = ORDER if float(sd.max()) > 0.5 else 16
+    c, second = hermite_coefficients(features.activation, mean, sd[:, None], order)
+    U, error = _assemble(c, second, directions @ directions.T, tolerance)
+    return Moments(U, c[1].mean(-1)[:, None] * directions, error)
+
+
+@dataclass(frozen=True)
+class Population:
+    """Expectations over fresh points of N(0, Sigma) as well.
+
+    Attributes:
+        U: (p, p).
+        V: (p, d).
+        S: E[phi grad log P_t(y)^T] (p, d).
+        score2: E|grad log P_t|^2.
+        error: bound for entries of U.
+    """
+
+    U: np.ndarray
+    V: np.ndarray
+    S: np.ndarray
+    score2: float
+    error: float
+
+
+def population_moments(features: Features, spectrum: np.ndarray, t: float, tolerance: float = 1e-9) -> Population:
+    """Exact, for data N(0, diag(spectrum)): the noisy law is N(0, Sigma_t) with Sigma_t = e^-2t Sigma + Delta."""
+    total = math.exp(-2 * t) * spectrum + delta(t)
+    scaled = features.weights * np.sqrt(total)
+    norms = np.linalg.norm(scaled, axis=1)
+    directions = scaled / norms[:, None]
+    sd = norms / math.sqrt(features.d)
+    c, second = hermite_coefficients(features.activation, np.zeros(len(sd)), sd, ORDER)
+    U, error = _assemble(c[:, :, None], second[:, None], directions @ directions.T, tolerance)
+    # Stein: E[phi y^T] = E[sigma'] Sigma_t w / sqrt d, and E[sigma'] = c_1 / sd.
+    slope = (c[1] / sd)[:, None] * features.weights / math.sqrt(features.d)
+    return Population(U, slope * math.sqrt(delta(t)), -slope, float((1 / total).sum()), error)
+
+
+def drawn_moments(features: Features, data: np.ndarray, t: float, noise: np.ndarray) -> Moments:
+    """From given noise (m, n, d): the same draws wherever two moments are compared (common random numbers)."""
+    phi = features(noised(data, t, noise).reshape(-1, features.d))
+    xi = noise.reshape(-1, features.d)
+    return Moments(phi.T @ phi / len(phi), phi.T @ xi / len(phi), math.nan)

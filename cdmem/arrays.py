@@ -43,16 +43,24 @@ def read_arrays(path: Path, names: Collection[str] | None = None) -> dict[str, n
         ValueError: Python objects, a shape that the file does not hold, or a member packed beyond any real data.
         OSError, zipfile.BadZipFile, zlib.error, ...: torn; see :data:`UNREADABLE`.
     """
+    if not path.is_file():
+        raise ValueError("is no regular file")  # a pipe would be waited for
     with path.open("rb") as stream:
         if stream.read(2) != b"PK":
             stream.seek(0)
             return {"arr_0": _read(stream, path.stat().st_size)}
     with zipfile.ZipFile(path) as archive:
-        found = {}
+        members = {}
         for info in archive.infolist():
             name = info.filename.removesuffix(".npy")
-            if not info.filename.endswith(".npy") or (names is not None and name not in names):
-                continue
+            if info.filename.endswith(".npy") and (names is None or name in names):
+                members[name] = info
+        # Together: a thousand small members are as large as one, and some may share their bytes.
+        packed, total = path.stat().st_size, sum(info.file_size for info in members.values())
+        if total > FREE and total > MAX_RATIO * packed:
+            raise ValueError(f"would unpack {packed:,} bytes to {total:,}")
+        found = {}
+        for name, info in members.items():
             if info.file_size > FREE and info.file_size > MAX_RATIO * info.compress_size:
                 raise ValueError(f"{name} would unpack {info.compress_size:,} bytes to {info.file_size:,}")
             with archive.open(info) as member:

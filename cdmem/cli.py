@@ -92,11 +92,12 @@ def main(args: Sequence[str] | None = None) -> None:
     """Entry point; exits 2 with one line on bad input, 1 when something outside ended the run, 143 after SIGTERM."""
     from cdmem.durable import NO_SPACE
     from cdmem.errors import InputError, RunFailure
+    from cdmem.redact import redact
 
     try:
         code = dispatch(sys.argv[1:] if args is None else args)
     except InputError as error:
-        print(f"cdmem: error: {error}", file=sys.stderr)
+        print(f"cdmem: error: {redact(str(error))}", file=sys.stderr)  # logs of jobs are shared
         code = 2
     except RunFailure as error:
         print(f"cdmem: error: {error}", file=sys.stderr)

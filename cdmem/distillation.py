@@ -8,17 +8,16 @@ from typing import Any
 
 import numpy as np
 import torch
-import yaml
 
 from cdmem.arrays import UNREADABLE, read_arrays
 from cdmem.errors import InputError
 from cdmem.metrics.convergence import BySeed, convergence, extrapolate, rmse_convergence
 from cdmem.metrics.memorization import memorized
 from cdmem.run import CONFIG, MetricsRecord, RunFolder
+from cdmem.texts import parse_yaml, read_text
 
 NAME = re.compile(r"step=(\d{1,15})_nfe=(\d{1,6})\.npz")
 COLUMNS = ("seeds", "squared1", "squared2")
-MAX_CONFIG = 2**20
 
 
 def _rows_by_nfe(folder: RunFolder, threshold: float, until: int | None) -> tuple[dict[int, BySeed], dict[int, BySeed]]:
@@ -68,13 +67,11 @@ def _lr_schedule(folder: RunFolder) -> str | None:
     """
     file = folder / CONFIG
     try:
-        if file.stat().st_size > MAX_CONFIG:
-            raise ValueError("too large")
-        schedule = yaml.safe_load(file.read_text(encoding="utf-8"))["model"]["init_args"].get("lr_schedule")
+        schedule = parse_yaml(read_text(file))["model"]["init_args"].get("lr_schedule")
         if schedule is not None and not isinstance(schedule, str):
             raise ValueError("lr_schedule is no word")
         return schedule
-    except (OSError, yaml.YAMLError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         problem = f"its learning rate cannot be read ({type(error).__name__})"
         raise InputError("config", file, problem, "restore the config.yaml that the run wrote") from None
 

@@ -15,7 +15,8 @@ class InputError(Exception):
 
     def __init__(self, key: str, value: object, problem: str, mend: str) -> None:
         text = f"{key}={value}: {problem}; {mend}"
-        super().__init__(" ".join(text.split()))
+        # What a file says must not move the cursor or rename the window of a terminal.
+        super().__init__("".join(c if c.isprintable() else "?" for c in " ".join(text.split())))
         self.key, self.value, self.problem, self.mend = key, value, problem, mend
 
 

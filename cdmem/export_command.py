@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 
 from cdmem.errors import InputError
 from cdmem.sample import OneLineParser
+from cdmem.texts import parse_json, read_text
 
 SUMMARY = "audit/summary.json"
 MAX_AUDIT = 2**26
@@ -36,10 +36,8 @@ def read_audit(file: Path) -> dict[str, Any]:
         InputError: unreadable.
     """
     try:
-        if file.stat().st_size > MAX_AUDIT:
-            raise ValueError("too large")
-        return dict(json.loads(file.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError, RecursionError) as error:
+        return dict(parse_json(read_text(file, MAX_AUDIT)))
+    except (OSError, ValueError, TypeError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise InputError("audit", file, f"cannot be read ({reason[:80]})", "give the JSON of an audit") from None
 

@@ -6,7 +6,6 @@ A config object knows everything but the image shape, which comes from the data:
 from __future__ import annotations
 
 import inspect
-import json
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -18,9 +17,9 @@ import torch
 from torch import Tensor, nn
 
 from cdmem.errors import InputError
+from cdmem.texts import parse_json, read_text
 
 WEIGHTS_FILE = "diffusion_pytorch_model.safetensors"
-MAX_JSON = 2**20
 MAX_SIDE = 4096  # px
 MAX_WIDTH, MAX_ITEMS, MAX_LAYERS, MAX_NAME = 2**16, 16, 64, 64  # far above any real network
 
@@ -279,10 +278,8 @@ def read_json(file: Path, key: str) -> dict[str, Any]:
         InputError: missing, too large, torn, or no mapping.
     """
     try:
-        if file.stat().st_size > MAX_JSON:
-            raise ValueError("too large")
-        return dict(json.loads(file.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError, RecursionError) as error:
+        return dict(parse_json(read_text(file)))
+    except (OSError, ValueError, TypeError) as error:
         raise InputError(key, file, f"unreadable ({error})", "give a diffusers folder") from None
 
 

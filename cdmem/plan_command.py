@@ -22,10 +22,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from cdmem.errors import InputError
 from cdmem.sweep import Cell, cells_of, parse_grid, split_arguments
+from cdmem.texts import parse_yaml, read_text
 
 
 @dataclass
@@ -96,12 +95,9 @@ def kind_of(file: str) -> str:
         InputError: no file, no YAML mapping, or a mapping of another kind.
     """
     try:
-        content = yaml.safe_load(Path(file).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        problem = f"cannot be read ({type(error).__name__})"
-        raise InputError("config", file, problem, "give a config of fit or study") from None
-    except yaml.YAMLError as error:
-        problem = f"is no YAML ({' '.join(str(error).split())[:160]})"
+        content = parse_yaml(read_text(Path(file)))
+    except (OSError, ValueError) as error:
+        problem = f"cannot be read ({type(error).__name__ if isinstance(error, OSError) else error})"
         raise InputError("config", file, problem, "give a config of fit or study") from None
     keys = set(content) if isinstance(content, dict) else set()
     if keys & {"teacher", "students"}:

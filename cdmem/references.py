@@ -7,18 +7,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from torch import Tensor
 
 from cdmem.data.sources import load_source
 from cdmem.data.subset import TrainingSet, content_digests, load_record
 from cdmem.errors import InputError
 from cdmem.run import CONFIG
+from cdmem.texts import parse_yaml, read_text
 
 RECORD = "training_set.json"
 ARRAYS = (".npz", ".npy")
 PIXEL_KEYS = ("crop", "grayscale", "resolution")
-MAX_CONFIG = 2**20
 MAX_SIDE = 4096  # px; a record edited by hand must not ask for images that fill the memory
 
 
@@ -67,10 +66,8 @@ def _data_section(folder: Path) -> dict[str, Any]:
     """The ``data`` settings of the run that wrote a record; empty when there is no config beside it."""
     for file in (folder / CONFIG, folder / "teacher" / CONFIG):
         try:
-            if file.stat().st_size > MAX_CONFIG:
-                continue
-            settings = yaml.safe_load(file.read_text(encoding="utf-8"))
-        except (OSError, yaml.YAMLError, ValueError, TypeError, RecursionError):
+            settings = parse_yaml(read_text(file))
+        except (OSError, ValueError):
             continue
         data = settings.get("data") if isinstance(settings, dict) else None
         if isinstance(data, dict) and "source" in data:

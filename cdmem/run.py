@@ -19,6 +19,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import re
 import subprocess
 import sys
 import time
@@ -31,8 +32,11 @@ import numpy as np
 from cdmem.durable import keep_inside, replacing, sync
 from cdmem.errors import InputError
 from cdmem.redact import redact
+from cdmem.texts import LIMIT, parse_json, parse_yaml, read_text
 
 CONFIG = "config.yaml"
+MAX_RECORD = 2**26  # bytes; training_set.json with its lists is the largest
+WANDB_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")  # W&B makes a folder of that name
 FINISHED = "finished.json"
 PACKAGES = ("torch", "torchvision", "lightning", "diffusers", "torchmetrics", "numpy", "scipy", "scikit-learn")
 # Settings that change where or how a run executes, not what it computes.
@@ -94,11 +98,26 @@ class RunFolder:
         """Read a JSON file of the folder."""
         file = self.path / name
         try:
-            return json.loads(file.read_text(encoding="utf-8"))
+            return parse_json(read_text(file, MAX_RECORD))
         except FileNotFoundError:
             raise InputError("run_dir", self.path, f"has no {name}", "give the folder of a run") from None
-        except (json.JSONDecodeError, UnicodeDecodeError):
+        except (OSError, ValueError):
             raise InputError("run_dir", self.path, f"{name} is torn", "remove the file and run again") from None
+
+    def read_config(self) -> dict[str, Any]:
+        """The settings that the run was made with.
+
+        Raises:
+            InputError: :data:`CONFIG` is missing, torn, or no mapping of usual size.
+        """
+        try:
+            found = parse_yaml(read_text(self.path / CONFIG))
+            if not isinstance(found, dict):
+                raise ValueError("is no mapping")
+        except (OSError, ValueError) as error:
+            problem = f"cannot be read ({error.strerror if isinstance(error, OSError) else error})"
+            raise InputError("run_dir", self.path / CONFIG, problem, "give another --run_dir") from None
+        return found
 
     def write_arrays(self, name: str, **arrays: np.ndarray) -> Path:
         """Write an ``.npz``, old or new after a crash."""
@@ -117,10 +136,20 @@ class RunFolder:
 
     def wandb_id(self) -> str:
         """The W&B run id that belongs to this folder; made once, so that a resumed run continues the same W&B run."""
-        file = self.path / "wandb_id"
-        if not file.is_file():
-            self.write_text("wandb_id", uuid.uuid4().hex[:12] + "\n")
-        return file.read_text(encoding="utf-8").strip()
+        known = read_wandb_id(self.path)
+        if known is None:
+            known = uuid.uuid4().hex[:12]
+            self.write_text("wandb_id", known + "\n")
+        return known
+
+
+def read_wandb_id(folder: Path) -> str | None:
+    """The W&B run id that a run folder names; None without one, or where it could not be one."""
+    try:
+        text = read_text(folder / "wandb_id", LIMIT).strip()
+    except (OSError, ValueError):
+        return None
+    return text if WANDB_ID.fullmatch(text) else None
 
 
 def flatten(value: Any, prefix: str = "") -> dict[str, Any]:
@@ -175,8 +204,8 @@ class MetricsRecord:
         rows = []
         for line in self.path.read_text(encoding="utf-8", errors="replace").splitlines():
             try:
-                rows.append(json.loads(line))
-            except json.JSONDecodeError:
+                rows.append(parse_json(line))
+            except ValueError:
                 continue
         return rows
 

@@ -47,7 +47,7 @@ def run_sample(args: Sequence[str]) -> int:
     out = Path(options.out)
     picture = out.with_suffix(".png")
     for file in (out, picture):
-        if file.exists():
+        if file.exists() or file.is_symlink():
             raise InputError("out", file, "exists already", "give another --out")
     if out.suffix != ".npz":
         raise InputError("out", out, "must end in .npz", "e.g. --out samples.npz")

@@ -241,8 +241,8 @@ class Study:
             if name != "teacher" and not isinstance(cli.model, ConsistencyStudent):
                 raise InputError(name, type(cli.model).__name__, "is not a student", "use ConsistencyStudent")
         if (self.folder / CONFIG).is_file():
-            old = yaml.safe_load((self.folder / CONFIG).read_text(encoding="utf-8"))
-            check_same_settings(self.folder, old, redact(self.config.raw | {"seed": self.config.seed}))
+            mine = redact(self.config.raw | {"seed": self.config.seed})
+            check_same_settings(self.folder, self.folder.read_config(), mine)
 
     def run(self) -> AuditResult:
         """All stages, then the audit; finished parts are skipped."""

@@ -19,7 +19,7 @@ from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.loggers.logger import rank_zero_experiment
 from lightning.pytorch.utilities import rank_zero_only
 
-from cdmem.run import RunFolder
+from cdmem.run import RunFolder, read_wandb_id
 
 STEP, IMAGES = "trainer/global_step", "images_seen"
 PAIR_COLUMNS = ["seed", "ratio", "memorized", "sample", "nearest", "second", "nearest_row", "second_row"]
@@ -203,9 +203,7 @@ def teacher_link(model: Any) -> dict[str, Any] | None:
         return None
     path = Path(name)
     folder = path if path.suffix != ".ckpt" else path.parent.parent
-    file = folder / "wandb_id"
-    run_id = file.read_text(encoding="utf-8").strip() if file.is_file() else None
-    return {"run_id": run_id, "path": str(name), "digest": getattr(model, "teacher_digest", None)}
+    return {"run_id": read_wandb_id(folder), "path": str(name), "digest": getattr(model, "teacher_digest", None)}
 
 
 def wandb_logger(folder: RunFolder, config: dict[str, Any], model: Any) -> SafeWandbLogger:

@@ -234,7 +234,7 @@ class CdmemCLI(LightningCLI):
         """The checkpoint to start from, None for a fresh start; what does not belong together is refused."""
         s = self.settings
         if writes and (folder / CONFIG).is_file():
-            check_same_settings(folder, yaml.safe_load((folder / CONFIG).read_text(encoding="utf-8")), self.record)
+            check_same_settings(folder, folder.read_config(), self.record)
         stray = next(iter(folder.path.glob("hpc_ckpt*")), None)
         if stray is not None:
             raise InputError("run_dir", stray, "is no checkpoint of cdmem, and Lightning would prefer it", "remove it")

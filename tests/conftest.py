@@ -11,6 +11,8 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 import pytest
 import torch
 
+from checks.strangers import canary, stranger  # noqa: F401  (fixtures)
+
 
 @pytest.fixture(autouse=True)
 def one_thread():

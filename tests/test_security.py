@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import sys
 from pathlib import Path
@@ -11,91 +10,9 @@ import pytest
 import yaml
 
 from cdmem import redact as redacting
-from cdmem.cli import main
-from cdmem.errors import InputError
 from cdmem.run import RunFolder, environment
 from cdmem.trust import admit, run_folders, trusted
-
-STAGE = {
-    "threads": 1,
-    "wandb": False,
-    "data": {"source": "digits", "n": 8, "held_out": 16, "batch_size": 4},
-    "model": {
-        "class_path": "cdmem.training.teacher.DiffusionTeacher",
-        "init_args": {
-            "network": {"class_path": "cdmem.networks.MLP", "init_args": {"width": 16, "depth": 1}},
-            "ema_half_lives": [2],
-        },
-    },
-    "trainer": {"accelerator": "cpu", "max_steps": 2, "enable_progress_bar": False, "enable_model_summary": False},
-}
-CANARY = """
-from pathlib import Path
-Path({mark!r}).write_text("sung")
-from callbacks.evaluation import EvaluationCallback
-from cdmem.networks import MLP as Net
-class Song(EvaluationCallback):
-    prefix = "song"
-    def measure(self, evaluation):
-        return {{}}
-"""
-
-
-def tree(folder: Path) -> dict[str, str]:
-    """Every file with its hash, every link with its target."""
-    return {
-        str(p.relative_to(folder)): str(p.readlink()) if p.is_symlink() else hashlib.sha256(p.read_bytes()).hexdigest()
-        for p in sorted(folder.rglob("*"))
-        if (p.is_file() or p.is_symlink()) and "__pycache__" not in p.parts
-    }
-
-
-@pytest.fixture
-def canary(tmp_path, monkeypatch):
-    """A module whose import leaves a file; the file's path."""
-    place, mark = tmp_path / "path", tmp_path / "mark" / "sung"
-    place.mkdir()
-    mark.parent.mkdir()
-    (place / "canary.py").write_text(CANARY.format(mark=str(mark)))
-    monkeypatch.syspath_prepend(str(place))
-    yield mark
-    sys.modules.pop("canary", None)
-
-
-@pytest.fixture
-def stranger(tmp_path):
-    """The run folder of somebody else."""
-    folder = tmp_path / "stranger"
-    folder.mkdir()
-    (folder / "environment.json").write_text("{}")
-    return folder
-
-
-def exits(args: list[object], capsys) -> tuple[int, str]:
-    with pytest.raises(SystemExit) as stop:
-        main([str(a) for a in args])
-    return int(stop.value.code or 0), capsys.readouterr().err.strip()
-
-
-def refused(args: list[object], capsys, folder: Path) -> str:
-    """Exit code 2, one line, and not a byte below ``folder`` has changed."""
-    before = tree(folder)
-    code, error = exits(args, capsys)
-    assert code == 2 and error.startswith("cdmem: error: ") and "\n" not in error, error
-    assert tree(folder) == before
-    return error
-
-
-def stage(**parts) -> dict:
-    config = json.loads(json.dumps(STAGE))
-    for key, value in parts.items():
-        *outer, last = key.split("__")
-        inner = config
-        for name in outer:
-            inner = inner.setdefault(name, {})
-        inner[last] = value
-    return config
-
+from checks.strangers import STAGE, exits, refused, stage, write
 
 HEAD = yaml.safe_dump({k: v for k, v in STAGE.items() if k != "model"})
 ESCAPED = '{"class_path": "canary\\u002eSong"}'
@@ -179,12 +96,6 @@ ENVIRONMENT = {
     "oc.decode": stage(run_dir="${oc.decode:${oc.env:WANDB_API_KEY}}"),
     "with_words": stage(run_dir="runs/${oc.env:HOME}"),
 }
-
-
-def write(file: Path, config: dict | str) -> Path:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(config if isinstance(config, str) else yaml.safe_dump(config))
-    return file
 
 
 @pytest.mark.parametrize("name", [*CLASSES, *TEXTS])
@@ -277,104 +188,6 @@ def test_interpolation_within_a_run_folders_config_is_plain_data(stranger):
     """Otherwise one's own run with ${data.n} could not be repeated from a copy of its config."""
     file = write(stranger / "config.yaml", stage(threads=1, trainer__max_steps="${threads}"))
     admit(["--config", str(file)])
-
-
-# ---- includes -------------------------------------------------------------------------------------------------------
-
-
-def test_includes_are_held_to_the_rule(stranger, canary, tmp_path, capsys):
-    evil = write(stranger / "evil.yaml", {"class_path": "canary.Song"})
-    outside = write(tmp_path / "outside.yaml", {"class_path": "canary.Song"})
-    (stranger / "link.yaml").symlink_to(outside)
-    (stranger / "words").write_text("canary.Song\n")
-    for value in (
-        "evil.yaml",
-        "../stranger/evil.yaml",
-        str(evil),
-        "../outside.yaml",
-        "link.yaml",
-        str(outside),
-        "words",
-    ):
-        write(stranger / "config.yaml", stage(model=value))
-        refused(["fit", "--config", stranger / "config.yaml"], capsys, tmp_path)
-        write(stranger / "config.yaml", stage(trainer__callbacks=value))
-        refused(["fit", "--config", stranger / "config.yaml"], capsys, tmp_path)
-    assert not canary.exists()
-
-
-def test_ones_own_config_and_command_line_do_not_open_the_door(stranger, canary, tmp_path, capsys):
-    """An include, a sub-config, a list of files and a link that lead into a run folder."""
-    evil = write(stranger / "evil.yaml", {"class_path": "canary.Song"})
-    own = write(tmp_path / "own.yaml", stage(model="stranger/evil.yaml"))
-    refused(["fit", "--config", own], capsys, tmp_path)
-    plain = write(tmp_path / "plain.yaml", STAGE)
-    (tmp_path / "link.yaml").symlink_to(evil)
-    for option in (
-        ["--model", evil],
-        [f"--model={evil}"],
-        ["--trainer.callbacks", f"[{evil}]"],
-        ["--model", "link.yaml"],
-    ):
-        refused(["fit", "--config", plain, *option], capsys, tmp_path)
-    assert not canary.exists()
-
-
-def test_paths_to_data_and_teachers_are_no_configs(stranger, tmp_path):
-    write(stranger / "evil.yaml", {"class_path": "canary.Song"})
-    evil = str(stranger / "evil.yaml")
-    admit(["--model.teacher", evil, f"--ckpt_path={evil}", "--data.path", evil, "--run_dir", evil])
-    admit(["--student.model.teacher", evil, "--teacher.data.path", evil], study=True)
-    with pytest.raises(InputError):
-        admit(["--teacher.config", evil], study=True)
-
-
-# ---- where a run is written -----------------------------------------------------------------------------------------
-
-
-def test_a_run_folders_config_does_not_choose_where_to_write(stranger, tmp_path, capsys):
-    victim = tmp_path / "victim"
-    write(victim / "environment.json", "{}")
-    file = write(stranger / "config.yaml", stage(run_dir=str(victim)))
-    assert "run_dir" in refused(["fit", "--config", file], capsys, tmp_path)
-    assert "run_dir" in refused(["fit", "--run_dir", tmp_path / "r", "--config", file], capsys, tmp_path)
-    admit(["--config", str(file), "--run_dir", str(tmp_path / "r")])
-    admit(["--config", str(write(stranger / "config.yaml", stage(run_dir=str(stranger))))])
-
-
-# ---- studies --------------------------------------------------------------------------------------------------------
-
-
-def test_studies_of_a_run_folder(stranger, canary, tmp_path, capsys):
-    write(stranger / "t.yaml", STAGE)
-    evil = write(tmp_path / "elsewhere" / "evil.yaml", stage(model="canary.Song"))
-    for teacher in (
-        "../elsewhere/evil.yaml",
-        {"config": str(evil)},
-        {"config": "t.yaml", "model": "canary.Song"},
-        {"config": "t.yaml", "trainer": {"callbacks": ["canary.Song"]}},
-        {"config": "t.yaml", "trainer": {"logger": "${oc.env:HOME}"}},
-        {"config": "t.yaml", "trainer.callbacks": ["canary.Song"]},
-    ):
-        file = write(stranger / "study.yaml", {"teacher": teacher, "students": {"s": "t.yaml"}})
-        refused(["study", "--config", file], capsys, tmp_path)
-        refused(["plan", "--config", file], capsys, tmp_path)
-        file = write(stranger / "study.yaml", {"teacher": "t.yaml", "students": {"s": teacher}})
-        refused(["study", "--config", file, "--sweep", "seed=0,1"], capsys, tmp_path)
-    # A merge key puts "data" where the name of a student stands.
-    text = "teacher: t.yaml\nstudents:\n  <<: [{data: {config: t.yaml, model: canary.Song}}]\n"
-    refused(["study", "--config", write(stranger / "study.yaml", text)], capsys, tmp_path)
-    assert not canary.exists()
-
-
-def test_a_study_of_ones_own_with_a_stage_of_a_stranger(stranger, canary, tmp_path, capsys):
-    write(stranger / "t.yaml", stage(model="canary.Song"))
-    file = write(tmp_path / "study.yaml", {"teacher": "stranger/t.yaml", "students": {"s": "stranger/t.yaml"}})
-    refused(["study", "--config", file], capsys, tmp_path)
-    own = write(tmp_path / "own.yaml", {"teacher": "s.yaml", "students": {"s": "s.yaml"}})
-    write(tmp_path / "s.yaml", STAGE)
-    refused(["study", "--config", own, "--teacher.config", stranger / "t.yaml"], capsys, tmp_path)
-    assert not canary.exists()
 
 
 # ---- the user's key -------------------------------------------------------------------------------------------------

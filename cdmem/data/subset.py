@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -16,8 +15,10 @@ from cdmem.data.duplication import multiplicities
 from cdmem.data.pixels import ImagePool
 from cdmem.errors import InputError
 from cdmem.images import HALF_RANGE
+from cdmem.texts import parse_json, read_text
 
 LISTS = ("indices", "multiplicities", "held_out_indices", "shape")
+MAX_RECORD = 2**26  # bytes
 RECORD_KEYS = {"n", "rows", "hash", "flip", *LISTS}
 
 
@@ -194,8 +195,8 @@ def load_record(path: str | Path) -> dict[str, object]:
     file = file / "training_set.json" if file.is_dir() else file
     mend = "name the training_set.json that a run wrote"
     try:
-        record = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
+        record = parse_json(read_text(file, MAX_RECORD))
+    except (OSError, ValueError) as error:
         raise InputError("training_set", path, f"unreadable ({type(error).__name__})", mend) from error
     known = isinstance(record, dict) and record.keys() >= RECORD_KEYS
     if not known or not all(isinstance(record[key], list) for key in LISTS):

@@ -5,17 +5,16 @@ Nothing is unpickled; a file that is missing or torn leaves its section out and 
 
 from __future__ import annotations
 
-import json
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 
 from cdmem.arrays import UNREADABLE, read_arrays
 from cdmem.errors import InputError
+from cdmem.texts import LIMIT, parse_json, parse_yaml, read_text
 
 SUMMARY = "audit/summary.json"
 MAX_TEXT = 64 * 2**20
@@ -93,32 +92,32 @@ class RunData:
     def load(self, name: str) -> dict[str, np.ndarray]:
         """Arrays of an ``.npz`` in the folder, without pickles; empty, with a note, where it cannot be read."""
         file = self.path / name
-        if not file.is_file():
-            return {}
         try:
+            if not file.is_file():
+                return {}
+            if not file.resolve().is_relative_to(self.path.resolve()):
+                raise ValueError("lies outside")
             return read_arrays(file)
         except UNREADABLE as error:
             self.notes.append(f"{name} could not be read ({type(error).__name__})")
             return {}
 
 
-def _text(file: Path) -> str | None:
+def _text(file: Path, limit: int = MAX_TEXT) -> str | None:
     try:
-        if file.stat().st_size > MAX_TEXT:
-            return None
-        return file.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError):
+        return read_text(file, limit)
+    except (OSError, ValueError):
         return None
 
 
 def _mapping(file: Path, notes: list[str], *, is_yaml: bool = False) -> dict[str, Any]:
     """A JSON or YAML mapping; empty where there is none, with a note where there is something else."""
-    text = _text(file)
+    text = _text(file, LIMIT if is_yaml else MAX_TEXT)
     if text is None:
         return {}
     try:
-        value = yaml.safe_load(text) if is_yaml else json.loads(text)
-    except (ValueError, RecursionError, yaml.YAMLError) as error:
+        value = parse_yaml(text) if is_yaml else parse_json(text)
+    except ValueError as error:
         notes.append(f"{file.name} could not be read ({type(error).__name__})")
         return {}
     return value if isinstance(value, dict) else {}
@@ -129,9 +128,9 @@ def _records(file: Path) -> list[dict[str, Any]]:
     merged: dict[int, dict[str, Any]] = {}
     for line in (_text(file) or "").splitlines():
         try:
-            row = json.loads(line)
+            row = parse_json(line)
             step = int(row["step"])
-        except (ValueError, KeyError, TypeError, RecursionError):
+        except (ValueError, KeyError, TypeError, OverflowError):
             continue
         keep = {k: v for k, v in row.items() if not isinstance(v, float) or math.isfinite(v)}
         merged.setdefault(step, {}).update(keep)

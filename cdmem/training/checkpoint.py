@@ -1,14 +1,13 @@
 """Reading checkpoints back: as generators, and to go on from.
 
-Nothing from disk is unpickled: files are read with ``weights_only=True`` and rebuilt from plain types.
+Nothing from disk is unpickled: files pass :mod:`cdmem.training.archive`, are read with ``weights_only=True`` and are
+rebuilt from plain types.
 """
 
 from __future__ import annotations
 
 import hashlib
-import pickle
 import warnings
-import zipfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,13 +15,15 @@ import torch
 from torch import nn
 
 from cdmem.errors import InputError
-from cdmem.networks import from_record
+from cdmem.networks import DiffusersUNet, NetworkConfig, UNetNetwork, from_record
+from cdmem.training.archive import check_archive, check_tensors
 
 if TYPE_CHECKING:
     from cdmem.training.module import CdmemModule
 
 LAST, PREVIOUS = "last.ckpt", "previous.ckpt"
 MAX_SIDE = 4096  # px; a damaged record must not ask for images that fill the memory
+MAX_NUMBER, MAX_POINTS, MAX_LEVELS = 2**16, 10_000, 1000  # of a network's settings, sampler points, mid_sigmas
 
 
 def find_checkpoint(path: str | Path, key: str = "checkpoint") -> Path:
@@ -50,10 +51,11 @@ def read_checkpoint(path: str | Path, key: str = "checkpoint") -> dict[str, Any]
     """
     file = find_checkpoint(path, key)
     try:
-        check_whole(file)
+        check_archive(file)
         checkpoint = torch.load(file, map_location="cpu", weights_only=True)
-    except (RuntimeError, pickle.UnpicklingError, EOFError, OSError, KeyError, ValueError, zipfile.BadZipFile) as error:
-        reason = str(error).split("\n")[0][:120]
+        check_tensors(checkpoint)
+    except Exception as error:  # a hostile file chooses which one
+        reason = str(error).split("\n")[0][:120] or type(error).__name__
         mend = "the file is torn or no checkpoint; use another"
         if file.with_name(PREVIOUS).is_file():
             mend = f"fit with --ckpt_path last goes on from {PREVIOUS}"
@@ -63,18 +65,6 @@ def read_checkpoint(path: str | Path, key: str = "checkpoint") -> dict[str, Any]
     if not isinstance(checkpoint["cdmem"], dict) or not isinstance(checkpoint["state_dict"], dict):
         raise InputError(key, file, "was not written by cdmem", "give a checkpoint of cdmem fit or study")
     return checkpoint
-
-
-def check_whole(file: Path) -> None:
-    """Compare every part of a checkpoint with the checksum written beside it; ``torch.load`` does not.
-
-    Raises:
-        zipfile.BadZipFile: torn, or a byte has changed.
-    """
-    with zipfile.ZipFile(file) as parts:
-        damaged = parts.testzip()
-    if damaged is not None:
-        raise zipfile.BadZipFile(f"{damaged} has changed since it was written")
 
 
 def resumable_checkpoint(folder: str | Path) -> Path | None:
@@ -149,7 +139,7 @@ def _assemble(checkpoint: dict[str, Any], path: str | Path, key: str) -> CdmemMo
     sigma_max = float(record["sigma_max"])
     if not record["sigma_min"] < sigma_max < float("inf"):
         raise ValueError(f"sigma_max {sigma_max}")
-    built = network.build(about["shape"], about["num_classes"], 0)
+    _check_sizes(network, record, checkpoint["state_dict"])
     if record["role"] == "teacher":
         module: CdmemModule = DiffusionTeacher(
             parameterization=record["parameterization"],
@@ -165,7 +155,7 @@ def _assemble(checkpoint: dict[str, Any], path: str | Path, key: str) -> CdmemMo
             objective="training", initialize="scratch", mid_sigmas=record["mid_sigmas"], mu=mu, **common
         )
         module.sigma_max = sigma_max
-        module.assemble_student(about, built)
+        module.assemble_student(about, network.build(about["shape"], about["num_classes"], 0))
     try:
         module.load_state_dict(checkpoint["state_dict"])
     except RuntimeError as error:
@@ -173,3 +163,36 @@ def _assemble(checkpoint: dict[str, Any], path: str | Path, key: str) -> CdmemMo
         raise InputError(key, path, f"weights do not fit the stored network ({reason})", "use another file") from None
     module.step = int(record["step"])
     return module.eval()
+
+
+def _check_sizes(network: NetworkConfig, record: dict[str, Any], state: dict[str, Any]) -> None:
+    """Refuse a record that describes more than the file holds, before memory is taken for it.
+
+    Raises:
+        ValueError: numbers beyond any model, or weights of other shapes than the network's.
+    """
+    settings = record["network"]["init_args"]
+    if not isinstance(network, DiffusersUNet):  # which has limits of its own
+        # One layer has one tensor at least.
+        limits = {"depth": len(state), "layers": len(state)}
+        for name, value in settings.items():
+            items, limit = value if isinstance(value, list) else [value], limits.get(name, MAX_NUMBER)
+            if len(items) > 16 or not all(isinstance(v, int | float) and 0 <= v <= limit for v in items):
+                raise ValueError(f"network setting {name}")
+    classes, levels = record["num_classes"], record.get("mid_sigmas", [])
+    if type(classes) is not int or not 0 <= classes <= MAX_NUMBER or len(levels) > MAX_LEVELS:
+        raise ValueError("num_classes or mid_sigmas")
+    if not 2 <= record.get("sampler_points", 2) <= MAX_POINTS:
+        raise ValueError("sampler_points")
+    averages = {name.split(".")[2] for name in state if name.startswith("ema.copies.")}
+    if len(record["ema_half_lives"]) > len(averages):
+        raise ValueError("ema_half_lives")
+    if isinstance(network, DiffusersUNet):
+        parts = UNetNetwork(network.make("meta")).state_dict()
+    else:
+        with torch.device("meta"):
+            parts = network.build(record["shape"], classes, 0).state_dict()
+    for name, wanted in parts.items():
+        given = state.get(f"raw.network.{name}")
+        if not isinstance(given, torch.Tensor) or given.shape != wanted.shape:
+            raise ValueError(f"weights {name} do not fit the stored network")

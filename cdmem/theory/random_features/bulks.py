@@ -1,4 +1,4 @@
-"""Where the limiting spectrum lives: its intervals to the last digit, the share of eigenvalues in each, and their roles."""
+"""Where the limiting spectrum lives: its intervals, the share of eigenvalues in each, and their roles."""
 
 from __future__ import annotations
 
@@ -33,8 +33,10 @@ class Bulk:
 
 
 def find_bulks(c: Constants, s: Shape) -> list[Bulk]:
-    """All intervals beside the atom, ascending. Every other eigenvalue lies above s_t^2, and no bulk is narrower than the
-    grid (a factor of 1.04 in lambda - s_t^2)."""
+    """All intervals beside the atom, ascending; all lie above s_t^2.
+
+    A bulk or gap narrower than a factor of 1.04 in lambda - s_t^2, the step of the grid, is not seen.
+    """
     highest = 2 * (rho_1_edges(c, s.psi_p, s.psi_n)[1] + rho_2_edges(c, s.psi_p, s.levels)[1])
     highest += 2 * c.a**2 * float(s.levels.max()) * s.psi_p / s.psi_n  # few points: one direction each
     y = np.geomspace(1e-7 * highest, highest, GRID)
@@ -53,12 +55,12 @@ def find_bulks(c: Constants, s: Shape) -> list[Bulk]:
         middle = np.sqrt(outer * inner)
         now = inside(middle)
         inner, outer = np.where(now, middle, inner), np.where(now, outer, middle)
-    edges = (outer + inner) / 2
+    edges = ((outer + inner) / 2).tolist()
     return [Bulk(c.s2 + a, c.s2 + b, mass(c.s2 + a, c.s2 + b, c, s)) for a, b in zip(edges[::2], edges[1::2])]
 
 
 def mass(low: float, high: float, c: Constants, s: Shape, nodes: int = 400) -> float:
-    """Share of the eigenvalues between two edges: x = middle - half cos(angle) takes the square roots at the edges away."""
+    """Share of the eigenvalues between two edges; x = middle - half cos(angle) smooths the square roots there."""
     angle = (np.arange(nodes) + 0.5) * math.pi / nodes
     half = (high - low) / 2
     x = (low + high) / 2 - half * np.cos(angle)

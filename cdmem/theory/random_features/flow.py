@@ -1,4 +1,4 @@
-"""Gradient flow of the readout in closed form (Bonnaire et al. 2025, eqs. 2.3 to 2.6), and other filters on the same modes."""
+"""Gradient flow of the readout in closed form (Bonnaire et al. 2025, eqs. 2.3 to 2.6), and other filters of modes."""
 
 from __future__ import annotations
 
@@ -89,14 +89,25 @@ class Curve:
 
 
 def curve(found: Modes, moments: Moments, population: Population, psi_p: float, taus: np.ndarray) -> Curve:
-    """Train loss by the modes, the others by the population's moments seen from the modes (p^2 d once, p d per time)."""
-    d, noise2 = moments.V.shape[1], delta(found.t)
+    """Losses and score error along training times from 0; p^3 once, p^2 per time."""
+    seen = Population(
+        found.vectors.T @ population.U @ found.vectors,
+        found.vectors.T @ population.V,
+        found.vectors.T @ population.S,
+        population.score2,
+        population.error,
+    )
+    return curve_of_modes(found, seen, psi_p, taus)
+
+
+def curve_of_modes(found: Modes, seen: Population, psi_p: float, taus: np.ndarray) -> Curve:
+    """The same with the population's moments already in the basis of the modes. The modes' own vectors are not used,
+    and modes in which V vanishes may be missing."""
+    d, noise2 = found.V.shape[1], delta(found.t)
     root = math.sqrt(noise2)
-    U = found.vectors.T @ population.U @ found.vectors
-    V, S = found.vectors.T @ population.V, found.vectors.T @ population.S
     energy = (found.V**2).sum(1)
-    cross_v, cross_s = (found.V * V).sum(1), (found.V * S).sum(1)
-    gram = U * (found.V @ found.V.T)  # tr(M U M^T) = h^T gram h / Delta for the filter's values h
+    cross_v, cross_s = (found.V * seen.V).sum(1), (found.V * seen.S).sum(1)
+    gram = seen.U * (found.V @ found.V.T)  # tr(M U M^T) = h^T gram h / Delta for the filter's values h
     out = Curve([], [], [], [])
     for tau in taus:
         h = flow_filter(float(tau), found.t, psi_p)(found.eigenvalues)
@@ -104,5 +115,5 @@ def curve(found: Modes, moments: Moments, population: Population, psi_p: float, 
         out.tau.append(float(tau))
         out.train.append(1 + float(energy @ (h**2 * found.eigenvalues - 2 * h)) / d)
         out.test.append(1 + (quadratic - 2 * float(h @ cross_v)) / d)
-        out.score.append((quadratic / noise2 + 2 * float(h @ cross_s) / root + population.score2) / d)
+        out.score.append((quadratic / noise2 + 2 * float(h @ cross_s) / root + seen.score2) / d)
     return out

@@ -108,8 +108,8 @@ def supports(x: np.ndarray, rho: np.ndarray, relative: float = 1e-4) -> list[tup
 
 @dataclass(frozen=True)
 class Times:
-    """Training times, in units of eq. (2.5): tau_mem = psi_p / (Delta lambda) at the left edge of rho_1, tau_gen the same
-    at the left edge of rho_2 (its slowest direction)."""
+    """Training times, in units of eq. (2.5): tau_mem = psi_p / (Delta lambda) at the left edge of rho_1, tau_gen the
+    same at the left edge of rho_2 (its slowest direction)."""
 
     gen: float
     mem: float

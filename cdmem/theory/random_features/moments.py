@@ -1,9 +1,9 @@
 r"""U = E[phi phi^T] and V = E[phi xi^T]: exact expectations over the noise, over the population, or by given draws.
 
 For one training point x the pre-activations of the features i and j at x_t are jointly Gaussian with means a_i, a_j,
-deviations b_i, b_j and correlation rho_ij = cos(w_i, w_j). With c_k(a, b) = E[sigma(a + b g) h_k(g)] for normalised Hermite
-polynomials h_k (Mehler's formula), E[phi_i phi_j] = sum_k c_k(a_i, b_i) c_k(a_j, b_j) rho_ij^k. The diagonal is exact; off it
-rho is small and few terms are enough. What is left out is bounded by Cauchy-Schwarz and reported.
+deviations b_i, b_j and correlation rho_ij = cos(w_i, w_j). With c_k(a, b) = E[sigma(a + b g) h_k(g)] for normalised
+Hermite polynomials h_k (Mehler's formula), E[phi_i phi_j] = sum_k c_k(a_i, b_i) c_k(a_j, b_j) rho_ij^k. The diagonal is
+exact; off it rho is small and few terms are enough. What is left out is bounded by Cauchy-Schwarz and reported.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from cdmem.theory.random_features.constants import ACTIVATIONS, KINKED, delta, g
 from cdmem.theory.random_features.model import Features, noised
 
 CHUNK = 2**14  # pre-activations at a time: they and their nodes stay in the cache
+BLOCK = 2**29  # bytes of coefficients at a time
 ORDER = 40
 G, G_WEIGHTS = np.polynomial.hermite_e.hermegauss(80)
 G_WEIGHTS = G_WEIGHTS / math.sqrt(2 * math.pi)
@@ -78,7 +79,7 @@ def _assemble(
 def training_moments(features: Features, data: np.ndarray, t: float, tolerance: float = 1e-9) -> Moments:
     """Exact over the noise, for training points (n, d).
 
-    Memory: some p x p matrices; time: p^2 n per order, of which small t needs few.
+    Memory: five p x p matrices and half a GiB; time: p^2 n per order, of which small t needs few.
     """
     norms = np.linalg.norm(features.weights, axis=1)
     sd = math.sqrt(delta(t)) * norms / math.sqrt(features.d)
@@ -86,9 +87,17 @@ def training_moments(features: Features, data: np.ndarray, t: float, tolerance: 
     directions = features.weights / norms[:, None]
     # Coefficients fall like b^k / sqrt(k!): with few enough orders the series below ends by itself.
     order = ORDER if float(sd.max()) > 0.5 else 16
-    c, second = hermite_coefficients(features.activation, mean, sd[:, None], order)
-    U, error = _assemble(c, second, directions @ directions.T, tolerance)
-    return Moments(U, c[1].mean(-1)[:, None] * directions, error)
+    rho, n, error = directions @ directions.T, len(data), 0.0
+    U, first = np.zeros_like(rho), np.zeros(features.p)
+    block = max(int(BLOCK / (8 * (order + 1) * features.p)), 1)
+    for k in range(0, n, block):
+        c, second = hermite_coefficients(features.activation, mean[:, k : k + block], sd[:, None], order)
+        part, worst = _assemble(c, second, rho, tolerance)
+        part *= second.shape[1] / n
+        U += part
+        first += c[1].sum(-1) / n
+        error += worst * second.shape[1] / n
+    return Moments(U, first[:, None] * directions, error)
 
 
 @dataclass(frozen=True)

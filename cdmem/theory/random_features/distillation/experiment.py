@@ -1,5 +1,5 @@
-"""The laboratory for the claim itself: how many training points do teacher and student give back, and is it distillation that
-lowers the number or stopping early?"""
+"""The laboratory for the claim itself: how many training points do teacher and student give back, and is it
+distillation that lowers the number or stopping early?"""
 
 from __future__ import annotations
 
@@ -74,7 +74,8 @@ def matched_ridges(chain: Chain, tau: float) -> list[Filter]:
 
 
 def ranks(design: Design) -> list[int]:
-    """Truncations of the teacher: from the d generalising directions to all n + d that the data span, and twice that."""
+    """Truncations of the teacher: from the d generalising directions to all n + d that the data span, and twice
+    that."""
     return sorted({design.d, design.d + design.n // 2, design.d + design.n, 2 * (design.d + design.n)})
 
 
@@ -134,8 +135,8 @@ def onset(taus: Sequence[float], values: Sequence[float], share: float = 0.5) ->
 def student_onsets(design: Design, n: int, seed: int) -> dict[str, float | None]:
     """tau_mem of the student, two steps (one step copies too little to time), and its own spectrum's two times.
 
-    ``mem_linear`` and ``gen_linear`` are psi_p / (2 Delta lambda) at the middle time, for the median lambda of the n Mem and
-    of the d Gen directions: the times at which the student's filter opens for them.
+    ``mem_linear`` and ``gen_linear`` are psi_p / (2 Delta lambda) at the middle time, for the median lambda of the n
+    Mem and of the d Gen directions: the times at which the student's filter opens for them.
     """
     chain, rng = chain_of(design, seed, n)
     noise, renoise = rng.standard_normal((2, design.samples, design.d))
@@ -165,10 +166,11 @@ def interval(values: Sequence[float]) -> tuple[float, float, float]:
 
 
 def decide(teacher: Sequence[float], student: Sequence[float]) -> str:
-    """The rule, fixed beforehand, for the student that is neither stopped nor regularised against the full-cost teacher.
+    """The rule, fixed beforehand, for the student that is neither stopped nor regularised against the full-cost
+    teacher.
 
-    With the paired differences student - teacher / 2 over seeds: below 0 with its whole 95 % interval, the suppression does
-    not need early stopping; above 0, it does; else undecided.
+    With the paired differences student - teacher / 2 over seeds: below 0 with its whole 95 % interval, the suppression
+    does not need early stopping; above 0, it does; else undecided.
     """
     _, low, high = interval([s - t / 2 for s, t in zip(student, teacher)])
     if high < 0:

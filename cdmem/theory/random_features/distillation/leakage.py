@@ -1,10 +1,10 @@
 r"""Where one distillation step sends the teacher's feature directions.
 
-The student's readout at t_k is a regression on the features of x_k; its target is carried by the features of x^_(k-1), the
-teacher's DDIM step of x_k. So feature directions are transported by T = f(U) C, with U = E[phi(x_k) phi(x_k)^T],
-C = E[phi(x_k) phi(x^_(k-1))^T] and f(U) = (U + gamma I)^-1 for a ridge. U's eigenvectors fall into Gen, Mem and Null; the
-share of T v that lies in a block, for v in Gen, is what leaks. U and C must come from the same draws: with independent ones
-the inverse amplifies the difference, and everything seems to leak.
+The student's readout at t_k is a regression on the features of x_k; its target is carried by the features of x^_(k-1),
+the teacher's DDIM step of x_k. So feature directions are transported by T = f(U) C, with U = E[phi(x_k) phi(x_k)^T], C
+= E[phi(x_k) phi(x^_(k-1))^T] and f(U) = (U + gamma I)^-1 for a ridge. U's eigenvectors fall into Gen, Mem and Null; the
+share of T v that lies in a block, for v in Gen, is what leaks. U and C must come from the same draws: with independent
+ones the inverse amplifies the difference, and everything seems to leak.
 """
 
 from __future__ import annotations
@@ -88,10 +88,11 @@ def blocks_by_index(p: int, d: int, n: int) -> Blocks:
 
 
 def blocks_by_gap(eigenvalues: np.ndarray, s2: float) -> Blocks:
-    """Gen: above the widest gap (in logarithms) of what exceeds 2 s_t^2. Mem: between 2 s_t^2 and that gap. Null: the rest.
+    """Gen: above the widest gap (in logarithms) of what exceeds 2 s_t^2. Mem: between 2 s_t^2 and that gap. Null: the
+    rest.
 
-    At finite psi_n about d eigenvalues lie between the atom and rho_1: this rule counts them as Mem from 2 s_t^2 on, the
-    index counts them instead of the last of rho_1.
+    At finite psi_n about d eigenvalues lie between the atom and rho_1: this rule counts them as Mem from 2 s_t^2 on,
+    the index counts them instead of the last of rho_1.
     """
     order = np.arange(len(eigenvalues))
     above = order[eigenvalues > 2 * s2]

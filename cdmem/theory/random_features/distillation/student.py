@@ -1,10 +1,10 @@
 r"""The student f_k(x) = c_skip x + c_out B_k phi(x), in closed form and under gradient flow.
 
-For a frozen target the loss at t_k is quadratic in B_k, with the regression target
-y_k = (f_(k-1)(x^_(k-1)) - c_skip x_k) / c_out. A ridge gives B_k = E[y_k phi^T] (U_k + gamma I)^-1, level after level. Under
-gradient flow all levels train at once, each on the moving output of the one below:
-dB_k / dtau = (2 Delta_k / psi_p) (E[y_k(tau) phi^T] - B_k U_k), in the teacher's units of time. The chain is triangular, so
-each level is integrated exactly in its own modes, with its target linear between two times of a fine grid.
+For a frozen target the loss at t_k is quadratic in B_k, with the regression target y_k = (f_(k-1)(x^_(k-1)) - c_skip
+x_k) / c_out. A ridge gives B_k = E[y_k phi^T] (U_k + gamma I)^-1, level after level. Under gradient flow all levels
+train at once, each on the moving output of the one below: dB_k / dtau = (2 Delta_k / psi_p) (E[y_k(tau) phi^T] - B_k
+U_k), in the teacher's units of time. The chain is triangular, so each level is integrated exactly in its own modes,
+with its target linear between two times of a fine grid.
 """
 
 from __future__ import annotations

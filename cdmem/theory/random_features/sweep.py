@@ -1,0 +1,142 @@
+"""Losses and score error along training for several psi_n and seeds, and what they have in common."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.stats import t as student_t
+
+from cdmem.theory.random_features.flow import curve, modes
+from cdmem.theory.random_features.model import gaussian_data, make_features
+from cdmem.theory.random_features.moments import population_moments, training_moments
+
+PER_DECADE = 12
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """Arrays are (psi_n, seeds, times).
+
+    Attributes:
+        psi_n: n / d, as rounded.
+        tau: training times.
+        train: training loss.
+        test: test loss.
+        score: score error.
+        error: largest bound on an entry of U.
+    """
+
+    psi_n: list[float]
+    tau: np.ndarray
+    train: np.ndarray
+    test: np.ndarray
+    score: np.ndarray
+    error: float
+
+    def gap(self) -> np.ndarray:
+        """L_gen = test less train."""
+        return self.test - self.train
+
+
+def times_for(low: float, high: float) -> np.ndarray:
+    """Geometric, 12 per decade, from a tenth of the fastest to a hundred times the slowest time."""
+    first, last = math.floor(math.log10(low) * PER_DECADE), math.ceil(math.log10(high) * PER_DECADE)
+    return 10 ** (np.arange(first, last + 1) / PER_DECADE)
+
+
+def run_sweep(
+    d: int,
+    p: int,
+    psi_ns: Sequence[float],
+    spectrum: np.ndarray,
+    t: float,
+    activation: str,
+    tau: np.ndarray,
+    seeds: int,
+    seed: int,
+    tick: Callable[[], None] = lambda: None,
+) -> Sweep:
+    """Exact moments, one eigen-decomposition per psi_n and seed. A seed keeps its weights over all psi_n, and the
+    points of a small set are the first of every larger one."""
+    counts = [max(round(x * d), 1) for x in psi_ns]
+    shape = (len(counts), seeds, len(tau))
+    train, test, score = np.empty(shape), np.empty(shape), np.empty(shape)
+    error = 0.0
+    for k in range(seeds):
+        rng = np.random.default_rng([seed, k])
+        features = make_features(p, d, rng, activation)
+        points = gaussian_data(max(counts), spectrum, rng)
+        population = population_moments(features, spectrum, t)
+        for i, n in enumerate(counts):
+            moments = training_moments(features, points[:n], t)
+            found = curve(modes(moments, t), moments, population, features.psi_p, tau)
+            train[i, k], test[i, k], score[i, k] = found.train, found.test, found.score
+            error = max(error, moments.error, population.error)
+            tick()
+    return Sweep([n / d for n in counts], tau, train, test, score, error)
+
+
+def crossing(tau: np.ndarray, values: np.ndarray, level: float) -> float:
+    """First time at which values (T,) reach a level, linear in ln tau; NaN if never."""
+    above = np.flatnonzero(values >= level)
+    if not len(above):
+        return math.nan
+    k = int(above[0])
+    if k == 0:
+        return float(tau[0])
+    share = (level - values[k - 1]) / (values[k] - values[k - 1])
+    return float(tau[k - 1] * (tau[k] / tau[k - 1]) ** share)
+
+
+@dataclass(frozen=True)
+class Onset:
+    """Of one psi_n, means over seeds.
+
+    Attributes:
+        half: time at which the mean L_gen is half of what it is in the end.
+        best: time of the least mean test loss.
+    """
+
+    half: float
+    best: float
+
+
+def onsets(sweep: Sweep) -> list[Onset]:
+    """One per psi_n."""
+    found = []
+    for test, gap in zip(sweep.test.mean(1), sweep.gap().mean(1)):
+        found.append(Onset(crossing(sweep.tau, gap, gap[-1] / 2), float(sweep.tau[int(test.argmin())])))
+    return found
+
+
+@dataclass(frozen=True)
+class PowerLaw:
+    """E = constant psi_n^exponent by least squares in logarithms; 95 % interval over seeds, each fitted by itself."""
+
+    exponent: float
+    low: float | None
+    high: float | None
+    constant: float
+
+
+def power_law(x: Sequence[float], y: np.ndarray) -> PowerLaw | None:
+    """From y (len(x), seeds); None with fewer than two distinct x. No interval with one seed."""
+    if len(set(x)) < 2:
+        return None
+    fits = np.array([np.polyfit(np.log(x), np.log(column), 1) for column in y.T])
+    mean, seeds = fits.mean(0), len(fits)
+    if seeds == 1:
+        return PowerLaw(float(mean[0]), None, None, float(np.exp(mean[1])))
+    half = float(student_t.ppf(0.975, seeds - 1) * fits[:, 0].std(ddof=1) / math.sqrt(seeds))
+    return PowerLaw(float(mean[0]), float(mean[0]) - half, float(mean[0]) + half, float(np.exp(mean[1])))
+
+
+def least_score(sweep: Sweep) -> np.ndarray:
+    """E_score* (psi_n, seeds): the least score error along training, by a parabola in ln tau around it."""
+    k = np.clip(sweep.score.argmin(-1), 1, len(sweep.tau) - 2)[..., None]
+    a, b, c = (np.take_along_axis(sweep.score, k + shift, -1)[..., 0] for shift in (-1, 0, 1))
+    bend = a - 2 * b + c
+    return b - np.where(bend > 0, (a - c) ** 2 / (8 * np.where(bend > 0, bend, 1.0)), 0.0)

@@ -79,6 +79,11 @@ def ranks(design: Design) -> list[int]:
     return sorted({design.d, design.d + design.n // 2, design.d + design.n, 2 * (design.d + design.n)})
 
 
+def few(design: Design) -> int:
+    """Samples of the teacher's baselines, which cost a whole walk each."""
+    return max(design.samples // 3, 1)
+
+
 def measure(design: Design, seed: int) -> Seed:
     """All samplers of one seed, from the same noise."""
     chain, rng = chain_of(design, seed)
@@ -104,12 +109,12 @@ def measure(design: Design, seed: int) -> Seed:
         found.flow_two.append(row(student_samples(chain, readouts(), noise, renoise)))
     for readouts in flow_student(chain, taus, teacher_start(chain, ridge_filter(RIDGE))):
         found.from_teacher.append(row(student_samples(chain, readouts(), noise)))
-    few = noise[: max(design.samples // 3, 1)]
+    fewer = noise[: few(design)]
     for tau in taus:
         found.matched.append(row(student_samples(chain, ridge_student(chain, matched_ridges(chain, tau)), noise)))
-        found.early.append(row(_teacher_with(chain, flow_filter(tau, 0.0, 1.0), few, tau)))
-    found.teacher_ridge = [row(_teacher_with(chain, ridge_filter(gamma), few)) for gamma in design.gammas]
-    found.truncated = [row(_teacher_with(chain, truncation_filter(r), few)) for r in ranks(design)]
+        found.early.append(row(_teacher_with(chain, flow_filter(tau, 0.0, 1.0), fewer, tau)))
+    found.teacher_ridge = [row(_teacher_with(chain, ridge_filter(gamma), fewer)) for gamma in design.gammas]
+    found.truncated = [row(_teacher_with(chain, truncation_filter(r), fewer)) for r in ranks(design)]
     return found
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
+from scipy.stats import binomtest
 
 from cdmem.errors import InputError
 from cdmem.theory.frame import Progress, Section
@@ -17,6 +18,7 @@ from cdmem.theory.random_features.distillation.experiment import (
     Row,
     Seed,
     decide,
+    few,
     interval,
     measure,
     ranks,
@@ -154,20 +156,26 @@ def leak_results(s: Settings, seeds: Sequence[Leakage]) -> dict[str, Any]:
     return out
 
 
-def _mean(rows: Sequence[Row]) -> dict[str, float]:
+def _mean(rows: Sequence[Row], samples: int) -> dict[str, Any]:
+    """Over seeds. f_mem's interval is the wider of Student's t over seeds and Wilson's over all samples: three seeds
+    without a copy still leave room for some."""
     f, low, high = interval([row["f_mem"] for row in rows])
+    total = samples * len(rows)
+    counted = binomtest(round(f * total), total).proportion_ci(method="wilson")
     v, v_low, v_high = interval([row["variance"] for row in rows])
     spread = {"variance": v, "variance_low": v_low, "variance_high": v_high}
-    return {"mean": f, "low": max(low, 0.0), "high": high, **spread, "per_seed": [row["f_mem"] for row in rows]}
+    ends = {"low": max(min(low, counted.low), 0.0), "high": min(max(high, counted.high), 1.0)}
+    return {"mean": f, **ends, **spread, "per_seed": [row["f_mem"] for row in rows]}
 
 
 def student_results(design: Design, seeds: Sequence[Seed]) -> dict[str, Any]:
     """f_mem and variance of every sampler, over seeds."""
     out: dict[str, Any] = {"status": "reconstruction", "samples": design.samples, "seeds": len(seeds), "n": design.n}
-    out |= {name: _mean([seed.rows[name] for seed in seeds]) for name in seeds[0].rows}
+    out |= {name: _mean([seed.rows[name] for seed in seeds], design.samples) for name in seeds[0].rows}
     out["gamma"], out["tau"], out["rank"] = list(design.gammas), list(design.taus), ranks(design)
     for ours, name in NAMES.items():
-        out[name] = [_mean(column) for column in zip(*(getattr(seed, ours) for seed in seeds))]
+        samples = few(design) if name.startswith("teacher_") else design.samples
+        out[name] = [_mean(column, samples) for column in zip(*(getattr(seed, ours) for seed in seeds))]
     return out
 
 

@@ -10,6 +10,7 @@ import numpy as np
 from cdmem.report.lines import Series, curves
 from cdmem.theory.frame import Figure, Section, Table
 
+INTERVAL = "95 % interval: the wider of Student's t over seeds and Wilson's over all samples."
 GAINS = (0, 10, 16, 22)  # places in the grid of ridges whose gain is drawn
 Found = dict[str, Any]
 
@@ -118,7 +119,7 @@ def _students(found: Found) -> Section:
     base = [(f"{name} {x:g}", percent(row), f"{row['variance']:.2f}") for name, grid, rows_ in grids
             for x, row in zip(grid, rows_)]  # fmt: skip
     head = ("sampler", "f_mem", "tr Cov / d")
-    note = f"Mean and 95 % interval over {found['seeds']} seeds; {found['samples']} samples each, n = {found['n']}."
+    note = f"{found['seeds']} seeds, {found['samples']} samples each, n = {found['n']}. {INTERVAL}"
     text = [
         "A lower f_mem alone shows nothing: the teacher itself copies less with fewer steps, and samples that shrink "
         "towards their mean copy less as well (the truth has tr Cov / d = 1).",
@@ -178,7 +179,7 @@ def _stopping(found: Found, stopping: Found) -> Section:
         "tau_mem per seed: half of the last f_mem of two steps. The linear times are those of the student's own filter."
     )
     return Section("Distillation, or stopping early?", text, [
-        Figure(chart, f"Mean and 95 % interval over {found['seeds']} seeds; teacher: a third of the samples."),
+        Figure(chart, f"{found['seeds']} seeds; teacher: a third of the samples. {INTERVAL}"),
         Figure(variance, "Total variance beside it: 1 is the truth."),
         Table(head, rows, note),
     ], reconstruction=True)  # fmt: skip

@@ -78,6 +78,14 @@ class UNet(NetworkConfig):
     norm_groups: int = 8
 
     def _check(self, shape: Sequence[int]) -> None:
+        if not self.channels or min(self.channels) < 1:
+            raise InputError("model.network.channels", self.channels, "is no list of widths", "e.g. [32, 64]")
+        for key in ("layers", "norm_groups"):
+            if getattr(self, key) < 1:
+                raise InputError(f"model.network.{key}", getattr(self, key), "is below 1", "e.g. 2")
+        if len(self.channels) > MAX_ITEMS:
+            count = f"{len(self.channels)} levels"
+            raise InputError("model.network.channels", count, f"are more than {MAX_ITEMS}", "use fewer widths")
         factor = 2 ** (len(self.channels) - 1)
         if shape[1] % factor or shape[2] % factor:
             raise InputError(

@@ -143,6 +143,9 @@ def read_study(args: Sequence[str]) -> StudyConfig:
         raw = OmegaConf.to_container(merged, resolve=True)
     except FileNotFoundError:
         raise InputError("config", file, "no such file", "give the path of a study file") from None
+    except (OSError, UnicodeDecodeError, ValueError) as error:  # a folder, a name with a NUL, bytes that are no text
+        reason = getattr(error, "strerror", None) or "it is no text"
+        raise InputError("config", file, f"cannot be read ({reason})", "give the path of a study file") from None
     except (OmegaConfBaseException, yaml.YAMLError, AttributeError, TypeError) as error:
         reason = " ".join(str(error).split())[:200]
         raise InputError("config", file, f"cannot be read ({reason})", "see configs/quickstart.yaml") from None

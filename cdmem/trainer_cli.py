@@ -112,6 +112,9 @@ class CdmemCLI(LightningCLI):
 
     def before_instantiate_classes(self) -> None:
         s = self.settings
+        for name in ("trainer", "data", "model"):  # an empty list passes for an empty mapping
+            if not isinstance(s.get(name), Namespace):
+                raise InputError(name, s.get(name), "is no mapping of settings", "see configs/quickstart/teacher.yaml")
         for name in DERIVED_DATA_SEEDS:
             if s.data[name] is None:
                 s.data[name] = s.seed

@@ -9,7 +9,7 @@ from cdmem.durable import keep_inside, replacing
 from cdmem.report import answer, evidence, pictures
 from cdmem.report.charts import Chart
 from cdmem.report.html import esc, figure
-from cdmem.report.read import RunData, read_run
+from cdmem.report.read import RunData, as_recorded, read_run
 from cdmem.report.style import page
 
 PAGE = "report.html"
@@ -95,9 +95,12 @@ def write_report(path: str | Path) -> Path:
         InputError: no finished study there.
     """
     run = read_run(path)
-    html, kept = render(run)
-    for chart in kept:
-        write(run.path, f"report/{chart.name}.png", chart.png())
-        write(run.path, f"report/{chart.name}.csv", chart.csv())
+    with as_recorded(run.path):
+        html, kept = render(run)
+        files = {
+            f"report/{c.name}.{kind}": content for c in kept for kind, content in (("png", c.png()), ("csv", c.csv()))
+        }
+    for name, content in files.items():
+        write(run.path, name, content)
     write(run.path, PAGE, html)
     return run.path / PAGE

@@ -20,7 +20,7 @@ from cdmem.report.build import figures, section, write
 from cdmem.report.charts import Chart, Series
 from cdmem.report.evidence import kind_of
 from cdmem.report.html import esc, number, percent, spread, table
-from cdmem.report.read import SUMMARY, RunData, read_run
+from cdmem.report.read import SUMMARY, RunData, as_recorded, read_run
 from cdmem.report.style import page
 
 SEED = "seed"
@@ -247,7 +247,8 @@ def write_comparison(folders: Sequence[Path], path: Path) -> Path:
     """
     if path.suffix != ".html":
         raise InputError("out", path, "must end in .html", "e.g. --out comparison.html")
-    html, kept = render([read_run(f) for f in folders], path.parent)
+    with as_recorded(*folders):
+        html, kept = render([read_run(f) for f in folders], path.parent)
     for chart in kept:
         write(path.parent, f"report/{chart.name}.png", chart.png())
         write(path.parent, f"report/{chart.name}.csv", chart.csv())

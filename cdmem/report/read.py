@@ -6,6 +6,8 @@ Nothing is unpickled; a file that is missing or torn leaves its section out and 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -145,6 +147,21 @@ def _stage(folder: Path, notes: list[str]) -> Stage:
         onset=_mapping(folder / "onset.json", notes),
         finished=_mapping(folder / "finished.json", notes),
     )
+
+
+@contextmanager
+def as_recorded(*folders: Path) -> Iterator[None]:
+    """A record that is valid JSON but not what an audit writes (edited, or of another program) is one line, too.
+
+    Raises:
+        InputError: in place of what a missing or odd value would raise.
+    """
+    try:
+        yield
+    except (KeyError, IndexError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
+        where = ", ".join(str(folder / SUMMARY) for folder in folders)
+        what = f"{type(error).__name__}: {str(error)[:80]}"
+        raise InputError("run", where, f"is not what an audit writes ({what})", "run the study again") from error
 
 
 def read_run(path: str | Path) -> RunData:

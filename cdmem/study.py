@@ -198,8 +198,8 @@ def _audit_settings(audit: dict[str, Any]) -> AuditSettings:
         or (isinstance(settings.nfe, list) and all(isinstance(k, int) and k >= 1 for k in settings.nfe)),
         "near_duplicates": settings.near_duplicates in ("off", "auto")
         or (isinstance(settings.near_duplicates, float) and 0 < settings.near_duplicates < 1),
-        "features": isinstance(settings.features, list) and set(settings.features) <= set(EXTRACTORS),
-        "metrics": isinstance(settings.metrics, list) and set(settings.metrics) <= {*GROUPS, *SLOW_GROUPS},
+        "features": isinstance(settings.features, list) and all(f in list(EXTRACTORS) for f in settings.features),
+        "metrics": isinstance(settings.metrics, list) and all(m in (*GROUPS, *SLOW_GROUPS) for m in settings.metrics),
     }
     for key, good in checks.items():
         if not good:

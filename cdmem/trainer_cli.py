@@ -66,6 +66,10 @@ def processes_here(devices: Any) -> int:
     return max([int(text) for text in (*said, str(devices)) if text.isdigit()] + [1])
 
 
+def _tensors(checkpoint: dict[str, Any]) -> dict[str, torch.Tensor]:
+    return {k: v for k, v in checkpoint["state_dict"].items() if isinstance(v, torch.Tensor)}
+
+
 class CdmemCLI(LightningCLI):
     """One subcommand of Lightning's CLI.
 
@@ -294,6 +298,17 @@ class CdmemCLI(LightningCLI):
                 path,
                 "was trained on another training set than the data section describes",
                 "use the data section of that run (its config.yaml)",
+            )
+        ours, theirs = (
+            {k: tuple(v.shape) for k, v in d.items()} for d in (self.model.state_dict(), _tensors(checkpoint))
+        )
+        other = sorted(k for k in {*ours, *theirs} if ours.get(k) != theirs.get(k))
+        if other:
+            raise InputError(
+                "ckpt_path",
+                path,
+                f"does not hold the network that the config describes ({other[0]} differs)",
+                "use the model section of that run (its config.yaml)",
             )
 
     def _write_predictions(self, folder: RunFolder) -> None:

@@ -12,7 +12,8 @@ from cdmem.theory.random_features.constants import Constants
 from cdmem.theory.random_features.limit import Shape, density, rho_1_edges, rho_2_edges, stieltjes
 
 GRID = 500
-SHARPEN = 40  # bisections of an edge
+ROUNDS, PARTS = 6, 16  # an edge is looked for among 16 points, six times over
+NEAR = 1e-3  # of s_t^2: so near to the atom its own line would look like a density
 INSIDE = 1e-5  # Im q / |q| beyond this is a density; the continuation ends at an Im z that gives 1e-9 outside
 SLACK = 2e-3  # of d eigenvalues, when they are counted
 
@@ -39,7 +40,7 @@ def find_bulks(c: Constants, s: Shape) -> list[Bulk]:
     """
     highest = 2 * (rho_1_edges(c, s.psi_p, s.psi_n)[1] + rho_2_edges(c, s.psi_p, s.levels)[1])
     highest += 2 * c.a**2 * float(s.levels.max()) * s.psi_p / s.psi_n  # few points: one direction each
-    y = np.geomspace(1e-7 * highest, highest, GRID)
+    y = np.geomspace(NEAR * c.s2, highest, GRID)
 
     def inside(at: np.ndarray) -> np.ndarray:
         q = stieltjes(c.s2 + at, c, s)
@@ -49,12 +50,14 @@ def find_bulks(c: Constants, s: Shape) -> list[Bulk]:
     change = np.flatnonzero(np.diff(flags.astype(int)))
     if not len(change):
         return []
-    outer = y[np.clip(change - (np.arange(len(change)) % 2 == 0), 0, GRID - 1)]
-    inner = y[np.clip(change - (np.arange(len(change)) % 2 == 1), 0, GRID - 1)]
-    for _ in range(SHARPEN):
-        middle = np.sqrt(outer * inner)
-        now = inside(middle)
-        inner, outer = np.where(now, middle, inner), np.where(now, outer, middle)
+    rising = np.arange(len(change)) % 2 == 0
+    outer, inner = (y[np.clip(change - side, 0, GRID - 1)] for side in (rising, ~rising))
+    for _ in range(ROUNDS):
+        at = outer[:, None] * (inner / outer)[:, None] ** (np.arange(PARTS + 1) / PARTS)
+        first = np.argmax(inside(at.ravel()).reshape(at.shape), axis=1)  # the innermost point is inside
+        first = np.maximum(np.where(first == 0, PARTS, first), 1)
+        rows = np.arange(len(at))
+        outer, inner = at[rows, first - 1], at[rows, first]
     edges = ((outer + inner) / 2).tolist()
     return [Bulk(c.s2 + a, c.s2 + b, mass(c.s2 + a, c.s2 + b, c, s)) for a, b in zip(edges[::2], edges[1::2])]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -13,7 +13,7 @@ from cdmem.report.charts_base import INK, LOOKS, Chart, format_axis, looks, new_
 from cdmem.report.lines import Series, data_rows, draw, frame, keys, log_scale, name_lines
 from cdmem.theory.random_features.bulks import Bulk
 
-PER_DECADE = 9  # bars of a histogram
+PER_DECADE = 11  # bars of a histogram
 ORDER = ("teacher", "student", "control", "student3", "student2", "student4", "copycat")
 
 
@@ -37,7 +37,14 @@ def bands_of(generalisation: Sequence[Bulk], memorisation: Sequence[Bulk], d_sha
         found.append(Band(memorisation[main].low, memorisation[-1].high, "Mem", "student"))
         if main:
             share = sum(b.mass for b in memorisation[:main]) / d_share
-            found.append(Band(memorisation[0].low, memorisation[main - 1].high, f"{share:.2g} d slowest", "student2"))
+            found.append(
+                Band(
+                    memorisation[0].low,
+                    memorisation[main - 1].high,
+                    "d slowest" if abs(share - 1) < 0.02 else f"{share:.2g} d slowest",
+                    "student2",
+                )
+            )
     return found
 
 
@@ -81,7 +88,7 @@ def spectrum_chart(
         ax.axvspan(band.low, band.high, color=LOOKS[band.kind].color, alpha=0.10, linewidth=0, zorder=0)
     bars = _heights(eigenvalues, bins, len(eigenvalues))
     outline = _heights(equivalent, bins, len(eigenvalues))
-    ax.bar(bins[:-1], np.minimum(bars, 2 * top), np.diff(bins), align="edge", color=LOOKS["cheap"].color, alpha=0.55)
+    ax.bar(bins[:-1], np.minimum(bars, 2 * top), np.diff(bins), align="edge", color=LOOKS["copycat"].color, alpha=0.55)
     ax.stairs(np.minimum(outline, 2 * top), bins, color=LOOKS["control"].color, linewidth=1.4)
     ax.plot(x, theory, color=INK, linewidth=1.6, zorder=4)
     ax.axvline(atom[0], color=LOOKS["student3"].color, linewidth=2.4, zorder=3)
@@ -89,14 +96,14 @@ def spectrum_chart(
         ax.axvline(edge, color=INK, linewidth=1, linestyle=(0, (1.2, 1.8)), zorder=3)
     ax.set_xlim(low, high)
     ax.set_ylim(0, top)
-    log_scale(ax, "x", np.array([low, high]))
+    log_scale(ax, "x", bins)
     format_axis(ax, "y")
     frame(ax, "eigenvalue λ of U", "share of eigenvalues per unit of ln λ")
     labels = [(math.sqrt(b.low * b.high), b.text) for b in bands]
     if atom[1] > 0:
         labels.append((atom[0], f"atom {atom[1]:.0%}"))
     _labels(ax, labels)
-    control, bar = LOOKS["control"], LOOKS["cheap"]
+    control, bar = LOOKS["control"], LOOKS["copycat"]
     entries = [("U, exact", bar.color, 6.0, "-"), ("Gaussian equivalent", control.color, 1.4, "-")]
     entries += [("limit (2.9)", INK, 1.6, "-"), ("edges (2.10)", INK, 1.0, ":")]
     handles = [ax.plot([], [], color=color, linewidth=width, linestyle=line)[0] for _, color, width, line in entries]
@@ -135,10 +142,12 @@ def paths(
     mark: tuple[float, str] | None = None,
     alt: str,
 ) -> Chart:
-    """Lines against a logarithmic x; each of ``dashed`` belongs to the series of the same place and takes its colour."""
+    """Lines against a logarithmic x; each of ``dashed`` takes the colour of the series at its place."""
     name, figure, hover = stem(name), new_figure(), {}
     ax = figure.add_subplot()
     look = looks(s.kind for s in series)
+    if dashed:  # dashes have another meaning then
+        look = [replace(k, line="-") for k in look]
     points = [s.arrays() for s in series]
     log_scale(ax, "x", np.concatenate([p[0] for p in points]))
     for k, s in enumerate(dashed):
@@ -168,7 +177,7 @@ def paths(
 
 @styled
 def power_chart(name: str, series: Series, law: tuple[float, float], xlabel: str, ylabel: str, alt: str) -> Chart:
-    """Points with intervals and the line constant x^exponent, both axes logarithmic; ``law`` is (constant, exponent)."""
+    """Points with intervals and the line of ``law`` = (constant, exponent), both axes logarithmic."""
     name, figure, hover = stem(name), new_figure(), {}
     ax = figure.add_subplot()
     p, look = series.arrays(), LOOKS["teacher"]

@@ -1,0 +1,179 @@
+"""Distillation of a trained mixture denoiser into one-step maps of the same family (a reconstruction of ours).
+
+The student at time t_k is f_k(x) = g x + h sum_i mu_i softmax_i(exp(b) mu_i.x + c_i): the teacher's own form with the
+teacher's own number M of means, but with free gains g, h, sharpness b and intercepts c. It starts from the teacher,
+where f_k is the denoiser at t_k. What it follows is **assumed**, nothing is published for this model:
+
+- ``consistency``: f_k(x_k) follows f_{k+1} at the teacher's one sampler step from x_k, a noised training point; f is the
+  identity at the last time. The levels have parameters of their own and are trained one after the other from the last
+  time to the first, each against the finished one below it: consistency distillation with a frozen target.
+- ``regression``: f at the first time follows the ends of the teacher's whole trajectories from fresh noise.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from cdmem.errors import InputError
+from cdmem.theory.edge.capacity import Learned, padding
+from cdmem.theory.edge.denoisers import isotropic
+from cdmem.theory.edge.optimiser import AveragedAdam, Schedule
+from cdmem.theory.edge.process import alpha, grid, noisy
+from cdmem.theory.edge.sampling import advance
+
+POOL = 4000  # trajectories of the teachers for regression
+
+
+@dataclass(frozen=True)
+class Maps:
+    """One-step maps of E members at one time.
+
+    Attributes:
+        means: (E, M, d).
+        intercepts: (E, M), -inf for padding.
+        scalars: (E, 3): g, h and b.
+    """
+
+    means: Tensor
+    intercepts: Tensor
+    scalars: Tensor
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Points (R, d) or (E, R, d) to (E, R, d)."""
+        g, h, b = (s[:, None, None] for s in self.scalars.unbind(-1))
+        weights = torch.softmax(b.exp() * (x @ self.means.mT) + self.intercepts[:, None], -1)
+        return g * x + h * (weights @ self.means)
+
+    def member(self, e: int) -> Maps:
+        """One member alone, in float64."""
+        return Maps(*(p[e : e + 1].detach().double() for p in (self.means, self.intercepts, self.scalars)))
+
+
+@dataclass(frozen=True)
+class Student:
+    """The maps of one teacher, ``maps[k]`` from ``times[k]``; regression knows the first only."""
+
+    maps: list[Maps]
+    times: Tensor
+
+    def __call__(self, x: Tensor, level: int = 0) -> Tensor:
+        """Points (R, d) at ``times[level]`` to data."""
+        return self.maps[level](x)[0]
+
+    def sample(self, x: Tensor, visits: Sequence[int], generator: torch.Generator) -> Tensor:
+        """One step from times[0], then for each visited level fresh noise and another step."""
+        made = self(x)
+        for level in visits:
+            z = torch.randn(made.shape, generator=generator, dtype=made.dtype)
+            made = self(noisy(made, self.times[level].to(made.dtype), z), level)
+        return made
+
+
+@dataclass(frozen=True)
+class Teachers:
+    """Several trained models side by side, float32: means (E, M, d), variances (E,), log weights (E, M)."""
+
+    means: Tensor
+    var: Tensor
+    mask: Tensor
+
+    @classmethod
+    def of(cls, models: Sequence[Learned]) -> Teachers:
+        """Pad them to the largest M."""
+        capacities = [len(m.means) for m in models]
+        means = torch.zeros(len(models), max(capacities), models[0].means.shape[1])
+        for e, model in enumerate(models):
+            means[e, : capacities[e]] = model.means.float()
+        var = torch.tensor([m.var for m in models], dtype=torch.float32)
+        return cls(means, var, padding(capacities))
+
+    def step(self, x: Tensor, t: Tensor, later: Tensor) -> Tensor:
+        """One sampler step of points (R, d) or (E, R, d)."""
+        return advance(x, isotropic(x, t, self.means, self.var, self.mask), t, later)
+
+    def maps(self, t: Tensor) -> Maps:
+        """Their denoisers at a time as maps, which is where a student starts."""
+        a = alpha(t)
+        v = a**2 * self.var + t**2
+        intercepts = -(a**2) / (2 * v[:, None]) * (self.means**2).sum(-1) + self.mask
+        return Maps(self.means, intercepts, torch.stack([a * self.var / v, t**2 / v, (a / v).log()], -1))
+
+
+def consistency(
+    models: Sequence[Learned],
+    data: Tensor,
+    schedule: Schedule,
+    draws: int,
+    seed: int,
+    tick: Callable[[], None] = lambda: None,
+) -> list[Student]:
+    """One consistency student per model.
+
+    Args:
+        models: the teachers, of any capacities.
+        data: (N, d) training points, noised for the student as for the teacher.
+        schedule: of the optimiser, per level.
+        draws: noises per training point and step.
+        seed: of the noise.
+        tick: called after each level.
+
+    Raises:
+        InputError: the training diverged.
+    """
+    teachers, generator = Teachers.of(models), torch.Generator().manual_seed(seed)
+    times, clean = grid().float(), data.float().repeat_interleave(draws, 0)
+    done: list[Maps] = []
+    for k in reversed(range(len(times) - 1)):
+        t, later = times[k], times[k + 1]
+
+        def pairs(t: Tensor = t, later: Tensor = later) -> tuple[Tensor, Tensor]:
+            x = noisy(clean, t, torch.randn(clean.shape, generator=generator))
+            after = teachers.step(x, t, later)
+            return x, done[0](after) if done else after
+
+        done.insert(0, _fit(teachers.maps(t), pairs, schedule))
+        tick()
+    return [Student([m.member(e) for m in done], grid()) for e in range(len(models))]
+
+
+def regression(models: Sequence[Learned], schedule: Schedule, rows: int, seed: int) -> list[Student]:
+    """One student per model that follows the ends of trajectories; ``rows`` of them per step.
+
+    Raises:
+        InputError: the training diverged.
+    """
+    teachers, generator = Teachers.of(models), torch.Generator().manual_seed(seed)
+    times = grid().float()
+    start = torch.randn(POOL, teachers.means.shape[2], generator=generator)
+    with torch.no_grad():
+        end = start.expand(len(models), -1, -1)
+        for t, later in zip(times[:-1], times[1:]):
+            end = teachers.step(end, t, later)
+
+    def pairs() -> tuple[Tensor, Tensor]:
+        pick = torch.randint(POOL, (rows,), generator=generator)
+        return start[pick], end[:, pick]
+
+    made = _fit(teachers.maps(times[0]), pairs, schedule)
+    return [Student([made.member(e)], grid()) for e in range(len(models))]
+
+
+def _fit(start: Maps, pairs: Callable[[], tuple[Tensor, Tensor]], schedule: Schedule) -> Maps:
+    """Least squares from a start on fresh pairs of points (R, d) and targets (E, R, d)."""
+    parameters = [p.clone().requires_grad_() for p in (start.means, start.intercepts, start.scalars)]
+    maps, optimiser = Maps(*parameters), AveragedAdam(parameters, schedule)
+    padded = torch.isinf(start.intercepts)
+    for _ in range(schedule.steps):
+        with torch.no_grad():
+            x, target = pairs()
+        loss = ((maps(x) - target) ** 2).sum(-1).mean(-1).sum()
+        gradients = torch.autograd.grad(loss, parameters)
+        gradients[1].masked_fill_(padded, 0.0)
+        optimiser.step(gradients)
+    if not all(torch.isfinite(p).all() for p in (maps.means, maps.scalars)):
+        raise InputError("distil_peak_lr", schedule.peak, "made the distillation diverge", "give a smaller one")
+    return Maps(*(p.detach() for p in parameters))

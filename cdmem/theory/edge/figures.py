@@ -1,0 +1,102 @@
+"""Charts that only this laboratory draws."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from torch import Tensor
+
+from cdmem.report.charts_base import INK, LOOKS, Chart, format_axis, new_figure, number, stem, styled
+from cdmem.report.lines import Series, data_rows, draw, frame, hover_text, keys, log_scale
+from cdmem.report.lines import looks as looks_of
+
+DENSE = 40
+
+
+@styled
+def lines(
+    name: str,
+    series: Sequence[Series],
+    xlabel: str,
+    ylabel: str,
+    *,
+    levels: Sequence[tuple[float, str]] = (),
+    log_y: bool = False,
+    percent_x: bool = False,
+    alt: str,
+) -> Chart:
+    """Lines with intervals against a linear x, y linear or logarithmic; ``levels`` are dashed and named at the right."""
+    name, figure, hover = stem(name), new_figure(), {}
+    ax = figure.add_subplot()
+    points, look = [s.arrays() for s in series], looks_of(s.kind for s in series)
+    if log_y:
+        log_scale(ax, "y", np.concatenate([p[1] for p in points] + [np.array([v for v, _ in levels])]))
+    for k, (s, p) in enumerate(zip(series, points)):
+        draw(ax, p, look[k], s.label, f"points{k}", hover, percent=False, dense=DENSE)
+    for value, text in levels:
+        ax.axhline(value, color=INK, linewidth=1, linestyle=(0, (2, 2)), alpha=0.6)
+        ax.annotate(text, (1, value), (4, 0), ("axes fraction", "data"), textcoords="offset points", va="center")
+    ax.margins(x=0.02)
+    format_axis(ax, "x", percent=percent_x)
+    if not log_y:
+        format_axis(ax, "y")
+    frame(ax, xlabel, ylabel)
+    keys(ax, [(s.label, k) for s, k in zip(series, look)])
+    rows = data_rows(series) + [{"series": text, "kind": "level", "x": None, "y": value} for value, text in levels]
+    return Chart(name, alt, figure, rows, hover)
+
+
+@styled
+def against(
+    name: str, groups: Sequence[Series], slope: float, xlabel: str, ylabel: str, *, label: str, alt: str
+) -> Chart:
+    """Points of several groups without lines, and the line y = slope x."""
+    name, figure, hover = stem(name), new_figure(), {}
+    ax = figure.add_subplot()
+    look = looks_of(s.kind for s in groups)
+    top = max(float(s.arrays()[0].max()) for s in groups) * 1.05
+    for k, s in enumerate(groups):
+        p = s.arrays()
+        has = np.isfinite(p[2]) & np.isfinite(p[3])
+        ax.vlines(p[0][has], p[2][has], p[3][has], color=look[k].color, linewidth=1.1, alpha=0.7)
+        ax.plot(p[0], p[1], color=look[k].color, marker=look[k].marker, linestyle="none", gid=f"points{k}", zorder=4)
+        hover[f"points{k}"] = [hover_text(s.label, p[:, j]) for j in range(p.shape[1])]
+    ax.plot([0, top], [0, slope * top], color=INK, linewidth=1.1, linestyle=(0, (4, 2)), alpha=0.8)
+    ax.annotate(label, (top, slope * top), (-6, -2), textcoords="offset points", ha="right", va="top")
+    ax.set_xlim(0, top)
+    ax.set_ylim(0, None)
+    format_axis(ax, "x")
+    format_axis(ax, "y")
+    frame(ax, xlabel, ylabel)
+    keys(ax, [(s.label, k) for s, k in zip(groups, look)])
+    return Chart(name, alt, figure, data_rows(groups), hover)
+
+
+@styled
+def picture_rows(name: str, rows: Sequence[tuple[str, Tensor, Sequence[bool]]], alt: str) -> Chart:
+    """Rows of small colour pictures (n, 3, side, side) with a label each; framed where marked."""
+    count = max(len(pictures) for _, pictures, _ in rows)
+    name, figure = stem(name), new_figure(0.62 * len(rows) + 0.1)
+    axes = figure.subplots(len(rows), count, squeeze=False)
+    data = []
+    for line, (label, pictures, marked) in zip(axes, rows):
+        for ax in line:
+            ax.set_axis_off()
+        line[0].text(-0.25, 0.5, label, transform=line[0].transAxes, ha="right", va="center", fontsize=10)
+        for k, (ax, picture, mark) in enumerate(zip(line, pictures, marked)):
+            shown = (picture.permute(1, 2, 0) / 5 + 0.5).clamp(0, 1).numpy()  # 2.5 deviations to each side
+            ax.imshow(shown, interpolation="nearest")
+            if mark:
+                ax.set_axis_on()
+                ax.set(xticks=[], yticks=[])
+                ax.grid(False)
+                for spine in ax.spines.values():
+                    spine.set(visible=True, color=LOOKS["student"].color, linewidth=2)
+            data.append({"row": label, "picture": k, "framed": bool(mark)})
+    return Chart(name, alt, figure, data)
+
+
+def share(value: float | None) -> str:
+    """A share M/N for a table; a dash where there is none."""
+    return "-" if value is None else number(round(value, 3))

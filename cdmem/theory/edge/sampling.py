@@ -1,0 +1,70 @@
+"""The published deterministic sampler, and the share of its samples that copy a training point."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from cdmem.metrics.statistics import wilson_interval
+from cdmem.theory.edge.losses import Denoiser
+from cdmem.theory.edge.process import alpha
+
+COPY = 1 / 9  # of squared distances: ratio 1/3
+
+
+def advance(x: Tensor, centre: Tensor, t: Tensor, later: Tensor) -> Tensor:
+    """x' = (sigma'/sigma) x + (alpha' - alpha sigma'/sigma) xbar; t and later are numbers or broadcast against x."""
+    share = later / t
+    return share * x + (alpha(later) - alpha(t) * share) * centre
+
+
+def integrate(denoise: Denoiser, x: Tensor, times: Tensor) -> Tensor:
+    """Follow the sampler from times[0] to times[-1]; x and the result are (R, ...)."""
+    for t, later in zip(times[:-1], times[1:]):
+        x = advance(x, denoise(x, float(t)), t.to(x.dtype), later.to(x.dtype))
+    return x
+
+
+@dataclass(frozen=True)
+class Copies:
+    """Memorisation ratio of samples with Wilson's 95 % interval."""
+
+    ratio: float
+    low: float
+    high: float
+    samples: int
+
+
+def copies(samples: Tensor, data: Tensor, factor: float = COPY) -> Copies:
+    """Samples (S, ...) with d1^2 <= factor d2^2, d1 and d2 to the nearest two of the training points (N, ...)."""
+    return tally(copied(samples, data, factor))
+
+
+def copied(samples: Tensor, data: Tensor, factor: float = COPY) -> Tensor:
+    """Whether each sample copies, bool (S,)."""
+    exact = "donot_use_mm_for_euclid_dist"
+    far = torch.cdist(samples.flatten(1).double(), data.flatten(1).double(), compute_mode=exact)
+    near = far.topk(2, dim=1, largest=False).values ** 2
+    return near[:, 0] <= factor * near[:, 1]
+
+
+def tally(flags: Tensor) -> Copies:
+    """The share of yes with its interval."""
+    count = int(flags.sum())
+    low, high = wilson_interval(count, len(flags))
+    return Copies(count / len(flags), low, high, len(flags))
+
+
+def spread_ratio(samples: Tensor, reference: Tensor) -> float:
+    """tr Cov of samples over tr Cov of a reference: below 1, samples are blurred or few modes are visited."""
+    return float(samples.flatten(1).var(0).sum() / reference.flatten(1).var(0).sum())
+
+
+def pooled(parts: Sequence[Copies]) -> Copies:
+    """Several tallies as one."""
+    count, total = sum(round(p.ratio * p.samples) for p in parts), sum(p.samples for p in parts)
+    low, high = wilson_interval(count, total)
+    return Copies(count / total, low, high, total)

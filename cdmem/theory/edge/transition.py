@@ -1,0 +1,59 @@
+"""Where along the capacities does memorisation set in? M_pt and the bounds of the transition."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from cdmem.theory.edge.sampling import Copies
+
+START, MIDDLE, END = 0.1, 0.5, 0.9
+
+
+@dataclass(frozen=True)
+class Transition:
+    """Capacities of the transition, None where the ratio never gets there.
+
+    Attributes:
+        start: the last given capacity below ratio .1 before it is first reached (published rule).
+        end: the first given capacity from which on .9 is reached (published rule).
+        middle: M_pt, where the ratio first crosses .5, interpolated.
+        low: where the upper ends of the ratios' intervals first cross .5: M_pt may be as small.
+        high: where the lower ends do: M_pt may be as large.
+    """
+
+    start: float | None
+    end: float | None
+    middle: float | None
+    low: float | None
+    high: float | None
+
+
+def crossing(capacities: Sequence[float], ratios: Sequence[float], level: float) -> float | None:
+    """Interpolated capacity of the first crossing from below; the first capacity if it is reached there already."""
+    for k, ratio in enumerate(ratios):
+        if ratio >= level:
+            if k == 0:
+                return float(capacities[0])
+            before, m = ratios[k - 1], capacities[k - 1]
+            return float(m + (capacities[k] - m) * (level - before) / (ratio - before))
+    return None
+
+
+def transition(capacities: Sequence[int], copies: Sequence[Copies]) -> Transition:
+    """The transition of ratios measured at ascending capacities."""
+    ratios = [c.ratio for c in copies]
+    reached = next((k for k, r in enumerate(ratios) if r >= START), None)
+    start = None if reached is None else float(capacities[max(0, reached - 1)])
+    done = next((float(m) for m, r in zip(capacities, ratios) if r >= END), None)
+    low, high = (crossing(capacities, ends, MIDDLE) for ends in ([c.high for c in copies], [c.low for c in copies]))
+    return Transition(start, done, crossing(capacities, ratios, MIDDLE), low, high)
+
+
+def refined(capacities: Sequence[int], copies: Sequence[Copies], extra: int) -> list[int]:
+    """About ``extra`` more capacities inside the transition, none that was measured already."""
+    found = transition(capacities, copies)
+    first = int(capacities[0] if found.start is None else found.start)
+    last = int(capacities[-1] if found.end is None else found.end)
+    step = max(1, (last - first) // max(1, extra))
+    return sorted(set(range(first, last + 1, step)) - set(capacities))

@@ -50,6 +50,8 @@ def count_means(learned: Tensor, true: Tensor, data: Tensor) -> Means:
 
 def _two(points: Tensor, others: Tensor) -> tuple[Tensor, Tensor]:
     """Distances to the nearest and second nearest; the second is infinite if there is one only."""
-    far = torch.cdist(points.flatten(1).double(), others.flatten(1).double(), compute_mode="donot_use_mm_for_euclid_dist")
+    far = torch.cdist(
+        points.flatten(1).double(), others.flatten(1).double(), compute_mode="donot_use_mm_for_euclid_dist"
+    )
     near = far.topk(min(2, far.shape[1]), dim=1, largest=False).values
     return near[:, 0], near[:, 1] if near.shape[1] > 1 else torch.full_like(near[:, 0], torch.inf)

@@ -44,12 +44,9 @@ def padding(capacities: Sequence[int]) -> Tensor:
     return torch.zeros(used.shape).masked_fill(~used, -torch.inf)
 
 
-def initial(data: Tensor, capacities: Sequence[int], rng: np.random.Generator) -> Tensor:
-    """Random samples as means, (E, max M, d), zeros as padding; also the rows taken, by order of the generator."""
-    means = torch.zeros(len(capacities), max(capacities), *data.shape[1:], dtype=data.dtype)
-    for e, m in enumerate(capacities):
-        means[e, :m] = data[torch.from_numpy(rng.permutation(len(data))[:m])]
-    return means
+def starts(count: int, capacity: int, seed: int) -> Tensor:
+    """Which of ``count`` samples a model of some capacity starts from, (M,); the same alone or beside others."""
+    return torch.from_numpy(np.random.default_rng([seed, capacity]).permutation(count)[:capacity])
 
 
 def batch(data: Tensor, times: Tensor, draws: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
@@ -87,9 +84,12 @@ def train(
     Raises:
         InputError: the training diverged.
     """
-    rng, generator = np.random.default_rng(seed), torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(seed)
     small, times, mask = data.float(), grid().float(), padding(capacities)
-    means = initial(small, capacities, rng).requires_grad_()
+    means = torch.zeros(len(capacities), max(capacities), data.shape[1])
+    for e, m in enumerate(capacities):
+        means[e, :m] = small[starts(len(data), m, seed)]
+    means.requires_grad_()
     std = torch.full((len(capacities),), INITIAL_VAR**0.5, requires_grad=True)
     optimiser = AveragedAdam([means, std], schedule)
     for step in range(schedule.steps):

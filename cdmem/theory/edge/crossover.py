@@ -20,9 +20,7 @@ def first_below(capacities: Sequence[float], partly: Sequence[float], level: flo
     return float(m[k - 1] + (m[k] - m[k - 1]) * gap[k - 1] / (gap[k - 1] - gap[k]))
 
 
-def weighted(
-    capacities: Sequence[float], partly: np.ndarray, general: np.ndarray, weights: np.ndarray
-) -> float | None:
+def weighted(capacities: Sequence[float], partly: np.ndarray, general: np.ndarray, weights: np.ndarray) -> float | None:
     """M*(lambda): crossover of the losses averaged over times with weights lambda.
 
     Args:

@@ -1,19 +1,22 @@
 """Distillation of a trained mixture denoiser into one-step maps of the same family (a reconstruction of ours).
 
 The student at time t_k is f_k(x) = g x + h sum_i mu_i softmax_i(exp(b) mu_i.x + c_i): the teacher's own form with the
-teacher's own number M of means, but with free gains g, h, sharpness b and intercepts c. It starts from the teacher,
-where f_k is the denoiser at t_k. What it follows is **assumed**, nothing is published for this model:
+teacher's own number M of means, but with free gains g, h, sharpness b and intercepts c. What it follows is **assumed**,
+nothing is published for this model:
 
 - ``consistency``: f_k(x_k) follows f_{k+1} at the teacher's one sampler step from x_k, a noised training point; f is the
   identity at the last time. The levels have parameters of their own and are trained one after the other from the last
-  time to the first, each against the finished one below it: consistency distillation with a frozen target.
-- ``regression``: f at the first time follows the ends of the teacher's whole trajectories from fresh noise.
+  time to the first, each from the finished one below it, the very last from the teacher's denoiser: consistency
+  distillation with a frozen target.
+- ``regression``: f at the first time follows the ends of the teacher's whole trajectories from fresh noise; it starts
+  from the teacher's denoiser.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -96,7 +99,7 @@ class Teachers:
         return advance(x, isotropic(x, t, self.means, self.var, self.mask), t, later)
 
     def maps(self, t: Tensor) -> Maps:
-        """Their denoisers at a time as maps, which is where a student starts."""
+        """Their denoisers at a time, as maps."""
         a = alpha(t)
         v = a**2 * self.var + t**2
         intercepts = -(a**2) / (2 * v[:, None]) * (self.means**2).sum(-1) + self.mask
@@ -135,7 +138,7 @@ def consistency(
             after = teachers.step(x, t, later)
             return x, done[0](after) if done else after
 
-        done.insert(0, _fit(teachers.maps(t), pairs, schedule))
+        done.insert(0, _fit(done[0] if done else teachers.maps(t), pairs, schedule))
         tick()
     return [Student([m.member(e) for m in done], grid()) for e in range(len(models))]
 
@@ -151,7 +154,7 @@ def regression(models: Sequence[Learned], schedule: Schedule, rows: int, seed: i
     start = torch.randn(POOL, teachers.means.shape[2], generator=generator)
     with torch.no_grad():
         end = start.expand(len(models), -1, -1)
-        for t, later in zip(times[:-1], times[1:]):
+        for t, later in pairwise(times):
             end = teachers.step(end, t, later)
 
     def pairs() -> tuple[Tensor, Tensor]:

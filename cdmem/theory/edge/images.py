@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from cdmem.errors import InputError
-from cdmem.theory.edge.capacity import INITIAL_VAR, batch, padding
+from cdmem.theory.edge.capacity import INITIAL_VAR, batch, padding, starts
 from cdmem.theory.edge.denoisers import low_rank
 from cdmem.theory.edge.optimiser import AveragedAdam, Schedule
 from cdmem.theory.edge.process import grid, psi
@@ -96,7 +96,7 @@ def train_images(
     Raises:
         InputError: the training diverged.
     """
-    rng, generator = np.random.default_rng(seed), torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(seed)
     small, times, mask = data.float(), grid().float(), padding(capacities)
     start_colours = colours_of(data, shown).float()
     shape = len(capacities), max(capacities)
@@ -104,7 +104,7 @@ def train_images(
     pictures = torch.ones(*shape, data.shape[2])
     colours = torch.zeros(*shape, CHANNELS)
     for e, m in enumerate(capacities):
-        rows = torch.from_numpy(rng.permutation(len(data))[:m])
+        rows = starts(len(data), m, seed)
         pictures[e, :m], colours[e, :m] = shown[rows].float(), start_colours[rows]
     std = torch.full((len(capacities),), INITIAL_VAR**0.5)
     parameters = [p.requires_grad_() for p in (pictures, colours, std)]

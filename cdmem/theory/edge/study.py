@@ -36,6 +36,7 @@ class Model(Protocol):
         """Posterior means of points at a time."""
 
 
+SIDE_BY_SIDE = 400_000  # weights of a step; beyond, the padding costs more than the calls
 Trainer = Callable[[Tensor, Sequence[int], int], Sequence[Model]]  # data, capacities, seed
 
 
@@ -136,10 +137,12 @@ def gaussian_problem(n: int, d: int, k: int, variance: float, fresh: int, sample
 
 
 def gaussian_trainer(schedule: Schedule, draws: int, tick: Callable[[], None] = lambda: None) -> Trainer:
-    """Trains M means and a variance."""
+    """Trains M means and a variance, as many models side by side as pay."""
 
     def run(data: Tensor, capacities: Sequence[int], seed: int) -> list[Learned]:
-        return train(data, capacities, schedule, draws, seed, tick)
+        members = max(1, SIDE_BY_SIDE // (draws * len(data) * max(capacities)))
+        parts = [capacities[k : k + members] for k in range(0, len(capacities), members)]
+        return [model for part in parts for model in train(data, part, schedule, draws, seed, tick)]
 
     return run
 

@@ -104,7 +104,9 @@ def law(found: Sequence[Tuple], seed: int) -> Law | None:
     return Law(slope(points), float(ends[0]), float(ends[1]), float(share.min()), float(share.max()), len(points))
 
 
-def weights(found: Sequence[Tuple], seed: int, tick: Callable[[], None] = lambda: None) -> tuple[Fit, list[bool]] | None:
+def weights(
+    found: Sequence[Tuple], seed: int, tick: Callable[[], None] = lambda: None
+) -> tuple[Fit, list[bool]] | None:
     """lambda~ fitted on a random half of the tuples, tested on the other; None for fewer than four tuples."""
     cases = [t.case for t in found if t.case is not None]
     if len(cases) < 4:

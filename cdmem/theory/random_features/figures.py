@@ -63,6 +63,7 @@ def spectrum_chart(
     atom: tuple[float, float],
     bands: Sequence[Band],
     edges: tuple[float, float],
+    label: str,
     alt: str,
 ) -> Chart:
     """Share of eigenvalues per unit of ln lambda.
@@ -76,6 +77,7 @@ def spectrum_chart(
         atom: place and share.
         bands: to shade.
         edges: of rho_1 by eq. (2.10), dotted.
+        label: of the bars.
         alt: for people who cannot see it.
     """
     name, figure = stem(name), new_figure(3.9, 7.4)
@@ -104,7 +106,7 @@ def spectrum_chart(
         labels.append((atom[0], f"atom {atom[1]:.0%}"))
     _labels(ax, labels)
     control, bar = LOOKS["control"], LOOKS["copycat"]
-    entries = [("U, exact", bar.color, 6.0, "-"), ("Gaussian equivalent", control.color, 1.4, "-")]
+    entries = [(label, bar.color, 6.0, "-"), ("Gaussian equivalent", control.color, 1.4, "-")]
     entries += [("limit (2.9)", INK, 1.6, "-"), ("edges (2.10)", INK, 1.0, ":")]
     handles = [ax.plot([], [], color=color, linewidth=width, linestyle=line)[0] for _, color, width, line in entries]
     figure.legend(handles, [e[0] for e in entries], loc="outside upper left", ncols=4, handlelength=2.0)

@@ -9,6 +9,7 @@ exact; off it rho is small and few terms are enough. What is left out is bounded
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,7 +17,7 @@ import numpy as np
 from cdmem.theory.random_features.constants import ACTIVATIONS, KINKED, delta, gaussian_rule
 from cdmem.theory.random_features.model import Features, noised
 
-CHUNK = 2**14  # pre-activations at a time: they and their nodes stay in the cache
+CHUNK = 2**13  # pre-activations at a time: they and their nodes stay in the cache
 BLOCK = 2**29  # bytes of coefficients at a time
 ORDER = 40
 G, G_WEIGHTS = np.polynomial.hermite_e.hermegauss(80)
@@ -39,20 +40,37 @@ def hermite_coefficients(
     mean, sd = np.broadcast_arrays(mean, sd)
     shape, mean, sd = mean.shape, mean.ravel(), sd.ravel()
     found, second = np.empty((order + 1, mean.size)), np.empty(mean.size)
+    basis = np.array(list(_hermite(G, order))) * G_WEIGHTS
     for k in range(0, mean.size, CHUNK):
         part = slice(k, k + CHUNK)
         if activation in KINKED:
             x, w = gaussian_rule(mean[part], sd[part])
-            g = (x - mean[part, None]) / sd[part, None]
+            value = ACTIVATIONS[activation](x)
+            second[part] = (w * value**2).sum(-1)
+            for q, h in enumerate(_hermite((x - mean[part, None]) / sd[part, None], order)):
+                found[q, part] = (w * h * value).sum(-1)
         else:
-            x, w, g = mean[part, None] + sd[part, None] * G, G_WEIGHTS, G[None]
-        value = ACTIVATIONS[activation](x)
-        second[part] = (w * value**2).sum(-1)
-        before, now = np.zeros_like(g), np.ones_like(g)
-        for q in range(order + 1):
-            found[q, part] = (w * now * value).sum(-1) if activation in KINKED else value @ (w * now[0])
-            before, now = now, (g * now - math.sqrt(q) * before) / math.sqrt(q + 1)
+            value = ACTIVATIONS[activation](mean[part, None] + sd[part, None] * G)
+            second[part] = value**2 @ G_WEIGHTS
+            found[:, part] = basis @ value.T
     return found.reshape(order + 1, *shape), second.reshape(shape)
+
+
+def _hermite(g: np.ndarray, order: int) -> Iterator[np.ndarray]:
+    """Normalised polynomials h_0..h_order at g, each of its shape."""
+    before, now = np.zeros_like(g), np.ones_like(g)
+    for q in range(order + 1):
+        yield now
+        before, now = now, (g * now - math.sqrt(q) * before) / math.sqrt(q + 1)
+
+
+def _order_needed(activation: str, mean: np.ndarray, sd: float, largest: float, tolerance: float) -> int:
+    """Terms that the feature with the largest deviation needs, for pre-activations of means (n,) and correlations up to
+    ``largest``; coefficients of the others fall faster."""
+    c, second = hermite_coefficients(activation, mean, np.full_like(mean, sd), ORDER)
+    left = np.clip(second - np.cumsum(c**2, axis=0), 0, None).mean(-1)
+    enough = np.flatnonzero(left * largest ** np.arange(1, ORDER + 2) < tolerance / 10)
+    return int(enough[0]) + 1 if len(enough) and enough[0] < ORDER else ORDER
 
 
 def _assemble(
@@ -85,9 +103,10 @@ def training_moments(features: Features, data: np.ndarray, t: float, tolerance: 
     sd = math.sqrt(delta(t)) * norms / math.sqrt(features.d)
     mean = math.exp(-t) * features.weights @ data.T / math.sqrt(features.d)
     directions = features.weights / norms[:, None]
-    # Coefficients fall like b^k / sqrt(k!): with few enough orders the series below ends by itself.
-    order = ORDER if float(sd.max()) > 0.5 else 16
     rho, n, error = directions @ directions.T, len(data), 0.0
+    np.fill_diagonal(rho, 0.0)
+    widest = int(sd.argmax())
+    order = _order_needed(features.activation, mean[widest], float(sd[widest]), float(np.abs(rho).max()), tolerance)
     U, first = np.zeros_like(rho), np.zeros(features.p)
     block = max(int(BLOCK / (8 * (order + 1) * features.p)), 1)
     for k in range(0, n, block):

@@ -56,13 +56,15 @@ def spectrum_section(
     others = spectrum.equivalent[spectrum.equivalent > c.s2 * (1 + 1e-9)]
     chart = spectrum_chart(
         "spectrum", spectrum.exact.ravel(), others, x, rho, (c.s2, share), bands, found.rho_1,
+        "U, exact" if spectrum.floor is None else "U, noise draws",
         alt="Eigenvalues of U: an atom, the memorisation bulk and, two decades higher, the generalisation bulk",
     )  # fmt: skip
     where = f"d = {sizes['d']}, p = {sizes['p']}, n = {sizes['n']}, t = {c.t:g}, {seeds} seed{'s' * (seeds > 1)}"
     caption = (
         f"{where}. Bars: eigenvalues of U; outline: its Gaussian equivalent (2.8); line: the limit (2.9). Shaded: the "
-        "intervals of the limit; dotted: the edges of rho_1 by (2.10). Two groups of directions, decades apart: the d "
-        "at the right are learned first and are the same for every training set, the others hold the set itself."
+        "intervals of the limit; dotted: the edges of rho_1 by (2.10); bars of the atom are cut off. Two groups of "
+        "directions, decades apart: the d at the right are learned first and are the same for every training set, the "
+        "others hold the set itself."
     )
     if spectrum.floor is None:
         noise = (
@@ -157,7 +159,7 @@ def training_section(
         Figure(gap, f"{means}. L_gen = test - train, over its last value: larger sets are memorised later."),
         Figure(collapse, f"{means}. In units of tau_mem = psi_p / (Delta lambda_min) the curves move together."),
         Table(head, rows, note),
-        Figure(score, f"{means}. E_score is least between tau_gen and tau_mem."),
+        Figure(score, f"{means}. The more points, the lower its minimum near tau_gen."),
     ]
     if law is not None:
         parts.append(_power(sweep, least, law, where))

@@ -196,3 +196,13 @@ def test_published_size_of_figure_4(levels):
     mem = np.sort(eigenvalues.exact[0])[6400 - 800 : 6400 - 100]
     assert (mem[0], mem[-1]) == pytest.approx(found.rho_1, rel=0.2)
     assert measured.atom == pytest.approx(c.s2, rel=0.12)
+
+
+def test_groups_by_index():
+    """Two seeds of p = 10, d = 2, n = 3, ascending: five others, three of Mem, two of Gen; with a mean one less."""
+    eigenvalues = np.array([[1, 2, 3, 4, 5, 10, 20, 30, 100, 200], [1, 2, 3, 4, 5, 11, 21, 31, 90, 210]], float)
+    plain = describe(eigenvalues, 2, 3, (15.0, 40.0), False)
+    assert (plain.gen, plain.mem, plain.below, plain.atom, plain.mean) == ((90, 210), (10, 31), 1, 3, None)
+    shifted = describe(eigenvalues, 2, 3, (15.0, 40.0), True)
+    assert (shifted.gen, shifted.mem, shifted.atom, shifted.mean) == ((30, 100), (5, 21), 2.5, 205)
+    assert math.isnan(describe(eigenvalues, 2, 8, (15.0, 40.0), False).atom)

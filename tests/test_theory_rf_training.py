@@ -128,7 +128,10 @@ def test_low_rank_curve_of_the_equivalent():
     c, taus = constants(t), np.array([1.0, 30.0, 1e4])
     fast = equivalent_curve(features, data, c, spectrum, np.random.default_rng(6), taus)
     W = features.weights / math.sqrt(d)
-    U = equivalent_moment(features, data, c, np.random.default_rng(6))
+    Omega = np.random.default_rng(6).standard_normal((p, n))
+    G = math.exp(-t) * c.a * W @ data.T + math.sqrt(c.v2) * Omega
+    U = G @ G.T / n + c.b**2 * W @ W.T + c.s2 * np.eye(p)
+    assert equivalent_moment(features, data, c, np.random.default_rng(6)) == pytest.approx(U, abs=1e-12)
     V = c.mu_1 * math.sqrt(c.Delta) * W
     total = math.exp(-2 * t) * spectrum + c.Delta
     fresh = c.mu_1**2 * W @ np.diag(total) @ W.T + (c.norm2 - c.mu_1**2) * np.eye(p)

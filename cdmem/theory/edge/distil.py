@@ -4,9 +4,9 @@ The student at time t_k is f_k(x) = g x + h sum_i mu_i softmax_i(exp(b) mu_i.x +
 teacher's own number M of means, but with free gains g, h, sharpness b and intercepts c. What it follows is **assumed**,
 nothing is published for this model:
 
-- ``consistency``: f_k(x_k) follows f_{k+1} at the teacher's one sampler step from x_k, a noised training point; f is the
-  identity at the last time. The levels have parameters of their own and are trained one after the other from the last
-  time to the first, each from the finished one below it, the very last from the teacher's denoiser: consistency
+- ``consistency``: f_k(x_k) follows f_{k+1} at the teacher's one sampler step from x_k, a noised training point; f is
+  the identity at the last time. The levels have parameters of their own and are trained one after the other from the
+  last time to the first, each from the finished one below it, the very last from the teacher's denoiser: consistency
   distillation with a frozen target.
 - ``regression``: f at the first time follows the ends of the teacher's whole trajectories from fresh noise; it starts
   from the teacher's denoiser.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 from torch import Tensor
@@ -26,7 +27,7 @@ def lines(
     percent_x: bool = False,
     alt: str,
 ) -> Chart:
-    """Lines with intervals against a linear x, y linear or logarithmic; ``levels`` are dashed and named at the right."""
+    """Lines with intervals against a linear x; ``levels`` are dashed and named at the right."""
     name, figure, hover = stem(name), new_figure(), {}
     ax = figure.add_subplot()
     points, look = [s.arrays() for s in series], looks_of(s.kind for s in series)
@@ -42,30 +43,44 @@ def lines(
     if not log_y:
         format_axis(ax, "y")
     frame(ax, xlabel, ylabel)
-    keys(ax, [(s.label, k) for s, k in zip(series, look)])
+    if len(series) > 1:
+        keys(ax, [(s.label, k) for s, k in zip(series, look)])
     rows = data_rows(series) + [{"series": text, "kind": "level", "x": None, "y": value} for value, text in levels]
     return Chart(name, alt, figure, rows, hover)
 
 
 @styled
 def against(
-    name: str, groups: Sequence[Series], slope: float, xlabel: str, ylabel: str, *, label: str, alt: str
+    name: str,
+    groups: Sequence[Series],
+    slope: float,
+    xlabel: str,
+    ylabel: str,
+    *,
+    label: str,
+    origin: bool = True,
+    alt: str,
 ) -> Chart:
-    """Points of several groups without lines, and the line y = slope x."""
+    """Points of several groups, side by side where they share an x, and the line y = slope x."""
     name, figure, hover = stem(name), new_figure(), {}
     ax = figure.add_subplot()
-    look = looks_of(s.kind for s in groups)
-    top = max(float(s.arrays()[0].max()) for s in groups) * 1.05
-    for k, s in enumerate(groups):
-        p = s.arrays()
+    look = [replace(k, line="none") for k in looks_of(s.kind for s in groups)]
+    points = [s.arrays() for s in groups]
+    x = np.concatenate([p[0] for p in points])
+    room = 0.1 * float(np.ptp(x)) + 1e-3
+    low, high = (0.0, 1.06 * float(x.max())) if origin else (float(x.min()) - room, float(x.max()) + room)
+    gap = 0.016 * (high - low) if origin else 0.0
+    for k, (s, p) in enumerate(zip(groups, points)):
+        at = p[0] + gap * (k - (len(groups) - 1) / 2)
         has = np.isfinite(p[2]) & np.isfinite(p[3])
-        ax.vlines(p[0][has], p[2][has], p[3][has], color=look[k].color, linewidth=1.1, alpha=0.7)
-        ax.plot(p[0], p[1], color=look[k].color, marker=look[k].marker, linestyle="none", gid=f"points{k}", zorder=4)
+        ax.vlines(at[has], p[2][has], p[3][has], color=look[k].color, linewidth=1.1, alpha=0.7)
+        ax.plot(at, p[1], color=look[k].color, marker=look[k].marker, linestyle="none", gid=f"points{k}", zorder=4)
         hover[f"points{k}"] = [hover_text(s.label, p[:, j]) for j in range(p.shape[1])]
-    ax.plot([0, top], [0, slope * top], color=INK, linewidth=1.1, linestyle=(0, (4, 2)), alpha=0.8)
-    ax.annotate(label, (top, slope * top), (-6, -2), textcoords="offset points", ha="right", va="top")
-    ax.set_xlim(0, top)
-    ax.set_ylim(0, None)
+    ax.plot([low, high], [slope * low, slope * high], color=INK, linewidth=1.1, linestyle=(0, (4, 2)), alpha=0.8)
+    ax.text(0.97, 0.05, f"dashed: {label}", transform=ax.transAxes, ha="right", va="bottom")
+    ax.set_xlim(low, high)
+    if origin:
+        ax.set_ylim(0, None)
     format_axis(ax, "x")
     format_axis(ax, "y")
     frame(ax, xlabel, ylabel)

@@ -24,6 +24,7 @@ class Crossovers:
         uniform: for lambda = 1 over the grid, Monte Carlo.
         psi: for the training weight lambda = psi.
         uniform_bounds: (3.3) for lambda = 1 with C = 1 and C = 2.
+        nearest: L_pmem of the references' capacities by the exact average over choices of samples.
         constants: C of (3.2) per capacity but the last, by the nearest-neighbour average.
     """
 
@@ -32,6 +33,7 @@ class Crossovers:
     uniform: float | None
     psi: float | None
     uniform_bounds: tuple[float, float]
+    nearest: list[float]
     constants: list[float]
 
 
@@ -55,6 +57,7 @@ def crossovers(ref: References, data: Any, dim: int, variance: float) -> Crossov
         uniform=over_n(weighted(ref.capacities, ref.pmem, gen, np.ones(len(times)))),
         psi=over_n(weighted(ref.capacities, ref.pmem, gen, psi)),
         uniform_bounds=tuple(predicted(times, np.ones(len(times)), variance, c) for c in (1.0, 2.0)),
+        nearest=[float(near[m - 1]) for m in ref.capacities],
         constants=[constant(near[m - 1], m, n, dim, variance) for m in ref.capacities[:-1]],
     )
 
@@ -69,6 +72,7 @@ def gaussian_results(found: Study, ref: References, cross: Crossovers, times: Se
             "uniform": cross.uniform,
             "psi": cross.psi,
             "uniform_formula_C_1_to_2": cross.uniform_bounds,
+            "pmem_formula": cross.nearest,
             "C": cross.constants,
         },
         "trained": study_numbers(found, list(times)),

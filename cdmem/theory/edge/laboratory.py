@@ -1,4 +1,4 @@
-"""``python -m cdmem theory edge``: the Gaussian-mixture laboratory of Buchanan et al. 2025 (On the Edge of Memorization).
+"""``python -m cdmem theory edge``: the Gaussian-mixture laboratory of Buchanan et al. 2025
 
 Published: N = 200, d = 50, K = 12, capacities N/10 ... N, 50,000 steps of Adam with 100 noises per sample. The defaults
 are smaller and use a shorter memory of Adam's second moment, which reaches the same models in 1,000 steps. The
@@ -56,7 +56,8 @@ class Settings:
         sweep_k: its components.
         sweep_refine: about as many more capacities in each transition.
         sweep_seeds: data sets per tuple, whose samples are pooled.
-        distil_steps: optimiser steps per noise level of a consistency student; 0 leaves the distillation out.
+        distil_steps: optimiser steps per noise level of consistency students, the longest is the main one; an empty
+            list leaves the distillation out.
         distil_lr: its peak learning rate.
         image_n: training images; 0 leaves the image model out.
         image_k: templates.
@@ -96,8 +97,8 @@ class Settings:
     sweep_k: list[int] = field(default_factory=lambda: [3, 6])
     sweep_refine: int = 0
     sweep_seeds: int = 1
-    distil_steps: int = 60
-    distil_lr: float = 3e-2
+    distil_steps: list[int] = field(default_factory=lambda: [15, 60])
+    distil_lr: float = 1e-2
     image_n: int = 40
     image_k: int = 4
     image_seeds: int = 1
@@ -140,7 +141,6 @@ RANGES: dict[str, tuple[float, float]] = {
     "loss_draws": (2, 10_000),
     "sweep_refine": (0, 100),
     "sweep_seeds": (1, 64),
-    "distil_steps": (0, 10**6),
     "image_n": (0, 2000),
     "image_seeds": (1, 64),
     "image_steps": (10, 10**7),
@@ -160,7 +160,7 @@ def check(s: Settings) -> None:
             raise InputError(key, getattr(s, key), "is out of range", f"give {low:g} to {high:g}")
     if s.image_n and s.image_n < 4:
         raise InputError("image_n", s.image_n, "is too few images", "give 4 or more, or 0 to leave the images out")
-    for key, low in (("sweep_n", 4), ("sweep_d", 2), ("sweep_k", 1)):
+    for key, low in (("sweep_n", 4), ("sweep_d", 2), ("sweep_k", 1), ("distil_steps", 1)):
         values = getattr(s, key)
         if any(v < low or v > 2000 for v in values) or len(set(values)) < len(values):
             raise InputError(key, values, f"is no list of different whole numbers from {low} to 2000", "e.g. [50, 100]")
@@ -218,14 +218,8 @@ def _isotropic(
     found = study(problems, gaussian_trainer(s.schedule, s.draws), s.capacities, s.refine, times, s.loss_draws)
     results |= gaussian_results(found, ref, cross, times)
     results["sizes"] = {"N": s.n, "d": s.d, "K": s.k}
-    published = (s.steps, s.peak_lr, s.last_lr, s.warm_up, s.average, s.memory) == (
-        50_000,
-        1e-3,
-        1e-6,
-        0.1,
-        0.99,
-        0.999,
-    )
+    own = (s.steps, s.peak_lr, s.last_lr, s.warm_up, s.average, s.memory)
+    published = own == (50_000, 1e-3, 1e-6, 0.1, 0.99, 0.999)
     results["status"]["losses"] = "published definitions"
     results["status"]["trained"] = "published schedule" if published else "published loss, shorter schedule"
     results["status"]["trained"] += "" if s.draws == 100 else f", {s.draws} noises per sample and step, not 100"
@@ -238,8 +232,9 @@ def _isotropic(
         f"seed(s)); the transition runs from {_percent(at['start'])} to {_percent(at['end'])}."
     )
     lead.append(
-        f"Crossover of losses: M*/N = {_percent(cross.uniform)} for uniform lambda (formula {cross.uniform_bounds[0]:.3f}"
-        f" to {cross.uniform_bounds[1]:.3f}), {_percent(cross.psi)} for the training weight psi."
+        f"Crossover of losses: M*/N = {_percent(cross.uniform)} for uniform lambda "
+        f"(formula {cross.uniform_bounds[0]:.3f} to {cross.uniform_bounds[1]:.3f}), {_percent(cross.psi)} for the "
+        "training weight psi."
     )
     return found
 
@@ -249,19 +244,18 @@ def _distillation(
 ) -> None:
     chosen = [k for k, m in enumerate(found.capacities) if m in steps_of(s.n, s.capacities)]
     capacities = [found.capacities[k] for k in chosen]
-    progress(f"distilling {len(capacities)} models, {s.distil_steps} steps per level")
-    bar = iter(progress.bar(range(26), "levels"))
-    schedule = Schedule(s.distil_steps, s.distil_lr, 1e-4, 0.1, 0.5, 1e9, 0.95)
+    progress(f"distilling {len(capacities)} models, {max(s.distil_steps)} steps per level")
+    bar = iter(progress.bar(range(25 * len(s.distil_steps)), "levels"))
     models = [found.models[0][k] for k in chosen]
-    curves = compare(models, found.problems[0], schedule, s.draws, lambda: next(bar, None))
+    curves = compare(models, found.problems[0], s.distil_steps, s.distil_lr, s.draws, lambda: next(bar, None))
     results["distillation"] = curve_numbers(curves, capacities, s.n)
     results["status"]["distillation"] = "reconstruction; the student's family and both trainings are assumed"
     sections.append(distillation_section(curves, capacities, s))
     at = {c.name: results["distillation"][c.name]["transition_over_n"]["M_pt"] for c in curves}
     lead.append(
-        f"Distilled (reconstruction): M_pt/N {_percent(at['teacher'])} of the teachers, {_percent(at['regression_1'])} of "
-        f"one-step regression, {_percent(at['consistency_1'])} of one-step and {_percent(at['consistency_2'])} of "
-        "two-step consistency students."
+        f"Distilled (reconstruction): M_pt/N {_percent(at['teacher'])} of the teachers, "
+        f"{_percent(at['regression_1'])} of one-step regression, {_percent(at['consistency_1'])} of one-step and "
+        f"{_percent(at['consistency_2'])} of two-step consistency students."
     )
 
 

@@ -80,7 +80,7 @@ def partly_memorising(data: Tensor, capacities: np.ndarray) -> np.ndarray:
     fits = left >= m - 1
     log_p = gammaln(np.where(fits, left, n) + 1) - gammaln(m) - gammaln(np.where(fits, left - m + 1, 0) + 1)
     log_p -= gammaln(n + 1) - gammaln(m + 1) - gammaln(n - m + 1)
-    return (np.where(fits, np.exp(log_p), 0.0) * ranks).sum(1)
+    return (np.exp(np.where(fits, log_p, -np.inf)) * ranks).sum(1)
 
 
 def constant(loss: float, capacity: int, n: int, dim: int, variance: float = 1.0) -> float:

@@ -1,4 +1,4 @@
-"""The variance-preserving process x_t = alpha_t x + sigma_t z, alpha = sqrt(1 - t^2), sigma = t (Buchanan et al. 2025)."""
+"""The variance-preserving process x_t = alpha_t x + sigma_t z, alpha = sqrt(1 - t^2), sigma = t."""
 
 from __future__ import annotations
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -23,7 +24,7 @@ def advance(x: Tensor, centre: Tensor, t: Tensor, later: Tensor) -> Tensor:
 
 def integrate(denoise: Denoiser, x: Tensor, times: Tensor) -> Tensor:
     """Follow the sampler from times[0] to times[-1]; x and the result are (R, ...)."""
-    for t, later in zip(times[:-1], times[1:]):
+    for t, later in pairwise(times):
         x = advance(x, denoise(x, float(t)), t.to(x.dtype), later.to(x.dtype))
     return x
 

@@ -12,7 +12,7 @@ from cdmem.report.charts_base import Chart
 from cdmem.report.lines import Series, curves
 from cdmem.theory.edge.figures import against, lines, picture_rows, share
 from cdmem.theory.edge.gaussians import Crossovers
-from cdmem.theory.edge.losses import Estimate, generalising, partly_memorising
+from cdmem.theory.edge.losses import Estimate, generalising
 from cdmem.theory.edge.numbers import averages, mean_book, shares
 from cdmem.theory.edge.process import grid
 from cdmem.theory.edge.sampling import Copies, copied, integrate
@@ -57,7 +57,8 @@ def losses_section(ref: References, cross: Crossovers, s: Settings, level: int) 
     caption = f"{where}; bands: 95 % over noise. The generalising loss follows d s²/(ψ s² + 1); the partly memorising "
     caption += "one does not depend on t until the noise hides which sample it came from."
     data_side = [
-        Series("at N samples drawn once", "student", [m / n for m in ref.capacities], ref.pmem[:, level].tolist())
+        Series("M samples, Monte Carlo", "student", [m / n for m in ref.capacities], ref.pmem[:, level].tolist()),
+        Series("mean over all choices of M", "copycat", [m / n for m in ref.capacities], cross.nearest),
     ]
     level_at = ref.gen[level].mean
     by_m = lines(
@@ -160,15 +161,32 @@ def distillation_section(curves_: Sequence[Curve], capacities: Sequence[int], s:
     """Students beside their teachers."""
     n = s.n
     where = f"N = {n}, d = {s.d}, K = {s.k}, first seed, {s.samples} samples from the same noise"
-    series = [_ratios(c.label, kind, capacities, n, c.copies) for c, kind in zip(curves_, KINDS)]
-    bare = [Series(k.label, k.kind, k.x, k.y) for k in series]
-    ratio = lines("distilled_ratio", bare, OVER_N, RATIO, alt="Memorisation ratio of teacher and students.")
-    widths = [
-        Series(c.label, kind, [m / n for m in capacities], c.spread)
-        for c, kind in zip(curves_, KINDS)
-        if c.name != "teacher_1"  # a blurred mean, far above all others in error
+    shown = {c.name: c for c in curves_}
+    lengths = [c for c in curves_ if c.name.startswith("consistency_1_after_")]
+    main = [shown[k] for k in ("teacher", "consistency_1", "consistency_2", "regression_1", "teacher_2")]
+
+    def chart(name: str, chosen: Sequence[Curve], spread: bool, alt: str) -> Chart:
+        made = []
+        for c, kind in zip(chosen, KINDS):
+            y = c.spread if spread else [found.ratio for found in c.copies]
+            made.append(Series(c.label, kind, [m / n for m in capacities], y))
+        return lines(name, made, OVER_N, "tr Cov / true tr Cov" if spread else RATIO, alt=alt)
+
+    parts: list[Figure | Table] = [
+        Figure(
+            chart("distilled_ratio", main, False, "Memorisation ratio of teacher and students."),
+            f"{where}; {max(s.distil_steps)} optimiser steps per level. At one step the teacher copies nothing.",
+        ),
+        Figure(
+            chart("distilled_spread", main, True, "Variance ratios of teacher and students."),
+            f"{where}. 1 is the true mixture; below the teacher's line samples are blurred.",
+        ),
     ]
-    spread = lines("distilled_spread", widths, OVER_N, "tr Cov / true tr Cov", alt="Variance ratios of the samplers.")
+    if lengths:
+        by_length = [shown["teacher"], *lengths, shown["consistency_1"]]
+        title = "Memorisation ratio of one-step students by length of the distillation."
+        words = f"{where}; the last line is after {max(s.distil_steps)} steps per level."
+        parts.append(Figure(chart("distilled_length", by_length, False, title), words))
     head = ("sampler", "M_pt/N", "95 % interval", "ratio at M = N", "variance ratio there", "copies kept", "error")
     rows = []
     for c in curves_:
@@ -184,16 +202,8 @@ def distillation_section(curves_: Sequence[Curve], capacities: Sequence[int], s:
         "alone raises d1/d2 and lowers the ratio. Error is the distance to the teacher's sample from the same noise, "
         "relative to its size; a dash means that the ratio never reaches one half.",
     ]
-    return Section(
-        "Does distillation move the transition?",
-        words,
-        [
-            Figure(ratio, f"{where}. Every student memorises later than its teacher, if at all."),
-            Figure(spread, f"{where}. 1 is the true mixture; below the teacher's line samples are blurred."),
-            Table(head, rows, f"{where}; intervals from Wilson's at each capacity; at M = N."),
-        ],
-        reconstruction=True,
-    )
+    parts.append(Table(head, rows, f"{where}; ratio, variance ratio, copies kept and error at M = N."))
+    return Section("Does distillation move the transition?", words, parts, reconstruction=True)
 
 
 def sweep_section(
@@ -229,6 +239,7 @@ def sweep_section(
             "measured M_pt / N",
             "predicted M / N",
             label="equal",
+            origin=False,
             alt="Predicted against measured.",
         )
         parts.append(Figure(chart, f"Squared error {made.train:.2g} fitted, {share(made.test)} held out."))

@@ -18,6 +18,7 @@ from cdmem.theory.edge.sampling import Copies, copied, integrate, spread_ratio, 
 from cdmem.theory.edge.study import Problem
 from cdmem.theory.edge.transition import transition
 
+REGRESSION_RATE = 3e-2
 VISIT = 12  # level of the second step, t near .52
 
 
@@ -44,10 +45,16 @@ class Curve:
     error: list[float]
 
 
+def schedule_of(steps: int, rate: float) -> Schedule:
+    """Of a student: short memories, since every level is a small problem of its own."""
+    return Schedule(steps, rate, 1e-4, 0.1, 0.5, 1e9, 0.95)
+
+
 def compare(
     models: Sequence[Learned],
     problem: Problem,
-    schedule: Schedule,
+    steps: Sequence[int],
+    rate: float,
     draws: int,
     tick: Callable[[], None] = lambda: None,
 ) -> list[Curve]:
@@ -56,18 +63,21 @@ def compare(
     Args:
         models: trained at ascending capacities.
         problem: their data.
-        schedule: of one level of consistency; regression gets ten times the steps.
+        steps: lengths of the consistency distillation, optimiser steps per level; the longest counts as the student,
+            the others show what its length does. Regression gets ten times the longest.
+        rate: peak learning rate.
         draws: noises per training point and step.
-        tick: called after every level and student.
+        tick: called after every level.
     """
     z, times, seed = problem.noise, grid(), problem.seed
-    cm = consistency(models, problem.data, schedule, draws, seed + 1, tick)
-    longer = Schedule(**{**schedule.__dict__, "steps": 10 * schedule.steps})
-    direct = regression(models, longer, draws * len(problem.data), seed + 2)
-    tick()
+    lengths = sorted(steps)
+    made_cm = [consistency(models, problem.data, schedule_of(k, rate), draws, seed + 1, tick) for k in lengths]
+    cm = made_cm[-1]
+    rows = draws * len(problem.data)
+    direct = regression(models, schedule_of(10 * lengths[-1], REGRESSION_RATE), rows, seed + 2)
 
-    def few(model: Learned, steps: int) -> Tensor:
-        return integrate(model, z, times[torch.linspace(0, len(times) - 1, steps + 1).round().long()])
+    def few(model: Learned, nfe: int) -> Tensor:
+        return integrate(model, z, times[torch.linspace(0, len(times) - 1, nfe + 1).round().long()])
 
     def twice(student: Student) -> Tensor:
         return student.sample(z, [VISIT], torch.Generator().manual_seed(seed))
@@ -81,7 +91,10 @@ def compare(
         ("teacher_1", "teacher, 1 step", 1, [few(m, 1) for m in models]),
         ("teacher_2", "teacher, 2 steps", 2, [few(m, 2) for m in models]),
     ]
-    return [_curve(name, label, steps, samples, ends, problem) for name, label, steps, samples in made]
+    for length, students in zip(lengths[:-1], made_cm):
+        short = [student(z) for student in students]
+        made.append((f"consistency_1_after_{length}", f"1 step, {length} per level", 1, short))
+    return [_curve(name, label, nfe, samples, ends, problem) for name, label, nfe, samples in made]
 
 
 def _curve(name: str, label: str, steps: int, samples: list[Tensor], ends: list[Tensor], problem: Problem) -> Curve:

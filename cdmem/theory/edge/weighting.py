@@ -1,8 +1,8 @@
 """The effective weight lambda~ over noise levels (3.5): the one under which the crossover of losses is M_pt.
 
 Published: a soft-max over M with temperature 1/20 and an entropy penalty of 1e-3. **Assumed**: the squared difference
-is in units of d^2 and lambda~ = exp(theta) with free scale, which the temperature needs; the penalty is on the entropy of
-that soft-max; Adam from uniform weights.
+is in units of d^2 and lambda~ = exp(theta) with free scale, which the temperature needs; the penalty is on the
+entropy of that soft-max; Adam from uniform weights.
 """
 
 from __future__ import annotations

@@ -1,0 +1,1 @@
+"""Do a trained teacher and its student show the random features' mechanism?"""

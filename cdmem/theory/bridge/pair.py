@@ -1,0 +1,118 @@
+"""A trained teacher and its student as maps from noisy to clean images."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from cdmem.diffusion.noise import sampler_sigmas
+from cdmem.diffusion.preconditioning import Denoiser
+from cdmem.diffusion.sampling import NoiseSource, sample_ode
+from cdmem.diffusion.solvers import heun_step
+from cdmem.errors import InputError
+from cdmem.images import to_float
+from cdmem.references import from_record, is_record
+from cdmem.subjects import study_subjects
+
+BATCH = 256
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Teacher, student and T.
+
+    Attributes:
+        teacher: D(x; sigma), EMA weights.
+        student: f(x; sigma), EMA weights.
+        images: T, float (n, C, H, W) in [-1, 1], distinct.
+        labels: (n,) or None.
+        sigma_min: of the student.
+        sigma_max: largest noise level.
+        points: grid points of the teacher's walk from sigma_max.
+        num_classes: 0 without classes.
+    """
+
+    teacher: Denoiser
+    student: Denoiser
+    images: Tensor
+    labels: Tensor | None
+    sigma_min: float
+    sigma_max: float
+    points: int = 18
+    num_classes: int = 0
+
+    def endpoint(self, x: Tensor, sigma: float, labels: Tensor | None) -> Tensor:
+        """Where the teacher's ODE leads from x (B, C, H, W) at ``sigma``: what the student was trained to return."""
+        grid = sampler_sigmas(self.points, self.sigma_min, sigma)
+        parts = [
+            sample_ode(
+                self.teacher, x[k : k + BATCH], grid, heun_step, None if labels is None else labels[k : k + BATCH]
+            )
+            for k in range(0, len(x), BATCH)
+        ]
+        return torch.cat(parts)
+
+    @torch.no_grad()
+    def jump(self, x: Tensor, sigma: float, labels: Tensor | None) -> Tensor:
+        """The student's one step from ``sigma``."""
+        levels = torch.full((len(x),), sigma)
+        parts = [
+            self.student(x[k : k + BATCH], levels[k : k + BATCH], None if labels is None else labels[k : k + BATCH])
+            for k in range(0, len(x), BATCH)
+        ]
+        return torch.cat(parts)
+
+    def start(self, seeds: Sequence[int]) -> tuple[Tensor, Tensor | None]:
+        """The noise of audit seeds at sigma_max, and their labels."""
+        noise = NoiseSource(seeds, tuple(self.images.shape[1:]), "cpu")
+        x = noise.next() * self.sigma_max
+        return x, noise.labels(self.num_classes)
+
+
+def students_of(run: Path) -> list[str]:
+    """Stage folders of a study that are not its teacher's."""
+    found = [p.parent.parent.name for p in sorted(run.glob("*/checkpoints/last.ckpt"))]
+    return [name for name in found if name != "teacher"]
+
+
+def load_pair(run: str, student: str | None) -> tuple[Pair, str]:
+    """Both models and T from a study's folder.
+
+    Raises:
+        InputError: no study there, no such student, or files that cannot be trusted.
+    """
+    folder = Path(run)
+    if "\0" in run or not run or not folder.is_dir():
+        raise InputError("run", repr(run), "is no folder", "give the folder of a study, e.g. runs/quickstart")
+    if not (folder / "teacher").is_dir() or not is_record(folder):
+        raise InputError("run", run, "holds no study (teacher/ and training_set.json)", "give a study's folder")
+    names = students_of(folder)
+    name = student or ("student" if "student" in names else names[0] if names else None)
+    if name is None or name not in names:
+        there = ", ".join(names) or "none"
+        raise InputError("student", name, f"is no student of {run} (there: {there})", "distil one first, or name it")
+    subjects = study_subjects(folder, [name], None, "cpu")
+    teacher = next(s for s in subjects if s.role == "teacher").module
+    pupil = next(s for s in subjects if s.role == "student").module
+    assert teacher is not None
+    assert pupil is not None
+    training = from_record(folder, key="run")
+    classes = teacher.num_classes
+    sampler = subjects[0].sampler
+    pair = Pair(
+        teacher.function().eval(),
+        pupil.function().eval(),
+        to_float(training.images),
+        training.labels if classes else None,
+        pupil.sigma_min,
+        float(sampler.sigmas[0]),  # type: ignore[attr-defined]
+        len(sampler.sigmas) - 1,  # type: ignore[attr-defined]
+        classes,
+    )
+    for parameter in (*pair.teacher.parameters(), *pair.student.parameters()):
+        parameter.requires_grad_(False)
+    return pair, name

@@ -7,11 +7,11 @@ import pytest
 import torch
 
 from cdmem.theory.edge.bookkeeping import count_means
-from cdmem.theory.edge.capacity import starts, train
+from cdmem.theory.edge.capacity import noise_loss, starts, train
 from cdmem.theory.edge.denoisers import isotropic
 from cdmem.theory.edge.images import colours_of, image_problem, train_images
 from cdmem.theory.edge.optimiser import AveragedAdam, Schedule
-from cdmem.theory.edge.process import grid
+from cdmem.theory.edge.process import alpha, grid, noisy
 from cdmem.theory.edge.sampling import copied, copies, integrate
 from cdmem.theory.edge.study import gaussian_problem, gaussian_trainer, steps_of, study
 from cdmem.theory.edge.templates import templates
@@ -58,6 +58,14 @@ def test_the_average_is_over_updates_and_the_clip_per_member():
         mean = 0.5 * mean + 0.5 * moved[-1]
         where = where + mean / (1 - 0.5**k)
     torch.testing.assert_close(p, where)
+
+
+def test_the_loss_is_that_of_noise_prediction():
+    clean, z, estimate, t = tensor(6, 4), tensor(6, 4, seed=1), tensor(2, 6, 4, seed=2), torch.linspace(0.1, 0.9, 6)
+    t = t.double()
+    predicted = (noisy(clean, t, z) - alpha(t)[:, None] * estimate) / t[:, None]
+    expected = ((predicted - z) ** 2).sum(-1).mean(-1).sum()
+    torch.testing.assert_close(noise_loss(estimate, clean, t), expected)
 
 
 def test_one_mean_learns_mean_and_variance_of_the_data():
@@ -117,13 +125,13 @@ def test_transition_by_hand():
 
 
 def test_bookkeeping_by_hand():
-    true, data = torch.tensor([[0.0], [30.0]]), torch.tensor([[9.0], [20.0], [36.0]])
+    true, data = torch.tensor([[0.0], [30.0]]), torch.tensor([[9.0], [20.0], [36.5]])
     learned = torch.tensor([[1.0], [8.9], [4.5], [33.0]])
     found = count_means(learned, true, data)
-    # 1 is near the true mean 0; 8.9 near the sample 9; 4.5 lies between; 33 is as far from 30 as from 36.
+    # 1 is near the true mean 0; 8.9 near the sample 9; 4.5 lies between; 33 is hardly nearer to 30 than to 36.5.
     assert (found.near_true, found.near_sample) == (1, 1)
     assert found.to_true == pytest.approx((1 + 8.9 + 4.5 + 3) / 4)
-    assert found.to_sample == pytest.approx((8 + 0.1 + 4.5 + 3) / 4)
+    assert found.to_sample == pytest.approx((8 + 0.1 + 4.5 + 3.5) / 4)
 
 
 def test_the_fitted_weight_recovers_a_planted_crossover():

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -236,3 +239,15 @@ def test_bad_settings_are_named(change, key):
     with pytest.raises(InputError) as error:
         run(Settings(**QUICK | change), Progress(quiet=True))
     assert error.value.key == key
+
+
+@pytest.mark.slow
+def test_the_benchmark_agrees_with_the_transcription_and_is_faster():
+    """Half the size; the transcription's own noise draws are its error."""
+    root = Path(__file__).resolve().parent.parent
+    command = [sys.executable, str(root / "benchmarks/random_features.py"), "--d", "20", "--draws", "400"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=True, cwd=root)
+    record = json.loads(done.stdout.splitlines()[-1])
+    assert record["largest_difference_of_U"] < 0.02
+    assert record["largest_difference_of_train"] < 0.05 and record["largest_difference_of_test"] < 0.03
+    assert record["ratio"] < 0.5

@@ -13,10 +13,10 @@ from torch import Tensor
 from cdmem.errors import InputError
 from cdmem.theory.bridge.gram import Directions, Response, compare, directions, last_features
 from cdmem.theory.bridge.lanczos import lanczos
-from cdmem.theory.bridge.pair import Pair, load_pair
 from cdmem.theory.bridge.rule import RULE, Interval, cliffs_delta, difference, over_draws, verdict
 from cdmem.theory.bridge.show import lead, sections
 from cdmem.theory.frame import Outcome, Progress
+from cdmem.theory.pair import Pair, load_pair
 
 COPY_RATIO = 1 / 3
 AT_ONCE = 64  # points of a Jacobian at a time

@@ -108,9 +108,9 @@ def _endpoints(found: Found) -> Section:
         ("mean leading eigenvalues", ", ".join(f"{v:.2f}" for v in ends["eigenvalues"])),
     ]
     text = [
-        f"For each seed: the teacher's endpoint, the student's one step, and the {ends['leading']} leading eigenvectors "
-        f"(Lanczos) of the teacher's Jacobian at the endpoint noised to sigma {ends['sigma']:g}. In these directions the "
-        "image is still undecided at that level; along the others the teacher contracts towards a point.",
+        "For each seed: the teacher's endpoint, the student's one step, and the leading eigenvectors (Lanczos), "
+        f"{ends['leading']} of them, of the teacher's Jacobian at the endpoint noised to sigma {ends['sigma']:g}. In "
+        "these directions the image is still undecided at that level; along the others the teacher contracts.",
     ]
     return Section(
         "Memorised samples", text, [Table(("", "value"), rows, "Intervals: Welch, 95 %.")], reconstruction=True

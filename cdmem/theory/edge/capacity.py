@@ -60,6 +60,12 @@ def batch(data: Tensor, times: Tensor, draws: int, generator: torch.Generator) -
     return clean, t, noisy(clean, t, torch.randn(clean.shape, generator=generator))
 
 
+def noise_loss(estimate: Tensor, clean: Tensor, t: Tensor) -> Tensor:
+    """The published weight alpha^2 / sigma^2, which is the error of the predicted noise: mean over points, summed over
+    members, for estimates (E, R, d) of clean points (R, d) at times (R,)."""
+    return (psi(t) * ((estimate - clean) ** 2).sum(-1)).mean(-1).sum()
+
+
 def train(
     data: Tensor,
     capacities: Sequence[int],
@@ -94,8 +100,7 @@ def train(
     optimiser = AveragedAdam([means, std], schedule)
     for step in range(schedule.steps):
         clean, t, x = batch(small, times, draws, generator)
-        off = isotropic(x, t, means, std**2, mask) - clean
-        loss = (psi(t) * (off**2).sum(-1)).mean(-1).sum()
+        loss = noise_loss(isotropic(x, t, means, std**2, mask), clean, t)
         optimiser.step(torch.autograd.grad(loss, [means, std]))
         if (step + 1) % 100 == 0:
             tick()

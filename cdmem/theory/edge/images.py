@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 
 from cdmem.errors import InputError
-from cdmem.theory.edge.capacity import INITIAL_VAR, batch, padding, starts
+from cdmem.theory.edge.capacity import INITIAL_VAR, batch, noise_loss, padding, starts
 from cdmem.theory.edge.denoisers import low_rank
 from cdmem.theory.edge.optimiser import AveragedAdam, Schedule
-from cdmem.theory.edge.process import grid, psi
+from cdmem.theory.edge.process import grid
 from cdmem.theory.edge.study import Problem, Trainer
 
 CHANNELS = 3
@@ -111,9 +111,8 @@ def train_images(
     optimiser = AveragedAdam(parameters, schedule)
     for step in range(schedule.steps):
         clean, t, x = batch(small.flatten(1), times, draws, generator)
-        off = low_rank(x.unflatten(1, data.shape[1:]), t, pictures, colours, std**2, mask)
-        off = off.flatten(-2) - clean
-        loss = (psi(t) * (off**2).sum(-1)).mean(-1).sum()
+        estimate = low_rank(x.unflatten(1, data.shape[1:]), t, pictures, colours, std**2, mask)
+        loss = noise_loss(estimate.flatten(-2), clean, t)
         optimiser.step(torch.autograd.grad(loss, parameters))
         if (step + 1) % 100 == 0:
             tick()

@@ -83,6 +83,12 @@ def partly_memorising(data: Tensor, capacities: np.ndarray) -> np.ndarray:
     return (np.exp(np.where(fits, log_p, -np.inf)) * ranks).sum(1)
 
 
+def nearest_loss(data: Tensor, kept: Tensor) -> float:
+    """The same for one choice: mean squared distance of the points (N, ...) to the nearest of those ``kept`` (M,)."""
+    flat = data.flatten(1)
+    return float((torch.cdist(flat, flat[kept], compute_mode="donot_use_mm_for_euclid_dist") ** 2).min(1).values.mean())
+
+
 def constant(loss: float, capacity: int, n: int, dim: int, variance: float = 1.0) -> float:
     """C of (3.2), L_pmem - L_mem = C (1 - M/N) d s^2."""
     return loss / ((1 - capacity / n) * dim * variance)

@@ -149,9 +149,9 @@ def trained_section(found: Study, ref: References, s: Settings, level: int) -> S
         [f"M_pt/N per seed: {', '.join(share(None if e.middle is None else e.middle / n) for e in found.each())}."],
         [
             Figure(ratio, f"{where}; band: 95 % (Wilson). A copy has d1² ≤ d2²/9 among the training points."),
-            Figure(losses, f"{where}. The test loss rises where the ratio does."),
-            Figure(variance, f"{where}. The variance falls linearly while the model still generalises."),
-            Figure(distances, f"{where}. Means move from the true means to the samples."),
+            Figure(losses, f"{where}. Published: the test loss rises with the ratio."),
+            Figure(variance, f"{where}. Published: it falls linearly in M, also while the model generalises."),
+            Figure(distances, f"{where}. Published: the distance to the samples falls linearly in M."),
             Table(head, rows, f"{where}; ratio with 95 % interval, counts averaged over seeds."),
         ],
     )
@@ -175,7 +175,7 @@ def distillation_section(curves_: Sequence[Curve], capacities: Sequence[int], s:
     parts: list[Figure | Table] = [
         Figure(
             chart("distilled_ratio", main, False, "Memorisation ratio of teacher and students."),
-            f"{where}; {max(s.distil_steps)} optimiser steps per level. At one step the teacher copies nothing.",
+            f"{where}; {max(s.distil_steps)} optimiser steps per level.",
         ),
         Figure(
             chart("distilled_spread", main, True, "Variance ratios of teacher and students."),
@@ -220,7 +220,7 @@ def sweep_section(
             ends = [t.transition.low for t in mine], [t.transition.high for t in mine]
             groups.append(Series(f"d = {d}", kind, [t.n for t in mine], [t.transition.middle for t in mine], *ends))
         slope = 0.8
-        chart = against("m_pt", groups, slope, "training points N", "M_pt", label="4N/5", alt="M_pt against N.")
+        chart = against("m_pt", groups, slope, "training points N", "M_pt", label="0.8 N", alt="M_pt against N.")
         parts.append(Figure(chart, f"{where}; bars: 95 %. Dashed: the published 4N/5."))
     words = []
     if fitted:
@@ -303,7 +303,7 @@ def image_section(found: Study, ref: References, templates: Tensor, s: Settings)
         words,
         [
             Figure(ratio, f"{where}; band: 95 % (Wilson)."),
-            Figure(loss, f"{where}. The partly memorising loss stays far above until every image is memorised."),
+            Figure(loss, f"{where}. Published shape: the test loss rises from M/N = .6 on."),
             Figure(_pictures(found, templates), "First seed. Framed: copies of a training image."),
             Table(head, rows, f"{where}; losses at t = {t:.3f}."),
         ],

@@ -13,7 +13,7 @@ from torch import Tensor
 from cdmem.theory.edge.bookkeeping import Means, count_means
 from cdmem.theory.edge.capacity import Learned, train
 from cdmem.theory.edge.denoisers import isotropic
-from cdmem.theory.edge.losses import Denoiser, Estimate, monte_carlo
+from cdmem.theory.edge.losses import Denoiser, Estimate, monte_carlo, nearest_loss, partly_memorising
 from cdmem.theory.edge.mixture import Mixture, on_sphere
 from cdmem.theory.edge.optimiser import Schedule
 from cdmem.theory.edge.process import grid
@@ -89,6 +89,8 @@ class References:
         mem_fresh: on fresh points.
         pmem: (M, times) on the training points.
         pmem_fresh: (M, times) on fresh points.
+        pmem_mean: (M, times) on the training points, the mean over all choices of M samples: what one choice differs
+            from it by where there is little noise is known exactly and taken off.
     """
 
     times: list[float]
@@ -99,6 +101,7 @@ class References:
     mem_fresh: list[Estimate]
     pmem: np.ndarray
     pmem_fresh: np.ndarray
+    pmem_mean: np.ndarray
 
 
 @dataclass
@@ -213,4 +216,6 @@ def references(problem: Problem, times: Sequence[float], count: int, draws: int)
     gen, gen_fresh = (of(problem.true, points) for points in both)
     mem, mem_fresh = (of(memorised(len(data)), points) for points in both)
     pmem, pmem_fresh = (np.array([[e.mean for e in of(memorised(m), points)] for m in capacities]) for points in both)
-    return References([float(t) for t in times], capacities, gen, gen_fresh, mem, mem_fresh, pmem, pmem_fresh)
+    chosen = np.array([nearest_loss(data, order[:m]) for m in capacities])
+    mean = pmem + (partly_memorising(data, np.array(capacities)) - chosen)[:, None]
+    return References([float(t) for t in times], capacities, gen, gen_fresh, mem, mem_fresh, pmem, pmem_fresh, mean)

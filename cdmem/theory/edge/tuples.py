@@ -82,7 +82,7 @@ def one(
     found = study(problems, trainer, counts[0], counts[1], [], draws)
     ref = references(problems[0], times, counts[3], draws)
     middle = found.transition().middle
-    gap = ref.pmem - np.array([e.mean for e in ref.gen])
+    gap = ref.pmem_mean - np.array([e.mean for e in ref.gen])
     case = None if middle is None else Case(n, d, k, np.array(ref.capacities), gap, middle / n)
     uniform = crossovers(ref, problems[0].data, d, variance).uniform
     return Tuple(n, d, k, found.transition(), found.capacities, [c.ratio for c in found.pooled()], uniform, case)

@@ -27,23 +27,27 @@ class Pair:
 
     Attributes:
         teacher: D(x; sigma), EMA weights.
-        student: f(x; sigma), EMA weights.
+        student: f(x; sigma), EMA weights; None if there is none.
         images: T, float (n, C, H, W) in [-1, 1], distinct.
+        multiplicities: copies of each (n,).
         labels: (n,) or None.
-        sigma_min: of the student.
+        sigma_min: smallest noise level above 0.
         sigma_max: largest noise level.
         points: grid points of the teacher's walk from sigma_max.
         num_classes: 0 without classes.
+        mid_sigmas: levels of the student's further steps.
     """
 
     teacher: Denoiser
-    student: Denoiser
+    student: Denoiser | None
     images: Tensor
+    multiplicities: Tensor
     labels: Tensor | None
     sigma_min: float
     sigma_max: float
     points: int = 18
     num_classes: int = 0
+    mid_sigmas: tuple[float, ...] = ()
 
     def endpoint(self, x: Tensor, sigma: float, labels: Tensor | None) -> Tensor:
         """Where the teacher's ODE leads from x (B, C, H, W) at ``sigma``: what the student was trained to return."""
@@ -59,6 +63,7 @@ class Pair:
     @torch.no_grad()
     def jump(self, x: Tensor, sigma: float, labels: Tensor | None) -> Tensor:
         """The student's one step from ``sigma``."""
+        assert self.student is not None
         levels = torch.full((len(x),), sigma)
         parts = [
             self.student(x[k : k + BATCH], levels[k : k + BATCH], None if labels is None else labels[k : k + BATCH])
@@ -79,40 +84,46 @@ def students_of(run: Path) -> list[str]:
     return [name for name in found if name != "teacher"]
 
 
-def load_pair(run: str, student: str | None) -> tuple[Pair, str]:
+def load_pair(run: str, student: str | None, alone: bool = False) -> tuple[Pair, str | None]:
     """Both models and T from a study's folder.
+
+    Args:
+        run: the folder.
+        student: a stage's name; None takes the one called student, or the first.
+        alone: do with a teacher that has no student.
 
     Raises:
         InputError: no study there, no such student, or files that cannot be trusted.
     """
-    folder = Path(run)
-    if "\0" in run or not run or not folder.is_dir():
+    folder = Path(run) if run and "\0" not in run else None
+    if folder is None or not folder.is_dir():
         raise InputError("run", repr(run), "is no folder", "give the folder of a study, e.g. runs/quickstart")
     if not (folder / "teacher").is_dir() or not is_record(folder):
         raise InputError("run", run, "holds no study (teacher/ and training_set.json)", "give a study's folder")
     names = students_of(folder)
     name = student or ("student" if "student" in names else names[0] if names else None)
-    if name is None or name not in names:
+    if name not in names and not (name is None and alone):
         there = ", ".join(names) or "none"
         raise InputError("student", name, f"is no student of {run} (there: {there})", "distil one first, or name it")
-    subjects = study_subjects(folder, [name], None, "cpu")
-    teacher = next(s for s in subjects if s.role == "teacher").module
-    pupil = next(s for s in subjects if s.role == "student").module
+    subjects = study_subjects(folder, [name] if name else [], None, "cpu")
+    teacher = next(s.module for s in subjects if s.role == "teacher")
+    pupil = next((s for s in reversed(subjects) if s.role == "student"), None)
     assert teacher is not None
-    assert pupil is not None
-    training = from_record(folder, key="run")
-    classes = teacher.num_classes
-    sampler = subjects[0].sampler
+    training, sampler = from_record(folder, key="run"), subjects[0].sampler
+    function = pupil.module.function().eval() if pupil is not None and pupil.module is not None else None
     pair = Pair(
         teacher.function().eval(),
-        pupil.function().eval(),
+        function,
         to_float(training.images),
-        training.labels if classes else None,
-        pupil.sigma_min,
+        training.multiplicities,
+        training.labels if teacher.num_classes else None,
+        float(sampler.sigmas[-2]),  # type: ignore[attr-defined]
         float(sampler.sigmas[0]),  # type: ignore[attr-defined]
         len(sampler.sigmas) - 1,  # type: ignore[attr-defined]
-        classes,
+        teacher.num_classes,
+        tuple(pupil.sampler.mid_sigmas) if pupil is not None else (),  # type: ignore[attr-defined]
     )
-    for parameter in (*pair.teacher.parameters(), *pair.student.parameters()):
-        parameter.requires_grad_(False)
+    for model in (pair.teacher, pair.student):
+        for parameter in model.parameters() if model is not None else ():
+            parameter.requires_grad_(False)
     return pair, name

@@ -1,0 +1,81 @@
+"""Target and noise within a teacher's sampling paths, while it trains (see docs/theory/decomposition.md)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from callbacks.evaluation import Evaluation, EvaluationCallback, Spacing
+from cdmem.diffusion.noise import sampler_sigmas
+from cdmem.diffusion.sampling import NoiseSource, first_seed
+from cdmem.errors import InputError
+from cdmem.images import to_float
+from cdmem.theory.decomposition.parts import decompose, nearest_two
+from cdmem.theory.decomposition.trajectory import walk
+
+
+class DecompositionCallback(EvaluationCallback):
+    """A teacher's paths from the audit seeds, each split for the training image that it ends nearest to.
+
+    ``decomposition/D_1`` and ``D_2`` (mean deviation from the schedule of a sampler that knows its target from the
+    start; 0 for that sampler), ``commitment`` (median sigma at which the target's posterior passes one half),
+    ``a_first`` and ``across_first`` (the first estimate's share of the target, and the rest) and ``residual`` (largest
+    mean share of x_t that is neither). Every rank computes the same; a student logs nothing.
+
+    Args:
+        samples: paths.
+        steps: Euler steps of each.
+        weights: ``raw`` or ``ema_<half-life>``; None is the model's choice.
+        points: number of evaluations during ``fit``.
+        spacing: ``log`` or ``linear``.
+        batch_size: images at once.
+        test_samples: paths in ``test``.
+    """
+
+    prefix = "decomposition"
+
+    def __init__(
+        self,
+        samples: int = 64,
+        steps: int = 30,
+        weights: str | None = None,
+        points: int = 10,
+        spacing: Spacing = "log",
+        batch_size: int = 256,
+        test_samples: int = 256,
+    ) -> None:
+        super().__init__(
+            samples=samples, points=points, spacing=spacing, batch_size=batch_size, test_samples=test_samples
+        )
+        if steps < 2:
+            raise InputError("steps", steps, "makes no path", "give 2 or more")
+        self.steps, self.weights = steps, weights
+
+    def measure(self, evaluation: Evaluation) -> dict[str, Any]:
+        """The means over paths."""
+        module, training = evaluation.module, evaluation.training_set
+        if module.role != "teacher":
+            return {}
+        start = first_seed(module.sampling_seed)
+        noise = NoiseSource(range(start, start + self.samples), training.shape, "cpu")
+        full = module.sampler()
+        sigmas = sampler_sigmas(self.steps, float(full.sigmas[-2]), float(full.sigmas[0]))
+        function, device = module.function(self.weights), module.device
+
+        def denoise(x: torch.Tensor, sigma: torch.Tensor, labels: torch.Tensor | None) -> torch.Tensor:
+            return function(x.to(device), sigma.to(device), None if labels is None else labels.to(device)).cpu()
+
+        x = noise.next().double() * sigmas[0]
+        path = walk(denoise, x, sigmas, noise.labels(module.num_classes))
+        images = to_float(training.images).flatten(1).double()
+        _, nearest = nearest_two(path.states[-1], images)
+        parts = decompose(path, images[nearest[:, 0]], images, training.multiplicities, nearest[:, 0])
+        return {
+            "D_1": float(parts.D_1.mean()),
+            "D_2": float(parts.D_2.mean()),
+            "commitment": float(parts.commitment.median()),
+            "a_first": float(parts.a[0].mean()),
+            "across_first": float(parts.across[0].mean()),
+            "residual": float(parts.residual.mean(1).max()),
+        }

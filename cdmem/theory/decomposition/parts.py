@@ -1,0 +1,108 @@
+"""How much of a path is target, how much initial noise, and how decided it is."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from cdmem.theory.decomposition.trajectory import Path, exact_schedule
+
+
+@dataclass(frozen=True)
+class Parts:
+    """Of B paths over K levels; float64, (K, B).
+
+    Attributes:
+        w_0, w_T: least squares of x_t - alpha_t mu on x* - mu and x_T - alpha_T mu, variance-preserving frame.
+        residual: |x_t - fit|^2 / |x_t|^2, mean-centred.
+        a: <D - mu, x* - mu> / |x* - mu|^2, the estimate's share of the target: above 1 it overshoots.
+        across: |D - mu - a (x* - mu)| / |x* - mu|.
+        posterior: probability of x* given x_t under the training law.
+        D_1, D_2: (B,) sums over levels of w_0 above and w_T below the exact schedule.
+        commitment: (B,) the largest sigma with posterior above one half; 0 if none.
+    """
+
+    w_0: Tensor
+    w_T: Tensor
+    residual: Tensor
+    a: Tensor
+    across: Tensor
+    posterior: Tensor
+    D_1: Tensor
+    D_2: Tensor
+    commitment: Tensor
+
+
+def posterior(states: Tensor, sigmas: Tensor, images: Tensor, weights: Tensor) -> Tensor:
+    """p(x_j | x_t), (K, B, n), for states in the variance-exploding frame (K, B, size), images (n, size) with
+    weights."""
+    far = torch.cdist(states, images[None].expand(len(states), -1, -1), compute_mode="donot_use_mm_for_euclid_dist")
+    return torch.softmax(weights.double().log() - far**2 / (2 * sigmas[:, None, None] ** 2), -1)
+
+
+def decompose(path: Path, target: Tensor, images: Tensor, weights: Tensor, index: Tensor | None = None) -> Parts:
+    """The parts of each path for its target.
+
+    Args:
+        path: of B samples.
+        target: x* (B, size).
+        images: T (n, size), distinct.
+        weights: multiplicities (n,).
+        index: which image of T each target is (B,), for the posterior; -1 where it is none (NaN there).
+    """
+    sigmas, alphas = path.sigmas[:-1], path.alphas[:-1]
+    mean = (weights.double()[:, None] * images).sum(0) / weights.sum()
+    x, goal = path.states[:-1] - mean, target.double() - mean  # in the VE frame centring is the same at every level
+    state, start = alphas[:, None, None] * x, alphas[0] * x[0]
+    gram = torch.stack([(goal**2).sum(1), (goal * start).sum(1), (start**2).sum(1)])
+    right = torch.stack([(state * goal).sum(2), (state * start).sum(2)])
+    det = gram[0] * gram[2] - gram[1] ** 2
+    w_0 = (gram[2] * right[0] - gram[1] * right[1]) / det
+    w_T = (gram[0] * right[1] - gram[1] * right[0]) / det
+    left = state - w_0[..., None] * goal - w_T[..., None] * start
+    estimate = path.clean - mean
+    a = (estimate * goal).sum(2) / gram[0]
+    across = (estimate - a[..., None] * goal).norm(dim=2) / gram[0].sqrt()
+    if index is None:
+        mass = torch.full_like(a, float("nan"))
+    else:
+        everything = posterior(path.states[:-1], sigmas, images, weights)
+        mass = everything.gather(2, index.clamp_min(0)[None, :, None].expand(len(sigmas), -1, 1))[..., 0]
+        mass = torch.where(index >= 0, mass, torch.nan)
+    exact_0, exact_T = exact_schedule(sigmas)
+    decided = torch.where(mass > 0.5, sigmas[:, None], torch.zeros_like(mass))
+    return Parts(
+        w_0, w_T, (left**2).sum(2) / (state**2).sum(2), a, across, mass,
+        (w_0 - exact_0[:, None]).sum(0), -(w_T - exact_T[:, None]).sum(0), decided.amax(0),
+    )  # fmt: skip
+
+
+def diversity(path: Path, groups: Tensor, least: int = 5) -> tuple[Tensor, int]:
+    """Variance of x_t within groups of paths that end at the same target, over that at the start, (K,) mean over
+    groups.
+
+    Args:
+        path: of B samples.
+        groups: target of each, (B,).
+        least: paths that a group needs.
+
+    Returns:
+        the ratio, variance-preserving frame (the exact schedule predicts w_T^2), and the number of groups.
+    """
+    states = path.alphas[:-1, None, None] * path.states[:-1]
+    ratios = []
+    for g in groups.unique():
+        of = states[:, groups == g]
+        if of.shape[1] >= least:
+            spread = of.var(1).sum(1)
+            ratios.append(spread / spread[0])
+    return (torch.stack(ratios).mean(0) if ratios else torch.full((len(states),), float("nan"))), len(ratios)
+
+
+def nearest_two(samples: Tensor, images: Tensor) -> tuple[Tensor, Tensor]:
+    """Distances (B, 2) and indices (B, 2) of the two nearest images of T."""
+    far = torch.cdist(samples.double(), images.double(), compute_mode="donot_use_mm_for_euclid_dist")
+    found = far.topk(2, dim=1, largest=False)
+    return found.values, found.indices

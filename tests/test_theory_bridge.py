@@ -20,9 +20,9 @@ from cdmem.networks import MLP, UNet
 from cdmem.theory.bridge.gram import compare, directions, last_features, readout_of
 from cdmem.theory.bridge.laboratory import Settings, ratios, run
 from cdmem.theory.bridge.lanczos import lanczos, products
-from cdmem.theory.pair import load_pair
 from cdmem.theory.bridge.rule import Interval, cliffs_delta, difference, over_draws, verdict
 from cdmem.theory.frame import Progress
+from cdmem.theory.pair import load_pair
 
 # ---- Jacobians ------------------------------------------------------------------------------------------------------
 

@@ -154,7 +154,8 @@ def keys(ax: Axes, entries: Sequence[tuple[str, Look]], *, width: int = 34) -> N
     # matplotlib leaves out what begins with an underscore
     texts = [f" {t}" if t.startswith("_") else t for t in texts]
     room, longest = 80, max(map(len, texts))
-    columns = len(texts) if sum(map(len, texts)) + 7 * len(texts) <= room else max(1, room // (longest + 7))
+    beside = 9  # of a label: its line and the space around, in characters
+    columns = len(texts) if sum(map(len, texts)) + beside * len(texts) <= room else max(1, room // (longest + beside))
     lines = -(-len(texts) // columns)
     columns = -(-len(texts) // lines)
     # The axes keep their height: the figure grows instead.

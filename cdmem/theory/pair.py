@@ -5,18 +5,24 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from cdmem.data.subset import TrainingSet
 from cdmem.diffusion.noise import sampler_sigmas
 from cdmem.diffusion.preconditioning import Denoiser
 from cdmem.diffusion.sampling import NoiseSource, sample_ode
 from cdmem.diffusion.solvers import heun_step
 from cdmem.errors import InputError
 from cdmem.images import to_float
-from cdmem.references import from_record, is_record
+from cdmem.imported import UNRECORDED
+from cdmem.references import from_record, is_record, load_references
 from cdmem.subjects import study_subjects
+from cdmem.training.checkpoint import load_module
+from cdmem.training.module import CdmemModule
+from cdmem.training.teacher import DiffusionTeacher
 
 BATCH = 256
 
@@ -36,6 +42,7 @@ class Pair:
         points: grid points of the teacher's walk from sigma_max.
         num_classes: 0 without classes.
         mid_sigmas: levels of the student's further steps.
+        null_label: the label that means "no class", for guidance; None of a teacher without label dropout.
     """
 
     teacher: Denoiser
@@ -48,6 +55,7 @@ class Pair:
     points: int = 18
     num_classes: int = 0
     mid_sigmas: tuple[float, ...] = ()
+    null_label: int | None = None
 
     def endpoint(self, x: Tensor, sigma: float, labels: Tensor | None) -> Tensor:
         """Where the teacher's ODE leads from x (B, C, H, W) at ``sigma``: what the student was trained to return."""
@@ -109,21 +117,59 @@ def load_pair(run: str, student: str | None, alone: bool = False) -> tuple[Pair,
     teacher = next(s.module for s in subjects if s.role == "teacher")
     pupil = next((s for s in reversed(subjects) if s.role == "student"), None)
     assert teacher is not None
-    training, sampler = from_record(folder, key="run"), subjects[0].sampler
     function = pupil.module.function().eval() if pupil is not None and pupil.module is not None else None
+    levels = tuple(pupil.sampler.mid_sigmas) if pupil is not None else ()  # type: ignore[attr-defined]
+    pair = _pair(teacher, subjects[0].sampler, from_record(folder, key="run"), function, levels)
+    return pair, name
+
+
+def load_teacher(path: str, training_set: str | None = None) -> Pair:
+    """A teacher without a student, from whatever :func:`~cdmem.training.checkpoint.load_module` reads.
+
+    Args:
+        path: checkpoint, folder of a stage, or exported folder.
+        training_set: what an audit takes for one; None takes the record beside the teacher.
+
+    Raises:
+        InputError: no teacher there, no such training set, or another one than it was trained on.
+    """
+    if not path or "\0" in path:
+        raise InputError("teacher", repr(path), "is no path", "give a teacher's checkpoint or folder")
+    module = load_module(path, "teacher")
+    if not isinstance(module, DiffusionTeacher):
+        raise InputError("teacher", path, f"is a {module.role}", "give a teacher's checkpoint or folder")
+    near = Path(path) if Path(path).is_dir() else Path(path).resolve().parent.parent
+    if training_set is None and not is_record(near):
+        raise InputError("training_set", None, f"there is no training_set.json in {near}", "give --training_set")
+    training = load_references(training_set or str(near), None, False)[0]
+    known = module.about["training_set"]
+    if known not in (UNRECORDED, training.hash):
+        problem = f"is not what {path} was trained on ({known[:12]}, not {training.hash[:12]})"
+        raise InputError("training_set", training_set or near, problem, "give that one")
+    if list(training.shape) != list(module.shape) or module.num_classes not in (0, training.num_classes):
+        problem = f"has shape {list(training.shape)} and {training.num_classes} classes, {path} {list(module.shape)} and "
+        raise InputError("training_set", training_set or near, f"{problem}{module.num_classes}", "give the teacher's own")
+    return _pair(module, module.sampler(), training, None, ())
+
+
+def _pair(
+    teacher: CdmemModule, sampler: Any, training: TrainingSet, student: Denoiser | None, levels: tuple[float, ...]
+) -> Pair:
+    """What both have in common; nothing of it can be trained."""
     pair = Pair(
         teacher.function().eval(),
-        function,
+        student,
         to_float(training.images),
         training.multiplicities,
         training.labels if teacher.num_classes else None,
-        float(sampler.sigmas[-2]),  # type: ignore[attr-defined]
-        float(sampler.sigmas[0]),  # type: ignore[attr-defined]
-        len(sampler.sigmas) - 1,  # type: ignore[attr-defined]
+        float(sampler.sigmas[-2]),
+        float(sampler.sigmas[0]),
+        len(sampler.sigmas) - 1,
         teacher.num_classes,
-        tuple(pupil.sampler.mid_sigmas) if pupil is not None else (),  # type: ignore[attr-defined]
+        levels,
+        teacher.num_classes if teacher.about.get("null_label") else None,
     )
     for model in (pair.teacher, pair.student):
         for parameter in model.parameters() if model is not None else ():
             parameter.requires_grad_(False)
-    return pair, name
+    return pair

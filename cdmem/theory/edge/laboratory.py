@@ -283,6 +283,7 @@ def _sweep(s: Settings, progress: Progress, results: dict[str, Any], lead: list[
     if fitted:
         made, used = fitted
         rest = "" if made.test is None else f", {made.test:.2g} on the other {used.count(False)}"
+        rest += "" if made.constant is None else f" (a constant M/N: {made.constant:.2g})"
         lead.append(f"Fitted lambda~: squared error of M/N {made.train:.2g} on {sum(used)} tuples{rest}.")
 
 

@@ -242,7 +242,12 @@ def sweep_section(
             origin=False,
             alt="Predicted against measured.",
         )
-        parts.append(Figure(chart, f"Squared error {made.train:.2g} fitted, {share(made.test)} held out."))
+        errors = f"Squared error of M/N: {made.train:.2g} fitted"
+        if made.test is not None and made.constant is not None:
+            errors += (
+                f", {made.test:.2g} held out; the mean of the fitted tuples would err by {made.constant:.2g} there"
+            )
+        parts.append(Figure(chart, f"{errors}."))
         weight = [Series("λ̃", "teacher", grid().tolist(), made.weights)]
         parts.append(
             Figure(

@@ -45,6 +45,7 @@ class Fit:
         predicted: M/N of every case, also of those not fitted.
         train: mean squared error of M/N over the fitted cases.
         test: over the others; None without any.
+        constant: the same as test for the mean M_pt/N of the fitted cases, which uses no loss at all.
     """
 
     weights: list[float]
@@ -52,6 +53,7 @@ class Fit:
     predicted: list[float]
     train: float
     test: float | None
+    constant: float | None
 
 
 FINE = 200  # capacities between which the soft-max chooses
@@ -88,6 +90,7 @@ def fit(cases: Sequence[Case], fitted: Sequence[bool], steps: int = 1500, rate: 
         predicted=found.tolist(),
         train=float(error[use].mean()),
         test=float(error[rest].mean()) if rest.any() else None,
+        constant=float(((target[rest] - target[use].mean()) ** 2).mean()) if rest.any() else None,
     )
 
 

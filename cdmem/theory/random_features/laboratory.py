@@ -224,6 +224,7 @@ def _numbers(sweep: Sweep, tau_mem: Sequence[float], begun: Sequence[Onset]) -> 
     return {
         "psi_n": sweep.psi_n,
         "tau_mem": tau_mem,
+        "tau_onset": [b.begun for b in begun],
         "tau_half": [b.half for b in begun],
         "tau_best": [b.best for b in begun],
         "tau": sweep.tau,

@@ -12,7 +12,7 @@ from cdmem.theory.random_features.constants import Constants
 from cdmem.theory.random_features.figures import ORDER, bands_of, paths, power_chart, spectrum_chart
 from cdmem.theory.random_features.limit import density, shape_of
 from cdmem.theory.random_features.spectra import Measured, Spectrum, Theory
-from cdmem.theory.random_features.sweep import Onset, PowerLaw, Sweep, least_score
+from cdmem.theory.random_features.sweep import ONSET, Onset, PowerLaw, Sweep, least_score
 
 POINTS = 500
 
@@ -121,43 +121,34 @@ def training_section(
     fair = float(np.percentile(sweep.test.mean(1), 100)) * 1.05
     losses = paths(
         "losses", _series(sweep, sweep.test), "training time τ", "loss: test solid, train dashed",
-        dashed=_series(sweep, sweep.train), limits=(0.0, min(fair, 3.0)), mark=(tau_gen, "τ_gen"),
+        dashed=_series(sweep, sweep.train), limits=(0.0, min(fair, 4.0)), mark=(tau_gen, "τ_gen"),
         alt="Train and test loss against training time",
     )  # fmt: skip
-    final = sweep.gap()[:, :, -1:].mean(1, keepdims=True)
-    relative = sweep.gap() / final
-    gap = paths("gap", _series(sweep, relative), "training time τ", "L_gen / L_gen(∞)", mark=(tau_gen, "τ_gen"),
+    gap = paths("gap", _series(sweep, sweep.gap()), "training time τ", "L_gen", mark=(tau_gen, "τ_gen"),
                 alt="Generalisation gap against training time")  # fmt: skip
-    collapse = paths("gap_collapse", _series(sweep, relative, tau_mem), "τ / τ_mem", "L_gen / L_gen(∞)",
+    final = sweep.gap()[:, :, -1:].mean(1, keepdims=True)
+    collapse = paths("gap_collapse", _series(sweep, sweep.gap() / final, tau_mem), "τ / τ_mem", "L_gen / L_gen(∞)",
                      mark=(1.0, "τ_mem"), alt="The same against training time over tau_mem")  # fmt: skip
     score = paths("score", _series(sweep, sweep.score), "training time τ", "score error", log_y=True,
                   mark=(tau_gen, "τ_gen"), alt="Score error against training time")  # fmt: skip
-    halves = [onset.half for onset in found]
-    ratio = [half / mem for half, mem in zip(halves, tau_mem)]
     rows = []
     least = least_score(sweep)
     for k, psi_n in enumerate(sweep.psi_n):
         ends = (sweep.train[k, :, -1].mean(), sweep.test[k, :, -1].mean())
-        rows.append((f"{psi_n:g}", f"{tau_mem[k]:.0f}", f"{halves[k]:.0f}", f"{ratio[k]:.2f}", f"{found[k].best:.0f}",
+        reached = [f"{at:.0f} ({at / tau_mem[k]:.2f})" if at == at else "-" for at in (found[k].begun, found[k].half)]
+        rows.append((f"{psi_n:g}", f"{tau_mem[k]:.0f}", *reached, f"{found[k].best:.0f}",
                      f"{ends[0]:.3f} / {ends[1]:.3f}", f"{least[k].mean():.4f}"))  # fmt: skip
-    head = (
-        "psi_n",
-        "tau_mem, theory",
-        "half of L_gen at",
-        "ratio",
-        "least test loss at",
-        "last train / test",
-        "E_score*",
-    )
-    spread = f"{max(halves) / min(halves):.1f}", f"{max(ratio) / min(ratio):.2f}"
+    head = ("psi_n", "tau_mem", f"L_gen = {ONSET} at", "half of L_gen at", "least test loss at", "last train / test")
+    head += ("E_score*",)
     note = (
-        f"tau_gen = {tau_gen:.1f} for every psi_n. The time at which L_gen is half of its last value varies by a "
-        f"factor of {spread[0]}, in units of tau_mem by {spread[1]}."
+        f"tau_gen = {tau_gen:.1f} for every psi_n. In brackets: in units of tau_mem. {_spread(found, tau_mem)} "
+        "The edge of a bulk is what its slowest directions need: where psi_n is not far below psi_p, most of the bulk "
+        "is learned well before."
     )
     parts: list[Figure | Table] = [
         Figure(losses, f"{means}. First both losses fall together; then the test loss rises and the train loss falls."),
-        Figure(gap, f"{means}. L_gen = test - train, over its last value: larger sets are memorised later."),
-        Figure(collapse, f"{means}. In units of tau_mem = psi_p / (Delta lambda_min) the curves move together."),
+        Figure(gap, f"{means}. L_gen = test - train: larger sets are memorised later."),
+        Figure(collapse, f"{means}. Over its last value, in units of tau_mem = psi_p / (Delta lambda_min)."),
         Table(head, rows, note),
         Figure(score, f"{means}. The more points, the lower its minimum near tau_gen."),
     ]
@@ -168,6 +159,18 @@ def training_section(
         " (2.3) and score error (2.4) without sampling."
     )
     return Section("Training", [text], parts)
+
+
+def _spread(found: Sequence[Onset], tau_mem: Sequence[float]) -> str:
+    """By which factors the times vary over psi_n."""
+    said = []
+    for name, key in ((f"L_gen = {ONSET}", "begun"), ("half of L_gen", "half")):
+        kept = [(getattr(f, key), mem) for f, mem in zip(found, tau_mem) if getattr(f, key) == getattr(f, key)]
+        if len(kept) > 1:
+            plain, scaled = [at for at, _ in kept], [at / mem for at, mem in kept]
+            factors = max(plain) / min(plain), max(scaled) / min(scaled)
+            said.append(f"{name}: times vary by a factor of {factors[0]:.1f}, in units of tau_mem by {factors[1]:.1f}.")
+    return " ".join(said)
 
 
 def exponent(law: PowerLaw) -> str:

@@ -14,6 +14,7 @@ from cdmem.theory.random_features.model import gaussian_data, make_features
 from cdmem.theory.random_features.moments import population_moments, training_moments
 
 PER_DECADE = 12
+ONSET = 0.2  # of L_gen; the data have variance 1, and so has the loss of no training
 
 
 @dataclass(frozen=True)
@@ -96,10 +97,12 @@ class Onset:
     """Of one psi_n, means over seeds.
 
     Attributes:
+        begun: time at which the mean L_gen reaches 0.2; NaN if it never does.
         half: time at which the mean L_gen is half of what it is in the end.
         best: time of the least mean test loss.
     """
 
+    begun: float
     half: float
     best: float
 
@@ -108,7 +111,8 @@ def onsets(sweep: Sweep) -> list[Onset]:
     """One per psi_n."""
     found = []
     for test, gap in zip(sweep.test.mean(1), sweep.gap().mean(1)):
-        found.append(Onset(crossing(sweep.tau, gap, gap[-1] / 2), float(sweep.tau[int(test.argmin())])))
+        times = (crossing(sweep.tau, gap, level) for level in (ONSET, gap[-1] / 2))
+        found.append(Onset(*times, float(sweep.tau[int(test.argmin())])))
     return found
 
 

@@ -195,9 +195,9 @@ def test_imports_neither_torch_nor_pyplot():
 @pytest.mark.parametrize("count", [3, 5, 6, 8])
 def test_a_legend_stays_within_the_figure(count):
     names = ["g = 1", "g = 1.5", "g = 2", "g = 3", "g = 5", "g = 7.5", "g = 10", "g = 20"]
-    series = [Series(name, kind, [1, 2], [2, len(kind)]) for name, kind in zip(names[:count], LOOKS)]
+    series = [Series(name, kind, [1, 2], [k, 1]) for k, (name, kind) in enumerate(zip(names[:count], LOOKS))]
     figure = charts.curves("legend", series, "x", "y", alt="many lines").figure
     renderer = FigureCanvasAgg(figure).get_renderer()
     figure.draw(renderer)
     assert all(legend.get_window_extent(renderer).x1 <= figure.bbox.x1 + 1 for legend in figure.legends)
-    assert figure.legends or count < 6
+    assert figure.legends or count < 6  # few lines are named at their ends

@@ -83,13 +83,13 @@ class Settings:
     distillation: bool = True
     t_next: float = 0.01
     teacher_tau: float = 3e4
-    leak_draws: int = 100
+    leak_draws: int = 60
     student_d: int = 20
     student_psi_p: float = 30.0
     student_n: list[int] = field(default_factory=lambda: [12, 24, 48])
     student_levels: int = 16
-    student_draws: int = 200
-    student_samples: int = 3000
+    student_draws: int = 150
+    student_samples: int = 2000
     student_seeds: int = 3
 
 

@@ -59,7 +59,7 @@ def read_settings(laboratory: str, args: Sequence[str]) -> tuple[Any, dict[str, 
         rest[0] = f"--run={rest[0]}"
     try:
         with redirect_stderr(io.StringIO()):
-            found = vars(parser.instantiate_classes(parser.parse_args(rest)))
+            found = vars(parser.parse_args(rest))
     except (ArgumentError, ValueError, TypeError, OSError, UnicodeDecodeError, RecursionError) as error:
         names = [f.name for f in dataclasses.fields(kind)]
         raise InputError("theory", laboratory, _line(error), f"its settings are {', '.join(names)}") from None

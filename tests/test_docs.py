@@ -24,8 +24,15 @@ def functions(name: str) -> frozenset[str]:
     return frozenset(node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef))
 
 
+@cache
+def everywhere() -> frozenset[str]:
+    """Test functions of all files."""
+    return frozenset().union(*(functions(f.name) for f in (ROOT / "tests").glob("test_*.py")))
+
+
 def wrong(text: str) -> list[str]:
-    """Tests that do not exist of those named: ``file.py``, ``file.py::test``, a bare ``test`` of the file before it."""
+    """Tests that do not exist of those named: ``file.py``, ``file.py::test``, a bare ``test`` of the file before it
+    (of any file, where none was named)."""
     found, file = [], None
     for line in text.splitlines():
         for code in CODE.findall(line):
@@ -34,7 +41,7 @@ def wrong(text: str) -> list[str]:
                 file = named[1]
                 if not (ROOT / "tests" / file).is_file() or (named[2] and named[2] not in functions(file)):
                     found.append(code)
-            elif re.fullmatch(r"test_\w+", code) and (file is None or code not in functions(file)):
+            elif re.fullmatch(r"test_\w+", code) and code not in (functions(file) if file else everywhere()):
                 found.append(f"{file}::{code}")
     return found
 
@@ -79,5 +86,5 @@ def test_wrong_names_are_found():
     assert wrong(right.replace("wrong_names", "no_names")) == ["test_docs.py::test_no_names_are_found"]
     assert wrong(right.replace("named_tests", "named")) == ["test_docs.py::test_named_exist"]
     assert wrong(right.replace("tests/test_docs", "tests/test_nothing")) == ["tests/test_nothing.py"]
-    assert wrong("`test_named_tests_exist`") == ["None::test_named_tests_exist"]
+    assert wrong("`test_nowhere_at_all`") == ["None::test_nowhere_at_all"]
     assert LINK.findall('[a](b.md#c) <img src="d.png"> [e](#f)') == [("b.md", ""), ("", "d.png")]

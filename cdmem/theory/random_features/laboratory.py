@@ -88,8 +88,8 @@ class Settings:
     student_psi_p: float = 30.0
     student_n: list[int] = field(default_factory=lambda: [12, 24, 48])
     student_levels: int = 16
-    student_draws: int = 150
-    student_samples: int = 2000
+    student_draws: int = 200
+    student_samples: int = 4000
     student_seeds: int = 3
 
 

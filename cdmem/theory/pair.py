@@ -147,8 +147,9 @@ def load_teacher(path: str, training_set: str | None = None) -> Pair:
         problem = f"is not what {path} was trained on ({known[:12]}, not {training.hash[:12]})"
         raise InputError("training_set", training_set or near, problem, "give that one")
     if list(training.shape) != list(module.shape) or module.num_classes not in (0, training.num_classes):
-        problem = f"has shape {list(training.shape)} and {training.num_classes} classes, {path} {list(module.shape)} and "
-        raise InputError("training_set", training_set or near, f"{problem}{module.num_classes}", "give the teacher's own")
+        has = f"has shape {list(training.shape)} and {training.num_classes} classes"
+        problem = f"{has}, {path} {list(module.shape)} and {module.num_classes}"
+        raise InputError("training_set", training_set or near, problem, "give the teacher's own")
     return _pair(module, module.sampler(), training, None, ())
 
 

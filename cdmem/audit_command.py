@@ -22,6 +22,7 @@ from cdmem.distillation import distillation_record
 from cdmem.errors import InputError
 from cdmem.imported import UNRECORDED, is_model_folder
 from cdmem.metrics.features import features_name
+from cdmem.paths import usable_path
 from cdmem.pipelines import is_pipeline, load_pipeline
 from cdmem.references import ARRAYS, load_references, match_channels, read_images
 from cdmem.run import CONFIG, RunFolder
@@ -71,21 +72,6 @@ def _near(value: str) -> str | float:
         raise InputError("near_duplicates", value, "is no rule", "use auto, off or a ratio such as 0.5") from None
 
 
-def _expanded(name: str, value: str | None) -> str | None:
-    """A path with ``~`` replaced; names that no file system takes are refused here, once for all readers."""
-    if value is None:
-        return None
-    try:
-        path = Path(value).expanduser()
-        path.exists()
-    except (OSError, ValueError, RuntimeError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise InputError(name, value[:80], f"is no usable path ({reason})", "give another path") from None
-    if not value or "\0" in value:
-        raise InputError(name, repr(value), "is no path", "give a file or folder")
-    return str(path)
-
-
 def _check_out(out: Path) -> None:
     """An audit takes minutes: that its result cannot be written is said before."""
     if out.exists() or out.is_symlink():
@@ -120,7 +106,8 @@ def check(options: argparse.Namespace) -> None:
             raise InputError("nfe", options.nfe, "needs at least one evaluation", "e.g. --nfe 1 2 4")
         options.nfe = sorted(set(options.nfe))  # a repeated one would count twice in Holm's family
     for name in ("generator", "training_set", "held_out", "teacher", "data_path", "out"):
-        setattr(options, name, _expanded(name, getattr(options, name)))
+        if getattr(options, name) is not None:
+            setattr(options, name, str(usable_path(name, getattr(options, name))))
     for group in options.metrics:
         if group not in (*GROUPS, *SLOW_GROUPS):
             raise InputError("metrics", group, "no such group", f"use {', '.join((*GROUPS, *SLOW_GROUPS))}")

@@ -47,6 +47,8 @@ def dispatch(args: Sequence[str]) -> int:
     # Must precede the import of torch: with the default spin barrier, two threads on shared cores can be 30x slower.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
+    # Weights that do not fit a network are refused in one line of ours; diffusers would tell of them in two before it.
+    os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
     if command in TRAINER_COMMANDS:
         from cdmem.trainer_cli import run_trainer_command
 

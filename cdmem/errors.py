@@ -2,6 +2,13 @@
 
 from __future__ import annotations
 
+LONGEST = 300  # characters of a value that are repeated to the user
+
+
+def _short(value: object) -> str:
+    text = str(value)
+    return text if len(text) <= LONGEST else f"{text[:LONGEST]}..."
+
 
 class InputError(Exception):
     """A setting or file that cannot be used; the text is one line naming key, value and mend.
@@ -14,7 +21,7 @@ class InputError(Exception):
     """
 
     def __init__(self, key: str, value: object, problem: str, mend: str) -> None:
-        text = f"{key}={value}: {problem}; {mend}"
+        text = f"{_short(key)}={_short(value)}: {problem}; {mend}"
         # What a file says must not move the cursor or rename the window of a terminal.
         super().__init__("".join(c if c.isprintable() else "?" for c in " ".join(text.split())))
         self.key, self.value, self.problem, self.mend = key, value, problem, mend

@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import re
 
+from jsonargparse import ArgumentError
+from omegaconf.errors import OmegaConfBaseException
+
 from cdmem.errors import InputError
+
+PARSING = (ArgumentError, OmegaConfBaseException, ValueError, TypeError)  # what parsing of settings can raise
 
 MEND = "correct the key or its value; --help lists all settings"
 SPELLING = "check the spelling; --help lists all settings"

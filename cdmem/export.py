@@ -121,6 +121,8 @@ def prepare(module: CdmemModule, record: dict[str, Any], weights: str | None = N
         "sampler": sampler,
         "sampling_seed": module.sampling_seed,
     }
+    if module.about.get("null_label"):
+        metadata["null_label"] = True
     if student:
         metadata["teacher_digest"] = record.get("teacher_digest")
     return Export(form, network, metadata, _scheduler(form, module, points))

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from cdmem.errors import InputError
+from cdmem.paths import possible_path, usable_path
 from cdmem.sample import OneLineParser
 from cdmem.texts import parse_json, read_text
 
@@ -95,14 +96,16 @@ def known_images(stage: Path, wanted: str) -> int | None:
 def run_export(args: Sequence[str]) -> int:
     """Check, then write the folder and say what it is."""
     options = parser().parse_args(args)
-    out = Path(options.out).expanduser()
+    out = possible_path("out", options.out)
+    if options.audit is not None:
+        options.audit = str(usable_path("audit", options.audit))
     if os.path.lexists(out):
         raise InputError("out", out, "exists already", "give another --out")
     from cdmem import export
     from cdmem.export_card import card
     from cdmem.training.checkpoint import find_checkpoint, load_module, read_checkpoint
 
-    file = find_checkpoint(options.checkpoint)
+    file = find_checkpoint(usable_path("checkpoint", options.checkpoint))
     module, record = load_module(file), read_checkpoint(file)["cdmem"]
     stage = file.resolve().parent.parent
     made = export.prepare(module, record, options.weights, known_images(stage, module.about["training_set"]))

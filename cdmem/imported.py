@@ -158,9 +158,12 @@ def _module(record: dict[str, Any], network: UNetNetwork, config: DiffusersUNet)
     levels = {name: float(record[name]) for name in ("sigma_data", "sigma_min", "sigma_max")}
     if not all(math.isfinite(v) and v > 0 for v in levels.values()) or levels["sigma_min"] >= levels["sigma_max"]:
         raise ValueError(f"noise levels {levels}")
+    null = record.get("null_label", False)
+    if null not in (False, True) or (null and config.num_classes < 2):
+        raise ValueError(f"null_label {null}")
     about = {
         "shape": list(config.shape),
-        "num_classes": config.num_classes,
+        "num_classes": config.num_classes - bool(null),
         "sigma_data": levels["sigma_data"],
         "sigma_min": levels["sigma_min"],
         "parameterization": record["parameterization"],
@@ -168,6 +171,7 @@ def _module(record: dict[str, Any], network: UNetNetwork, config: DiffusersUNet)
     }
     status = record["training_set"].get("status")
     about |= {"training_set_status": str(status)} if status not in (None, "recorded") else {}
+    about |= {"null_label": True} if null else {}
     about |= {"scaling": record["scaling"]} if record.get("scaling") else {}
     sampler = record["sampler"]
     common = {

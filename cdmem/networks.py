@@ -8,7 +8,7 @@ from __future__ import annotations
 import inspect
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -34,6 +34,12 @@ class NetworkConfig(ABC):
     def record(self) -> dict[str, Any]:
         """Plain types that :func:`from_record` turns back into the config."""
         return {"class_path": f"{type(self).__module__}.{type(self).__qualname__}", "init_args": asdict(self)}
+
+
+def label_rows(about: Mapping[str, Any]) -> int:
+    """Classes that a network of this record embeds: ``num_classes``, and one more that means "no class" where the
+    record says ``null_label`` (for classifier-free guidance)."""
+    return int(about["num_classes"]) + bool(about.get("null_label"))
 
 
 def from_record(record: dict[str, Any]) -> NetworkConfig:

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from cdmem.errors import InputError
+from cdmem.paths import possible_path
 from cdmem.report.build import write_report
 from cdmem.report.compare import studies_below, write_comparison
 from cdmem.sample import OneLineParser
@@ -31,9 +32,12 @@ def run_report(args: Sequence[str]) -> int:
     folders = [f for path in options.runs for f in studies_below(path)]
     if not folders:
         raise InputError("runs", " ".join(options.runs), "no finished study there", "run the study to its end first")
+    root = Path(options.runs[0]) if len(options.runs) == 1 else Path()
+    out = possible_path("out", root / "comparison.html" if options.out is None else options.out)
+    if out.suffix != ".html" or out.is_dir():
+        raise InputError("out", out, "must end in .html and be no folder", "e.g. --out comparison.html")
     for folder in folders:
         print(f"report: {write_report(folder)}")
     if len(folders) > 1:
-        root = Path(options.runs[0]) if len(options.runs) == 1 else Path()
-        print(f"comparison: {write_comparison(folders, Path(options.out or root / 'comparison.html'))}")
+        print(f"comparison: {write_comparison(folders, out)}")
     return 0

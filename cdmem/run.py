@@ -58,7 +58,7 @@ FREE_KEYS = (
     "trainer.profiler",
 )
 # Settings that folders of earlier versions lack, with the value that leaves everything as it was there.
-LATER_KEYS = {"model.init_args.compile": False}
+LATER_KEYS = {"model.init_args.compile": False, "model.init_args.label_dropout": 0.0}
 
 
 class RunFolder:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -14,6 +13,7 @@ from cdmem.diffusion.sampling import first_seed, in_batches
 from cdmem.durable import replacing
 from cdmem.errors import InputError
 from cdmem.images import grid, to_uint8, write_png
+from cdmem.paths import possible_path, usable_path
 
 
 class OneLineParser(argparse.ArgumentParser):
@@ -44,7 +44,7 @@ def run_sample(args: Sequence[str]) -> int:
     from cdmem.training.checkpoint import load_module
 
     options = parser().parse_args(args)
-    out = Path(options.out)
+    out, checkpoint = possible_path("out", options.out), usable_path("checkpoint", options.checkpoint)
     picture = out.with_suffix(".png")
     for file in (out, picture):
         if file.exists() or file.is_symlink():
@@ -53,7 +53,7 @@ def run_sample(args: Sequence[str]) -> int:
         raise InputError("out", out, "must end in .npz", "e.g. --out samples.npz")
     if options.samples < 1 or options.batch_size < 1:
         raise InputError("samples", options.samples, "needs at least one", "give a positive number")
-    module = load_module(options.checkpoint)
+    module = load_module(checkpoint)
     try:
         module.to(options.device)
     except (RuntimeError, AssertionError) as error:

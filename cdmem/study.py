@@ -29,13 +29,14 @@ from cdmem.audit import Auditor, AuditResult
 from cdmem.distillation import distillation_record
 from cdmem.durable import owned
 from cdmem.errors import InputError
+from cdmem.quiet import quiet_libraries
 from cdmem.redact import redact
 from cdmem.run import CONFIG, RunFolder, check_same_settings, environment, flatten
 from cdmem.subjects import study_subjects
 from cdmem.suite import EXTRACTORS, GROUPS, SLOW_GROUPS, SuiteOptions, build_features
 from cdmem.summary import print_summary
 from cdmem.tracking import finish_wandb
-from cdmem.trainer_cli import CdmemCLI, build, config_name, quiet_libraries
+from cdmem.trainer_cli import CdmemCLI, build, config_name
 from cdmem.training.student import ConsistencyStudent
 from cdmem.training.teacher import DiffusionTeacher
 from cdmem.trust import FLAG, admit, split_flag
@@ -94,7 +95,7 @@ class StudyConfig:
 def _unknown(key: str, known: Sequence[str]) -> InputError:
     close = difflib.get_close_matches(key, known, 1)
     hint = f"did you mean {close[0]}?" if close else f"known: {', '.join(known)}"
-    return InputError(key, "...", "no such setting of a study", hint)
+    return InputError(key or repr(key), "...", "no such setting of a study", hint)
 
 
 def _overrides(args: Sequence[str]) -> tuple[str, list[str]]:
@@ -156,6 +157,9 @@ def _checked(path: Path, raw: dict[str, Any], args: Sequence[str]) -> StudyConfi
     for key in raw:
         if key not in TOP_KEYS:
             raise _unknown(str(key), TOP_KEYS)
+    for key in ("audit", "students"):
+        if raw.get(key) is not None and not isinstance(raw[key], dict):
+            raise InputError(key, raw[key], "is no mapping of settings", "see configs/quickstart.yaml")
     audit = raw.get("audit") or {}
     known = [f.name for f in fields(AuditSettings)]
     for key in audit:

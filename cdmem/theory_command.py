@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from cdmem.errors import InputError
+from cdmem.paths import possible_path
 
 LABORATORIES = {
     "random-features": "cdmem.theory.random_features.laboratory",
@@ -60,7 +61,7 @@ def read_settings(laboratory: str, args: Sequence[str]) -> tuple[Any, dict[str, 
     try:
         with redirect_stderr(io.StringIO()):
             found = vars(parser.parse_args(rest))
-    except (ArgumentError, ValueError, TypeError, OSError, UnicodeDecodeError, RecursionError) as error:
+    except (ArgumentError, ValueError, TypeError, OSError, ArithmeticError, RecursionError) as error:
         names = [f.name for f in dataclasses.fields(kind)]
         raise InputError("theory", laboratory, _line(error), f"its settings are {', '.join(names)}") from None
     names = {field.name for field in dataclasses.fields(kind)}
@@ -86,27 +87,19 @@ def _finite(settings: Any) -> None:
         raise InputError("seed", seed, "is no seed", "use a whole number from 0 to 4294967295")
 
 
-def check_out(given: str, overwrite: bool) -> None:
-    """Results take minutes: that they cannot be written is said before.
+def check_out(given: str, overwrite: bool) -> Path:
+    """The folder for results. They take minutes: that they cannot be written is said before.
 
     Raises:
         InputError: the folder holds results already, is a file, or cannot be written.
     """
-    if "\0" in given or not given:
-        raise InputError("out", repr(given), "is no path", "give a folder")
-    try:
-        out = Path(given).expanduser()
-        if out.exists() and not out.is_dir():
-            raise InputError("out", out, "is a file", "give a folder")
-        there = [name for name in FILES if os.path.lexists(out / name)]
-        if there and not overwrite:
-            raise InputError("out", out, f"holds {', '.join(there)} already", "give another --out, or --overwrite")
-        nearest = next(p for p in (out.absolute(), *out.absolute().parents) if p.exists())
-        if not os.access(nearest, os.W_OK):
-            raise InputError("out", out, "cannot be written", "give another --out")
-    except (OSError, RuntimeError) as error:  # RuntimeError: no home folder of that name
-        reason = getattr(error, "strerror", None) or error
-        raise InputError("out", given[:80], f"is no usable path ({reason})", "give another --out") from None
+    out = possible_path("out", given)
+    if out.exists() and not out.is_dir():
+        raise InputError("out", out, "is a file", "give a folder")
+    there = [name for name in FILES if os.path.lexists(out / name)]
+    if there and not overwrite:
+        raise InputError("out", out, f"holds {', '.join(there)} already", "give another --out, or --overwrite")
+    return out
 
 
 def run_theory(args: Sequence[str]) -> int:
@@ -118,8 +111,7 @@ def run_theory(args: Sequence[str]) -> int:
     if laboratory not in LABORATORIES:
         raise InputError("theory", laboratory, "is no laboratory", f"use one of {', '.join(LABORATORIES)}")
     settings, ours = read_settings(laboratory, rest)
-    check_out(ours["out"], ours["overwrite"])
-    out = Path(ours["out"]).expanduser()
+    out = check_out(ours["out"], ours["overwrite"])
     from cdmem.theory.frame import Progress
     from cdmem.theory.page import write_outcome
 

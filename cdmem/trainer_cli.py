@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import io
-import logging
 import os
 import time
-import warnings
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -16,14 +14,17 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 import yaml
-from jsonargparse import ArgumentError, Namespace, set_parsing_settings
+from jsonargparse import Namespace, set_parsing_settings
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.plugins.environments import SLURMEnvironment
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from cdmem.data.datamodule import MemorizationDataModule
 from cdmem.durable import owned
 from cdmem.errors import InputError
-from cdmem.explain import explain, one_line
+from cdmem.explain import PARSING, explain, one_line
+from cdmem.paths import possible_path, usable_path
+from cdmem.quiet import quiet_libraries
 from cdmem.redact import redact
 from cdmem.run import CONFIG, FINISHED, MetricsRecord, RunFolder, check_same_settings, environment
 from cdmem.training.checkpoint import PREVIOUS, read_checkpoint, resumable_checkpoint
@@ -34,6 +35,7 @@ from cdmem.training.module import CdmemModule
 from cdmem.training.peers import watching_peers
 from cdmem.training.precision import check_precision
 from cdmem.training.progress import StepProgress
+from cdmem.training.restoring import check_restorable
 from cdmem.training.student import ConsistencyStudent  # noqa: F401  (short class names in configs)
 from cdmem.training.teacher import DiffusionTeacher
 from cdmem.trust import admit
@@ -43,6 +45,7 @@ with contextlib.suppress(ModuleNotFoundError):
 
 DERIVED_DATA_SEEDS = ("subset_seed", "order_seed")
 DERIVED_MODEL_SEEDS = ("training_seed", "sampling_seed")
+MAX_THREADS = 1024
 set_parsing_settings(omegaconf_absolute_to_relative_paths=True)
 
 
@@ -114,11 +117,16 @@ class CdmemCLI(LightningCLI):
         """The parsed settings of the subcommand."""
         return self.config[self.command]
 
+    def check_sections(self) -> None:
+        """Raises InputError for a section that is a list: an empty one passes the parser for an empty mapping."""
+        for name in ("trainer", "data", "model"):
+            found = self.settings.get(name)
+            if not isinstance(found, Namespace):
+                raise InputError(name, found, "is no mapping of settings", "see configs/quickstart/teacher.yaml")
+
     def before_instantiate_classes(self) -> None:
+        self.check_sections()
         s = self.settings
-        for name in ("trainer", "data", "model"):  # an empty list passes for an empty mapping
-            if not isinstance(s.get(name), Namespace):
-                raise InputError(name, s.get(name), "is no mapping of settings", "see configs/quickstart/teacher.yaml")
         for name in DERIVED_DATA_SEEDS:
             if s.data[name] is None:
                 s.data[name] = s.seed
@@ -127,6 +135,13 @@ class CdmemCLI(LightningCLI):
                 s.model.init_args[name] = s.seed
         if s.run_dir is None:
             s.run_dir = f"runs/{config_name(self.arguments)}"
+        possible_path("run_dir", s.run_dir)
+        named = {"ckpt_path": s.ckpt_path, "data.path": s.data.path, "data.held_out_path": s.data.held_out_path}
+        for key, value in (named | {"model.teacher": s.model.init_args.get("teacher")}).items():
+            if value is not None:
+                usable_path(key, value)
+        if s.threads is not None and not 1 <= s.threads <= MAX_THREADS:
+            raise InputError("threads", s.threads, f"must be 1 to {MAX_THREADS}", "leave it out to take all cores")
         # Nothing from a checkpoint is unpickled, on resume either.
         s.weights_only = True
         check_precision(s.trainer.precision, str(s.trainer.accelerator))
@@ -152,13 +167,23 @@ class CdmemCLI(LightningCLI):
         self.config_init[self.command].trainer.callbacks = wanted
         if s.trainer.logger in (None, True):
             self.config_init[self.command].trainer.logger = self._loggers(run_dir)
-        trainer = super().instantiate_trainer(**kwargs)
+        trainer = self._trainer(**kwargs)
         cluster = trainer._accelerator_connector.cluster_environment
         if isinstance(cluster, SLURMEnvironment):
             # Its own checkpoints (hpc_ckpt_*.ckpt) would take precedence over newer ones of ours; see docs/clusters.md.
             cluster.auto_requeue = False
         check_launch(trainer, self.settings.data.batch_size)
         return trainer
+
+    def _trainer(self, **kwargs: Any) -> pl.Trainer:
+        """Lightning's own; what it cannot be with these settings, or on this machine, is told in one line."""
+        asked = self.settings.trainer
+        try:
+            return super().instantiate_trainer(**kwargs)
+        except (MisconfigurationException, ModuleNotFoundError, RuntimeError) as error:
+            key = next((k for k in ("precision", "devices", "strategy") if k in str(error)), "accelerator")
+            problem = f"no trainer can be made with it ({one_line(str(error))})"
+            raise InputError(f"trainer.{key}", asked.get(key), problem, "give what this machine has") from None
 
     def _loggers(self, run_dir: str) -> list[Any]:
         loggers: list[Any] = [JsonlLogger(run_dir)] if self.command == "fit" else []
@@ -277,6 +302,9 @@ class CdmemCLI(LightningCLI):
 
     def _check_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         about, path = checkpoint["cdmem"], self.settings.ckpt_path
+        step = checkpoint.get("global_step")
+        if not isinstance(step, int) or step < 0 or about.get("role") not in ("teacher", "student"):
+            raise InputError("ckpt_path", path, "its record makes no sense (step or role)", "use another checkpoint")
         if about["role"] != self.model.role:
             raise InputError(
                 "ckpt_path",
@@ -292,7 +320,7 @@ class CdmemCLI(LightningCLI):
                 f"is not the teacher that {path} was distilled from",
                 "give that teacher, or another --run_dir",
             )
-        if about["training_set"] != self.datamodule.training_set.hash:
+        if about.get("training_set") != self.datamodule.training_set.hash:
             raise InputError(
                 "ckpt_path",
                 path,
@@ -310,6 +338,7 @@ class CdmemCLI(LightningCLI):
                 f"does not hold the network that the config describes ({other[0]} differs)",
                 "use the model section of that run (its config.yaml)",
             )
+        check_restorable(self.trainer, self.model, checkpoint, path, self.command == "fit")
 
     def _write_predictions(self, folder: RunFolder) -> None:
         from cdmem.images import to_uint8
@@ -331,32 +360,12 @@ def build(command: str, args: Sequence[str]) -> CdmemCLI:
     try:
         with contextlib.nullcontext() if wants_help else contextlib.redirect_stderr(quiet):
             return CdmemCLI(command, args)
-    except (ArgumentError, ValueError, TypeError) as error:
+    except PARSING as error:
         raise explain(error) from None
     except SystemExit as stop:
         if stop.code in (0, None):
             raise
         raise InputError(command, " ".join(args), one_line(quiet.getvalue()), "see --help") from None
-
-
-def quiet_libraries() -> None:
-    """Hide warnings about things that are so on purpose; everything else stays visible."""
-    # Device banners and advertisements; warnings and errors still come through.
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
-    for pattern in (
-        ".*does not have many workers.*",
-        ".*IterableDataset.*",
-        ".*Checkpoint directory .* exists and is not empty.*",
-        ".*GPU available but not used.*",
-        ".*isinstance.treespec.*",
-        ".*in eval mode at the start of training.*",
-        ".*Trainer already configured with model summary.*",
-        ".*You called `self.log.*",
-        ".*anonymous.*",
-        ".*args parameter is intended to run from within Python.*",
-        ".*lr_scheduler.step.*",
-    ):
-        warnings.filterwarnings("ignore", pattern)
 
 
 def run_trainer_command(command: str, args: Sequence[str]) -> int:

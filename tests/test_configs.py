@@ -28,7 +28,7 @@ STUDIES = [name for name, c in CONTENT.items() if "students" in c]
 FRAGMENTS = [name for name, c in CONTENT.items() if "source" in c]
 SWEEPS = [name for name in CONTENT if name.startswith("sweeps/")]  # for `wandb sweep`; see test_sweep.py
 # Stages that no study names: alternatives to give as --teacher.config.
-ALONE = {"cifar10/teacher_vp.yaml", "debug/mlp_teacher.yaml"}
+ALONE = {"cifar10/teacher_vp.yaml", "debug/mlp_teacher.yaml", "guidance/teacher.yaml"}
 DIGITS = ["--data.source=digits", "--data.path=null", "--data.n=16", "--data.held_out=20"]
 HERE = ["--trainer.accelerator=cpu", "--trainer.devices=1", "--trainer.precision=32-true", "--wandb=false"]
 HERE += ["--threads=1", "--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false"]
@@ -103,7 +103,7 @@ def test_theory_settings_are_those_of_a_laboratory(name):
 
 @pytest.mark.parametrize("name", STAGES)
 def test_stage_builds(name, tmp_path):
-    own = name.startswith(("debug", "quickstart"))  # these need no files
+    own = name.startswith(("debug", "quickstart", "guidance"))  # these need no files
     cli = stage(name, tmp_path, *([] if own else DIGITS))
     model, given = cli.model, CONTENT[name]["model"]["init_args"]
     optimizer = model.optimizer_factory([torch.nn.Parameter(torch.zeros(1))])

@@ -2,128 +2,40 @@
 
 from __future__ import annotations
 
-import json
+import io
 from pathlib import Path
 
 import pytest
+import torch
 from hypothesis import HealthCheck, Phase, given, settings
-from hypothesis import strategies as st
 
-from checks.fuzz import (
-    DATA,
-    SCALARS,
-    STUDENT,
-    STUDY,
-    TEACHER,
-    VALUES,
-    WORDS,
-    Sandbox,
-    changed,
-    changed_json,
-    damaged,
-    furnish,
-    leaves,
-)
-from checks.fuzz import dumped as to_yaml
+from checks.breaking import dumped
+from checks.cases import DISTIL, FIT, KINDS, NEW, READERS, SAMPLE, STUDENT_STAGE, TEACHER_FILES
+from checks.fuzz import DATA, STUDY, TEACHER, Sandbox, furnish, furnish_more
 
 CASES = 2000
-TRAIN = ("fit", "validate", "test", "predict")
-TEACHER_FILES = ["run/teacher/checkpoints/last.ckpt", "run/teacher/training_set.json", "run/teacher/config.yaml"]
-STUDENT_FILES = [name.replace("teacher", "student") for name in TEACHER_FILES]
-SUMMARY = "run/audit/summary.json"
-RECORDS = [SUMMARY, "run/teacher/metrics.jsonl", "run/student/metrics.jsonl", "run/teacher/environment.json"]
-FAST = ["--metrics", "memorization", "--out", "out.json"]
-# Commands with the files that each reads.
-READERS = [
-    (["report", "run"], [SUMMARY, SUMMARY, *RECORDS, *TEACHER_FILES[1:], *STUDENT_FILES[1:]]),
-    (["export", "--checkpoint", "run/student", "--out", "out"], [*STUDENT_FILES, STUDENT_FILES[0], SUMMARY]),
-    (["sample", "--checkpoint", "run/student", "--samples", "2", "--out", "out.npz"], STUDENT_FILES[:1]),
-    (["sample", "--checkpoint", TEACHER_FILES[0], "--samples", "2", "--out", "out.npz"], TEACHER_FILES[:1]),
-    (["audit", "--generator", "run", "--training_set", "run", "--samples", "8", *FAST],
-     [*TEACHER_FILES, *STUDENT_FILES]),
-    (["audit", "--generator", "images.npz", "--training_set", "images.npy", "--samples", "8", *FAST],
-     ["images.npz", "images.npy"]),
-    (["audit", "--generator", "images.npz", "--training_set", "pictures", "--held_out", "run", *FAST],
-     ["images.npz", "pictures/0.png", "run/teacher/training_set.json"]),
-    (["audit", "--generator", "pictures", "--training_set", TEACHER_FILES[1], *FAST],
-     ["pictures/0.png", TEACHER_FILES[1]]),
-    (["plan", "--config", "run/teacher/config.yaml"], ["run/teacher/config.yaml"]),
-    (["fit", "--config", "student.yaml", "--run_dir", "out"], TEACHER_FILES),
-    (["fit", "--config", "teacher.yaml", "--run_dir", "out", "--ckpt_path", TEACHER_FILES[0]], TEACHER_FILES),
-    (["study", "--config", "study.yaml", "--run_dir", "run"], [*TEACHER_FILES, *STUDENT_FILES, *RECORDS]),
-]  # fmt: skip
+FEW = {"configs": 8, "subsets": 6, "texts": 6, "overrides": 8, "files": 4, "records": 3, "media": 5, "models": 4}
+FEW |= {"theories": 6}
+ASIDE = [HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much, HealthCheck.large_base_example]
 
 
 @pytest.fixture(scope="module")
 def furnished(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("fuzz")
+    """The watched folder, and the working directory below it: ``../../x`` is watched too."""
+    root = tmp_path_factory.mktemp("fuzz")
+    place = root / "above" / "place"
+    place.mkdir(parents=True)
     with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        furnish(folder)
-    return folder
+        patch.chdir(place)
+        furnish(place)
+        furnish_more(place)
+    return root, place
 
 
 @pytest.fixture
 def sandbox(furnished, monkeypatch):
-    monkeypatch.chdir(furnished)
-    return Sandbox(furnished)
-
-
-@st.composite
-def configs(draw):
-    """A broken config for training, planning or a study."""
-    command = draw(st.sampled_from([*TRAIN, "fit", "fit", "plan", "study", "plan study"]))
-    if "study" in command:
-        content = draw(changed({**STUDY, "data": dict(DATA)}))
-        return [command.split()[0], "--config", "study.yaml"] + ([] if " " in command else ["--run_dir", "out"]), {
-            "study.yaml": to_yaml(content)
-        }
-    name, base = draw(st.sampled_from([("teacher.yaml", TEACHER), ("student.yaml", {**TEACHER, "model": STUDENT})]))
-    more = [] if command == "plan" else ["--run_dir", "out"]
-    return [command, "--config", name, *more], {name: to_yaml(draw(changed(base)))}
-
-
-@st.composite
-def subsets(draw):
-    """A broken description of the training set only."""
-    config = {**TEACHER, "data": draw(changed(DATA))}
-    return ["fit", "--config", "teacher.yaml", "--run_dir", "out"], {"teacher.yaml": to_yaml(config)}
-
-
-@st.composite
-def overrides(draw):
-    """Broken options of every command."""
-    command = draw(
-        st.sampled_from([["fit", "--config", "teacher.yaml", "--run_dir", "out"], *(c for c, _ in READERS), ["theory"]])
-    )
-    if command[0] == "theory":
-        command = ["theory", "two-gaussians", "--config", "edge.yaml", "--out", "out", "--quiet"]
-    if command[0] == "fit":
-        path = draw(st.sampled_from([p for p in leaves(TEACHER) if all(isinstance(k, str) for k in p)]))
-        key = "--" + ".".join(path).replace("init_args.", draw(st.sampled_from(["", "init_args."])))
-    else:
-        ours = [o for o in command if o.startswith("--")]
-        key = draw(
-            st.sampled_from([*ours, "--seed", "--samples", "--nfe", "--n", "--out", "--config", "--nothing", "-x"])
-        )
-    value = draw(st.one_of(st.sampled_from(WORDS), VALUES.map(lambda v: json.dumps(v, default=str)), SCALARS.map(str)))
-    added = draw(st.sampled_from([[f"{key}={value}"], [key, value], [key]]))
-    return [*command, *(a.replace("\0", "") for a in added)], {}
-
-
-@st.composite
-def files(draw):
-    """Damaged files under commands that read them; records also with changed values."""
-    command, read = draw(st.sampled_from(READERS))
-    name = draw(st.sampled_from(read))
-    content = Path(name).read_bytes()
-    if name.endswith(".json") and draw(st.booleans()):
-        return command, {name: draw(changed_json(content))}
-    return command, {name: draw(damaged(content))}
-
-
-KINDS = {"configs": (configs, 800), "subsets": (subsets, 400), "overrides": (overrides, 500), "files": (files, 300)}
-ASIDE = [HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much, HealthCheck.large_base_example]
+    monkeypatch.chdir(furnished[1])
+    return Sandbox(*furnished)
 
 
 def throw(sandbox, kind, count):
@@ -135,17 +47,18 @@ def throw(sandbox, kind, count):
 
     attempt()
     print(kind, count, sandbox.ends)
-    assert sandbox.ends.get("2", 0) > 0.2 * count, "broken input must mostly be refused"
+    if count > 50:  # of a handful all may end well
+        assert sandbox.ends.get("2", 0) >= 0.2 * count, "much of what is broken must be refused"
     assert sum(sandbox.ends.values()) >= 0.9 * count
 
 
 def test_the_kinds_add_up():
-    assert sum(count for _, count in KINDS.values()) == CASES
+    assert sum(count for _, count in KINDS.values()) == CASES and FEW.keys() == KINDS.keys()
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_some_broken_input(sandbox, kind):
-    throw(sandbox, kind, KINDS[kind][1] // 25)
+    throw(sandbox, kind, FEW[kind])
 
 
 @pytest.mark.slow
@@ -154,11 +67,12 @@ def test_two_thousand_broken_inputs(sandbox, kind):
     throw(sandbox, kind, KINDS[kind][1])
 
 
-def test_what_the_sandbox_holds_is_valid(sandbox):
+@pytest.mark.slow
+@pytest.mark.parametrize("command", [c for c, _ in READERS], ids=" ".join)
+def test_what_the_sandbox_holds_is_valid(sandbox, command):
     """Otherwise every refusal would prove nothing."""
-    for command, _ in READERS:
-        sandbox.attempt(command, {})
-        assert "2" not in sandbox.ends, f"{command}: {sandbox.said}"
+    sandbox.attempt(command, {})
+    assert "2" not in sandbox.ends, sandbox.said
 
 
 def test_a_traceback_would_be_seen(sandbox, monkeypatch):
@@ -170,13 +84,96 @@ def test_a_traceback_would_be_seen(sandbox, monkeypatch):
         sandbox.attempt(["report", "run"], {})
 
 
-def test_a_changed_file_would_be_seen(sandbox, monkeypatch):
+def test_a_line_too_many_would_be_seen(sandbox, monkeypatch):
     def careless(args):
-        Path("images.npy").write_bytes(b"lost")
+        print("first", file=__import__("sys").stderr)
+        raise SystemExit(2)
+
+    monkeypatch.setattr("cdmem.report_command.run_report", careless)
+    with pytest.raises(AssertionError, match="first"):
+        sandbox.attempt(["report", "run"], {})
+
+
+@pytest.mark.parametrize("name", ["images.npy", "../mine.txt"])
+def test_a_changed_file_would_be_seen(sandbox, furnished, monkeypatch, name):
+    (furnished[1] / "../mine.txt").write_text("mine")
+    sandbox = Sandbox(*furnished)
+
+    def careless(args):
+        Path(name).write_bytes(b"lost")
         return 0
 
     monkeypatch.setattr("cdmem.report_command.run_report", careless)
-    content = Path("images.npy").read_bytes()
+    content = Path(name).read_bytes()
     with pytest.raises(AssertionError, match="changed"):
         sandbox.attempt(["report", "run"], {})
-    Path("images.npy").write_bytes(content)
+    Path(name).write_bytes(content)
+    (furnished[1] / "../mine.txt").unlink()
+
+
+def test_a_file_left_after_a_refusal_would_be_seen(sandbox, monkeypatch):
+    from cdmem.errors import InputError
+
+    def careless(args):
+        Path("left").write_bytes(b"half")
+        raise InputError("runs", "run", "is bad", "give another")
+
+    monkeypatch.setattr("cdmem.report_command.run_report", careless)
+    with pytest.raises(AssertionError, match="left"):
+        sandbox.attempt(["report", "run"], {})
+    assert not Path("left").exists()
+
+
+# ---- what was found and mended ------------------------------------------------------------------------------------
+
+
+def with_data(**changes):
+    return FIT, {"teacher.yaml": dumped({**TEACHER, "data": {**DATA, **changes}})}
+
+
+def resumed(**changes):
+    """A checkpoint whose record lacks, or has, something; None drops a key."""
+    state = torch.load(TEACHER_FILES[0], weights_only=True)
+    for part in (state, state["cdmem"]):
+        for key, value in changes.items():
+            if key in part:
+                part.pop(key) if value is None else part.update({key: value})
+    out = io.BytesIO()
+    torch.save(state, out)
+    return [*FIT, "--ckpt_path", TEACHER_FILES[0]], {TEACHER_FILES[0]: out.getvalue()}
+
+
+LONG = "a" * 300
+STUDY_RUN = ["study", "--config", "study.yaml", *NEW]
+FOUND = {
+    "plan of a section that is a list": (
+        lambda: (["plan", "--config", "student.yaml"], {"student.yaml": dumped({**STUDENT_STAGE, "trainer": ["x"]})}),
+        "trainer",
+    ),
+    "empty key of a study": (lambda: (STUDY_RUN, {"study.yaml": dumped({**STUDY, "": 1})}), "''"),
+    "long name of a checkpoint": (lambda: ([*SAMPLE, LONG], {}), "checkpoint"),
+    "long name of samples": (lambda: (["sample", "--checkpoint", "run/student", "--out", f"{LONG}.npz"], {}), "out"),
+    "long name of a run": (lambda: (["report", LONG], {}), "runs"),
+    "long name of a teacher": (lambda: ([*DISTIL, "--model.teacher", LONG], {}), "model.teacher"),
+    "long name of data": (lambda: ([*FIT, "--data.source=array", f"--data.path={LONG}.npz"], {}), "data.path"),
+    "long name of a run folder": (lambda: ([*FIT[:-1], LONG], {}), "run_dir"),
+    "run folder below a file": (lambda: ([*FIT[:-1], "teacher.yaml/run"], {}), "run_dir"),
+    "page below a file": (lambda: (["report", "run", "run", "--out", "teacher.yaml/x.html"], {}), "out"),
+    "batch that draws for hours": (lambda: with_data(batch_size=2**32), "data.batch_size"),
+    "samples that fill the memory": (lambda: (["predict", *with_data(predict_samples=10**12)[0][1:], "--ckpt_path",
+        TEACHER_FILES[0]], with_data(predict_samples=10**12)[1]), "data.predict_samples"),
+    "held-out images beyond an index": (lambda: with_data(held_out=2**63), "data.n"),
+    "negative threads": (lambda: ([*FIT, "--threads=-1"], {}), "threads"),
+    "too many threads": (lambda: ([*FIT, f"--threads={10**9}"], {}), "threads"),
+    "checkpoint without a role": (lambda: resumed(role=None), "ckpt_path"),
+    "checkpoint with a step that is text": (lambda: resumed(global_step="x"), "ckpt_path"),
+    "checkpoint of no training set": (lambda: resumed(training_set=None), "ckpt_path"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", FOUND)
+def test_what_was_found(sandbox, name):
+    """Each of these once ended in a traceback, went on for hours, or named no key."""
+    make, key = FOUND[name]
+    sandbox.attempt(*make())
+    assert sandbox.ends == {"2": 1} and sandbox.said.startswith(f"cdmem: error: {key}="), sandbox.said

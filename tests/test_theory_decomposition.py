@@ -22,8 +22,10 @@ from cdmem.theory.decomposition.guidance import Guided, exact_guided, first_over
 from cdmem.theory.decomposition.laboratory import Settings, run
 from cdmem.theory.decomposition.parts import decompose, diversity, nearest_two, posterior
 from cdmem.theory.decomposition.students import split
+from cdmem.theory.decomposition.trained import guided_teacher, targets
 from cdmem.theory.decomposition.trajectory import exact_schedule, walk
 from cdmem.theory.frame import Progress
+from cdmem.theory.pair import Pair
 
 SIGMAS = sampler_sigmas(12, 0.01, 20.0)
 
@@ -157,6 +159,48 @@ def test_scale_one_is_the_conditional_model_and_nought_the_unconditional_one():
     torch.testing.assert_close(Guided(u, c, 0.0)(start, level), u(start, level))
 
 
+def test_targets_are_images_that_make_up_half_of_their_class():
+    labels, weights = torch.tensor([0, 0, 0, 1, 2, 2, 4, 3, 3]), torch.tensor([1, 1, 1, 3, 1, 9, 2, 5, 5])
+    found = targets(labels, weights, 5)
+    assert [(t.label, t.image, t.copies, t.share) for t in found] == [(1, 3, 3, 1.0), (2, 5, 9, 0.9), (4, 6, 2, 1.0)]
+    assert found[1].members.tolist() == [4, 5]
+
+
+class ExactByLabel:
+    """What label dropout converges to: a class's exact denoiser, and everything's for the null label."""
+
+    def __init__(self, images, weights, labels, null):
+        self.parts = [EmpiricalDenoiser(images[labels == c], weights[labels == c]) for c in range(null)]
+        self.parts.append(EmpiricalDenoiser(images, weights))
+
+    def __call__(self, x, sigma, labels=None):
+        out = torch.empty_like(x)
+        for c in labels.unique().tolist():
+            out[labels == c] = self.parts[c](x[labels == c], sigma[labels == c], None)
+        return out
+
+
+def test_a_teacher_that_label_dropout_taught_exactly_is_guided_as_the_exact_denoisers():
+    images, _ = make(n=7)
+    labels, weights = torch.tensor([0, 1, 1, 2, 3, 3, 3]), torch.tensor([1, 1, 6, 2, 1, 1, 1])
+    teacher = ExactByLabel(images, weights, labels, 4)
+    pair = Pair(teacher, None, images, weights, labels, 0.01, 2000.0, num_classes=4, null_label=4)  # type: ignore[arg-type]
+    found = guided_teacher(pair, sampler_sigmas(12, 0.01, 2000.0), [1.0, 3.0], 24, 0)
+    assert [c["label"] for c in found["classes"]] == [0, 1, 2] and found["seeds"] == 8
+    for row in found["rows"]:
+        assert repr(row["trained"]) == repr(row["exact"])
+        assert row["exact"]["hits"]["mean"] > 0.8
+    # Of the classes of one image the first estimate is g; of class 1 g <mean of the class - mu, x* - mu> / |x* - mu|^2.
+    flat, w = images.flatten(1), weights.double()
+    mu, own = (w[:, None] * flat).sum(0) / w.sum(), (flat[1] + 6 * flat[2]) / 7
+    share = float((own - mu) @ (flat[2] - mu) / ((flat[2] - mu) @ (flat[2] - mu)))
+    assert found["rows"][1]["exact"]["a_first"]["mean"] == pytest.approx(3 * (2 + share) / 3, abs=0.05)
+    assert guided_teacher(
+        Pair(teacher, None, images, weights, torch.zeros(7).long(), 0.01, 9.0, num_classes=4, null_label=4),  # type: ignore[arg-type]
+        SIGMAS, [2.0], 24, 0,
+    )["rows"] == []  # fmt: skip
+
+
 # ---- students and statistics ----------------------------------------------------------------------------------------
 
 
@@ -221,10 +265,45 @@ def test_a_trained_run_with_its_student(tmp_path, monkeypatch):
     assert json.loads((tmp_path / "alone" / "results.json").read_text())["student"] is None
 
 
+def test_any_teacher_alone_and_its_own_guidance(tmp_path, monkeypatch):
+    """Trained with label dropout, then looked at by its stage folder, its checkpoint and exported."""
+    from checks.fuzz import DATA, MODEL, TEACHER, furnish
+
+    monkeypatch.chdir(tmp_path)
+    data = DATA | {"balance": True, "n": 10, "classes": None, "duplication": None}
+    model = {"class_path": "cdmem.training.teacher.DiffusionTeacher",
+             "init_args": MODEL | {"conditional": True, "label_dropout": 0.5}}  # fmt: skip
+    (tmp_path / "t.yaml").write_text(json.dumps({**TEACHER, "model": model, "data": data}))
+
+    def done(*args: str) -> None:
+        with pytest.raises(SystemExit) as stop:
+            main(list(args))
+        assert stop.value.code == 0
+
+    done("fit", "--config", "t.yaml", "--run_dir", "own")
+    done("export", "--checkpoint", "own", "--out", "exported")
+    small = ["--samples", "8", "--steps", "4", "--scales", "[1,2]", "--quiet"]
+    texts = []
+    for k, path in enumerate(("own", "own/checkpoints/last.ckpt", "exported")):
+        given = ["--training_set", "own"] if path == "exported" else []
+        done("theory", "decomposition", "--teacher", path, *given, *small, "--out", f"out{k}")
+        found = json.loads((tmp_path / f"out{k}" / "results.json").read_text())
+        assert len(found["guided_teacher"]["classes"]) == 10 and len(found["guided_teacher"]["rows"]) == 2
+        assert "Guidance of the trained teacher" in (tmp_path / f"out{k}" / "report.html").read_text()
+        texts.append(found["guided_teacher"]["rows"][1]["trained"]["a_first"]["mean"])
+    assert texts[0] == texts[1] == pytest.approx(texts[2], abs=1e-5)
+    furnish(tmp_path)
+    wrong = [({"teacher": "own", "training_set": "run"}, "training_set"), ({"teacher": "exported"}, "training_set")]
+    for changes, key in (*wrong, ({"teacher": "run/student"}, "teacher"), ({"teacher": "missing"}, "teacher")):
+        with pytest.raises(InputError, match=rf"^{key}="):
+            run(Settings(**changes), Progress(quiet=True))
+
+
 @pytest.mark.parametrize(
     ("changes", "key"),
     [({"samples": 2}, "samples"), ({"steps": 1}, "steps"), ({"n": 2}, "n"), ({"scales": []}, "scales")]
-    + [({"scales": [-1.0]}, "scales"), ({"student": "s"}, "student"), ({"run": "nowhere"}, "run")],
+    + [({"scales": [-1.0]}, "scales"), ({"student": "s"}, "student"), ({"run": "nowhere"}, "run")]
+    + [({"run": "a", "teacher": "b"}, "teacher"), ({"training_set": "a"}, "training_set")],
     ids=str,
 )
 def test_settings_that_cannot_be_run(changes, key):

@@ -71,8 +71,10 @@ def fit(folder: Path, name: str, model: dict, *args: str) -> None:
 
 def records(file: Path) -> Iterator[Any]:
     """Records of a .wandb file: LevelDB's log format (blocks of 32 KiB) after a header of 7 bytes."""
+    import wandb
     from wandb.proto.wandb_internal_pb2 import Record
 
+    wandb.teardown()  # a finished run's file is closed by a service of its own, some time after
     data, at, parts = file.read_bytes(), 7, b""
     assert data[:4] == b":W&B"
     while at + 7 <= len(data):

@@ -13,8 +13,10 @@ from torch.utils.data import DataLoader, IterableDataset
 from cdmem.data.sources import load_source
 from cdmem.data.stream import Batch, BatchStream
 from cdmem.data.subset import SubsetSpec, TrainingSet, choose
-from cdmem.diffusion.sampling import first_seed
+from cdmem.diffusion.sampling import SEEDS_PER_RUN, first_seed
 from cdmem.errors import InputError
+
+MAX_BATCH = 2**16  # images over all devices; beyond it a mistyped number would draw indices for hours
 
 
 class EveryRank(IterableDataset[Any]):
@@ -77,8 +79,12 @@ class MemorizationDataModule(LightningDataModule):
         predict_samples: int = 64,
     ) -> None:
         super().__init__()
-        if batch_size < 1:
-            raise InputError("data.batch_size", batch_size, "must be at least 1", "64 is usual for small sets")
+        if not 1 <= batch_size <= MAX_BATCH:
+            problem = f"must be at least 1 and at most {MAX_BATCH}"
+            raise InputError("data.batch_size", batch_size, problem, "64 is usual for small sets")
+        if not 1 <= predict_samples <= SEEDS_PER_RUN:
+            problem = f"must be at least 1 and at most {SEEDS_PER_RUN}"
+            raise InputError("data.predict_samples", predict_samples, problem, "e.g. 64")
         self.source, self.path, self.download = source, path, download
         self.pixels = {"resolution": resolution, "grayscale": grayscale, "crop": crop}
         self.classes, self.held_out_path = classes, held_out_path

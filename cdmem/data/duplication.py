@@ -13,6 +13,7 @@ from torch import Tensor
 from cdmem.arrays import UNREADABLE, read_arrays
 from cdmem.data.stream import derived_seed
 from cdmem.errors import InputError
+from cdmem.paths import usable_path
 
 KEY = "data.duplication"
 MAX_ROWS = 2**28  # the row map alone is 2 GB at this size
@@ -41,7 +42,7 @@ def multiplicities(duplication: object, n: int, seed: int) -> Tensor:
     if duplication is None:
         return torch.ones(n, dtype=torch.int64)
     if isinstance(duplication, str | Path):
-        ranked = _from_file(Path(duplication).expanduser(), n)
+        ranked = _from_file(usable_path(KEY, duplication), n)
         order = torch.arange(n)
     elif isinstance(duplication, Mapping):
         ranked = _power_law(duplication, n)

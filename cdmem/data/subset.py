@@ -245,6 +245,8 @@ def _in_turn(classes: Tensor, count: int) -> Tensor | None:
 
     With a single class these are 0..count-1. A longer choice begins with every shorter one.
     """
+    if count > len(classes):  # before a range of a mistyped number is counted
+        return None
     present = classes.unique()
     places = [torch.nonzero(classes == k).flatten() for k in present]
     quota = [len(range(c, count, len(places))) for c in range(len(places))]

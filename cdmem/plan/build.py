@@ -8,11 +8,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from jsonargparse import ArgumentError
-
 from cdmem.errors import InputError
-from cdmem.explain import explain, one_line
-from cdmem.trainer_cli import CdmemCLI, quiet_libraries
+from cdmem.explain import PARSING, explain, one_line
+from cdmem.quiet import quiet_libraries
+from cdmem.trainer_cli import CdmemCLI
 
 
 @dataclass(frozen=True)
@@ -40,6 +39,7 @@ class PlanCLI(CdmemCLI):
 
     def before_instantiate_classes(self) -> None:
         """Remember the machine that was asked for, and ask for none."""
+        self.check_sections()
         t, model = self.settings.trainer, self.settings.model.init_args
         self.machine = Machine(count_devices(t.devices) * t.num_nodes, str(t.accelerator), str(t.precision))
         # What only the other machine can do is not asked of this one; neither changes a count.
@@ -68,7 +68,7 @@ def build_stage(args: Sequence[str]) -> PlanCLI:
     try:
         with contextlib.redirect_stderr(quiet):
             return PlanCLI("fit", args)
-    except (ArgumentError, ValueError, TypeError) as error:
+    except PARSING as error:
         raise explain(error) from None
     except SystemExit as stop:
         if stop.code in (0, None):

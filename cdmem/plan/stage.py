@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from cdmem.diffusion.losses import consistency_loss, denoising_loss
 from cdmem.diffusion.preconditioning import Denoiser
 from cdmem.errors import InputError
+from cdmem.networks import label_rows
 from cdmem.plan.build import Machine, PlanCLI
 from cdmem.plan.counting import (
     TrainingPass,
@@ -111,8 +112,9 @@ class Stage:
         if conditional and self.facts.num_classes == 0:
             raise InputError("model.conditional", True, "the data have no classes", "set it to false")
         classes = self.facts.num_classes if conditional else 0
-        network = build_on_meta(model.network_config, self.facts.shape, classes)
-        model.assemble(self._about(classes, model.parameterization), network, Denoiser)
+        about = self._about(classes, model.parameterization) | ({"null_label": True} if model.label_dropout else {})
+        network = build_on_meta(model.network_config, self.facts.shape, label_rows(about))
+        model.assemble(about, network, Denoiser)
 
     def _assemble_student(self, model: ConsistencyStudent, teacher: Stage | None) -> None:
         about, name = self._about(0, "edm"), model.teacher_name
@@ -131,7 +133,7 @@ class Stage:
                 problem = f"makes images of shape {about['shape']}, the data have {list(self.facts.shape)}"
                 raise InputError("model.teacher", name, problem, "use the data section of the teacher")
         if model.initialize == "scratch":
-            network = build_on_meta(model.network_config, about["shape"], about["num_classes"])
+            network = build_on_meta(model.network_config, about["shape"], label_rows(about))
         else:
             network = copy.deepcopy(self.frozen.denoiser.network).train().requires_grad_(True)
         model.assemble_student(about, network)

@@ -14,6 +14,7 @@ import numpy as np
 
 from cdmem.errors import InputError
 from cdmem.metrics.statistics import mean_interval
+from cdmem.paths import usable_path
 from cdmem.report import charts
 from cdmem.report.answer import headline, model_label
 from cdmem.report.build import figures, section, write
@@ -33,7 +34,7 @@ def studies_below(path: str | Path) -> list[Path]:
     Raises:
         InputError: no such folder.
     """
-    folder = Path(path)
+    folder = usable_path("runs", path)
     if not folder.is_dir():
         raise InputError("runs", path, "no such folder", "give the folder of a study or of a sweep")
     if (folder / SUMMARY).is_file():

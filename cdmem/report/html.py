@@ -35,7 +35,13 @@ def figure(content: str, caption: str, extra: str = "") -> str:
 
 
 def picture(image: np.ndarray, alt: str, scale: int) -> str:
-    """An uint8 image (H, W, C) as an inline PNG, magnified without smoothing."""
+    """An uint8 image (H, W, C) as an inline PNG, magnified without smoothing.
+
+    Raises:
+        ValueError: other numbers than uint8, or a form that is no image's.
+    """
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[-1] not in (1, 3) or not image.size:
+        raise ValueError(f"a picture of {image.dtype} with shape {list(image.shape)}")
     pixels = image[..., 0] if image.shape[-1] == 1 else image
     stream = io.BytesIO()
     Image.fromarray(pixels).save(stream, format="PNG")

@@ -18,6 +18,7 @@ from cdmem.diffusion.solvers import heun_step
 from cdmem.errors import InputError
 from cdmem.images import to_float
 from cdmem.imported import UNRECORDED
+from cdmem.paths import usable_path
 from cdmem.references import from_record, is_record, load_references
 from cdmem.subjects import study_subjects
 from cdmem.training.checkpoint import load_module
@@ -103,8 +104,8 @@ def load_pair(run: str, student: str | None, alone: bool = False) -> tuple[Pair,
     Raises:
         InputError: no study there, no such student, or files that cannot be trusted.
     """
-    folder = Path(run) if run and "\0" not in run else None
-    if folder is None or not folder.is_dir():
+    folder = usable_path("run", run)
+    if not folder.is_dir():
         raise InputError("run", repr(run), "is no folder", "give the folder of a study, e.g. runs/quickstart")
     if not (folder / "teacher").is_dir() or not is_record(folder):
         raise InputError("run", run, "holds no study (teacher/ and training_set.json)", "give a study's folder")
@@ -133,9 +134,7 @@ def load_teacher(path: str, training_set: str | None = None) -> Pair:
     Raises:
         InputError: no teacher there, no such training set, or another one than it was trained on.
     """
-    if not path or "\0" in path:
-        raise InputError("teacher", repr(path), "is no path", "give a teacher's checkpoint or folder")
-    module = load_module(path, "teacher")
+    module = load_module(usable_path("teacher", path), "teacher")
     if not isinstance(module, DiffusionTeacher):
         raise InputError("teacher", path, f"is a {module.role}", "give a teacher's checkpoint or folder")
     near = Path(path) if Path(path).is_dir() else Path(path).resolve().parent.parent

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from cdmem.errors import InputError
-from cdmem.networks import DiffusersUNet, NetworkConfig, UNetNetwork, from_record
+from cdmem.networks import DiffusersUNet, NetworkConfig, UNetNetwork, from_record, label_rows
 from cdmem.training.archive import check_archive, check_tensors
 
 if TYPE_CHECKING:
@@ -111,7 +111,7 @@ def load_module(path: str | Path, key: str = "checkpoint") -> CdmemModule:
     checkpoint = None if is_model_folder(path) else read_checkpoint(path, key)
     try:
         return load_folder(path, key) if checkpoint is None else _assemble(checkpoint, path, key)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, ArithmeticError, RuntimeError) as error:
         reason = f"{type(error).__name__}: {error}".split("\n")[0][:120]
         raise InputError(key, path, f"its record makes no sense ({reason})", "use another file") from None
 
@@ -135,7 +135,7 @@ def _assemble(checkpoint: dict[str, Any], path: str | Path, key: str) -> CdmemMo
     }
     names = ("shape", "num_classes", "sigma_data", "sigma_min", "parameterization", "training_set")
     about = {name: record[name] for name in names}
-    about |= {name: record[name] for name in ("scaling", "training_set_status") if name in record}
+    about |= {name: record[name] for name in ("scaling", "training_set_status", "null_label") if name in record}
     sigma_max = float(record["sigma_max"])
     if not record["sigma_min"] < sigma_max < float("inf"):
         raise ValueError(f"sigma_max {sigma_max}")
@@ -155,7 +155,7 @@ def _assemble(checkpoint: dict[str, Any], path: str | Path, key: str) -> CdmemMo
             objective="training", initialize="scratch", mid_sigmas=record["mid_sigmas"], mu=mu, **common
         )
         module.sigma_max = sigma_max
-        module.assemble_student(about, network.build(about["shape"], about["num_classes"], 0))
+        module.assemble_student(about, network.build(about["shape"], label_rows(about), 0))
     try:
         module.load_state_dict(checkpoint["state_dict"])
     except RuntimeError as error:
@@ -182,6 +182,8 @@ def _check_sizes(network: NetworkConfig, record: dict[str, Any], state: dict[str
     classes, levels = record["num_classes"], record.get("mid_sigmas", [])
     if type(classes) is not int or not 0 <= classes <= MAX_NUMBER or len(levels) > MAX_LEVELS:
         raise ValueError("num_classes or mid_sigmas")
+    if record.get("null_label", False) not in (False, True) or (record.get("null_label") and not classes):
+        raise ValueError("null_label")
     if not 2 <= record.get("sampler_points", 2) <= MAX_POINTS:
         raise ValueError("sampler_points")
     averages = {name.split(".")[2] for name in state if name.startswith("ema.copies.")}
@@ -191,7 +193,7 @@ def _check_sizes(network: NetworkConfig, record: dict[str, Any], state: dict[str
         parts = UNetNetwork(network.make("meta")).state_dict()
     else:
         with torch.device("meta"):
-            parts = network.build(record["shape"], classes, 0).state_dict()
+            parts = network.build(record["shape"], label_rows(record), 0).state_dict()
     for name, wanted in parts.items():
         given = state.get(f"raw.network.{name}")
         if not isinstance(given, torch.Tensor) or given.shape != wanted.shape:

@@ -95,7 +95,8 @@ class CdmemModule(LightningModule):
 
         Args:
             about: ``shape``, ``num_classes``, ``sigma_data``, ``sigma_min``, ``parameterization``, ``training_set``; of
-                networks from elsewhere ``scaling`` and ``training_set_status``.
+                networks from elsewhere ``scaling`` and ``training_set_status``; of those that know "no class"
+                ``null_label``.
         """
         self.about = about
         self.raw = raw(network, make_scaling(about))

@@ -31,7 +31,7 @@ from cdmem.diffusion.solvers import SOLVERS, heun_step
 from cdmem.errors import InputError
 from cdmem.images import to_float, to_uint8
 from cdmem.imported import UNRECORDED
-from cdmem.networks import NetworkConfig
+from cdmem.networks import NetworkConfig, label_rows
 from cdmem.training.checkpoint import load_module, weights_digest
 from cdmem.training.compilation import compile_in_place
 from cdmem.training.module import CdmemModule, Schedule
@@ -204,7 +204,7 @@ class ConsistencyStudent(CdmemModule):
         elif name is not None:
             about = self._load_teacher(name, about, training_set.num_classes)
         if self.initialize == "scratch":
-            network = self.network_config.build(about["shape"], about["num_classes"], self.training_seed)
+            network = self.network_config.build(about["shape"], label_rows(about), self.training_seed)
         else:
             network = copy.deepcopy(self._frozen["denoiser"].network).train().requires_grad_(True)
         self.assemble_student(about, network)

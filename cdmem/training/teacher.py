@@ -17,7 +17,7 @@ from cdmem.diffusion.preconditioning import Denoiser
 from cdmem.diffusion.sampling import OdeSampler
 from cdmem.diffusion.solvers import SOLVERS, euler_step
 from cdmem.errors import InputError
-from cdmem.networks import NetworkConfig
+from cdmem.networks import NetworkConfig, label_rows
 from cdmem.training.module import CdmemModule, Parameterization, Schedule
 from cdmem.training.randomness import StepNoise, dropout_seed
 
@@ -33,6 +33,8 @@ class DiffusionTeacher(CdmemModule):
         p_mean: mean of ln sigma in training (``edm``).
         p_std: standard deviation of ln sigma in training (``edm``).
         conditional: give the network class labels.
+        label_dropout: share of training labels replaced by "no class", label number ``num_classes`` (Ho & Salimans
+            2022: .1 or .2), so that guidance has an unconditional estimate; needs ``conditional``.
         sampler_points: N of the sampling grid; Heun spends 2 N - 1 evaluations.
         solver: of the sampler, ``heun`` or ``euler``.
         optimizer: e.g. ``torch.optim.Adam``.
@@ -57,6 +59,7 @@ class DiffusionTeacher(CdmemModule):
         p_mean: float = -1.2,
         p_std: float = 1.2,
         conditional: bool = False,
+        label_dropout: float = 0.0,
         sampler_points: int = 18,
         solver: Literal["heun", "euler"] = "heun",
         optimizer: OptimizerCallable = torch.optim.Adam,
@@ -84,26 +87,29 @@ class DiffusionTeacher(CdmemModule):
         if sampler_points < 2:
             raise InputError("model.sampler_points", sampler_points, "a grid needs 2 points", "use 18 or more")
         self.parameterization, self.sigma_data, self.conditional = parameterization, sigma_data, conditional
+        if not 0 <= label_dropout < 1 or (label_dropout and not conditional):
+            mend = "give a share below 1, and model.conditional: true"
+            raise InputError("model.label_dropout", label_dropout, "cannot be dropped", mend)
+        self.label_dropout = label_dropout
         self.p_mean, self.p_std = p_mean, p_std
         self.sampler_points, self.solver = sampler_points, solver
 
     def prepare(self, training_set: TrainingSet) -> None:
         if self.conditional and training_set.num_classes == 0:
             raise InputError("model.conditional", True, "the data have no classes", "set it to false")
-        self.assemble_teacher(
-            {
-                "shape": list(training_set.shape),
-                "num_classes": training_set.num_classes if self.conditional else 0,
-                "sigma_data": self.sigma_data or training_set.sigma_data,
-                "sigma_min": self.sigma_range(self.parameterization),
-                "parameterization": self.parameterization,
-                "training_set": training_set.hash,
-            }
-        )
+        about = {
+            "shape": list(training_set.shape),
+            "num_classes": training_set.num_classes if self.conditional else 0,
+            "sigma_data": self.sigma_data or training_set.sigma_data,
+            "sigma_min": self.sigma_range(self.parameterization),
+            "parameterization": self.parameterization,
+            "training_set": training_set.hash,
+        }
+        self.assemble_teacher(about | ({"null_label": True} if self.label_dropout else {}))
 
     def assemble_teacher(self, about: dict[str, Any]) -> None:
         """Build the network for what ``about`` says of the data."""
-        network = self.network_config.build(about["shape"], about["num_classes"], self.training_seed)
+        network = self.network_config.build(about["shape"], label_rows(about), self.training_seed)
         self.assemble(about, network, Denoiser)
 
     def sigma(self, noise: StepNoise) -> Tensor:
@@ -120,9 +126,12 @@ class DiffusionTeacher(CdmemModule):
         sigma = self.sigma(noise)
         eps = noise.normal(self.shape)
         weight = self.raw.scaling.loss_weight(sigma)
-        denoiser = self.raw if self.training else self.function()
+        denoiser, labels = self.raw if self.training else self.function(), self.labels(batch)
+        if self.training and self.label_dropout:
+            # The last draw: without it the noise of a step is what it was.
+            labels = torch.where(torch.special.ndtr(noise.normal()) < self.label_dropout, self.num_classes, labels)
         with dropout_seed(self.device, noise.dropout_seed):
-            return denoising_loss(denoiser, self.images(batch), sigma, eps, weight, self.labels(batch))
+            return denoising_loss(denoiser, self.images(batch), sigma, eps, weight, labels)
 
     @property
     def default_nfe(self) -> list[int]:

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-import numpy as np
 import torch
-from scipy.stats import t as student_t
 from torch import Tensor
 
 from cdmem.data.sources import load_source
@@ -20,14 +17,14 @@ from cdmem.errors import InputError
 from cdmem.images import to_float
 from cdmem.theory.decomposition.correlation import correlate
 from cdmem.theory.decomposition.guidance import exact_guided, first_overestimate
-from cdmem.theory.decomposition.parts import Parts, decompose, diversity, nearest_two
+from cdmem.theory.decomposition.parts import Parts, decompose, diversity, mean_interval, nearest_two
 from cdmem.theory.decomposition.show import lead, sections
 from cdmem.theory.decomposition.students import Split, split
+from cdmem.theory.decomposition.trained import COPY_RATIO, guided_teacher
 from cdmem.theory.decomposition.trajectory import exact_schedule, walk
 from cdmem.theory.frame import Outcome, Progress
-from cdmem.theory.pair import Pair, load_pair
+from cdmem.theory.pair import Pair, load_pair, load_teacher
 
-COPY_RATIO = 1 / 3
 GUIDED_SEEDS = 32
 
 
@@ -36,18 +33,24 @@ class Settings:
     """Settings of decomposition.
 
     Attributes:
-        run: folder of a study whose teacher is looked at; none takes the exact denoiser of n digits.
+        run: folder of a study whose teacher is looked at.
         student: name of the run's student; none takes the one called student, or the first, if there is one.
+        teacher: instead of a run any teacher alone: its checkpoint, stage folder or exported folder. Without run and
+            teacher the exact denoiser of n digits is taken.
+        training_set: of that teacher, as for an audit; none takes the record beside it.
         n: training images of the exact teacher.
         duplicated: copies of the first image of the exact teacher's training set.
         samples: paths.
         steps: Euler (DDIM) steps of each.
-        scales: guidance scales g, with exact denoisers of the same images.
+        scales: guidance scales g, with exact denoisers of the same images, and with the teacher's own if it was
+            trained with label dropout.
         seed: of everything.
     """
 
     run: str | None = None
     student: str | None = None
+    teacher: str | None = None
+    training_set: str | None = None
     n: int = 32
     duplicated: int = 4
     samples: int = 256
@@ -77,11 +80,15 @@ def check(s: Settings) -> None:
         raise InputError("scales", s.scales, "is no list of different scales above 0", "e.g. [1, 2, 5]")
     if s.run is None and s.student is not None:
         raise InputError("student", s.student, "has no run", "give --run too")
+    if s.run is not None and s.teacher is not None:
+        raise InputError("teacher", s.teacher, "stands beside --run", "give one of them")
+    if s.teacher is None and s.training_set is not None:
+        raise InputError("training_set", s.training_set, "has no teacher", "give --teacher too")
 
 
 def subject_of(s: Settings) -> Subject:
     """The teacher that is looked at."""
-    if s.run is None:
+    if s.run is None and s.teacher is None:
         pool = load_source("digits")
         rows = torch.randperm(len(pool.images), generator=torch.Generator().manual_seed(s.seed))[: s.n]
         images = to_float(pool.images[rows])
@@ -91,16 +98,12 @@ def subject_of(s: Settings) -> Subject:
         return Subject(
             EmpiricalDenoiser(images, weights), images, weights, sigmas, None, f"exact denoiser of {s.n} digits"
         )
-    pair, _ = load_pair(s.run, s.student, alone=True)
+    if s.run is not None:
+        pair, name = load_pair(s.run, s.student, alone=True)[0], f"teacher of {s.run}"
+    else:
+        pair, name = load_teacher(str(s.teacher), s.training_set), f"teacher {s.teacher}"
     sigmas = sampler_sigmas(s.steps, pair.sigma_min, pair.sigma_max)
-    return Subject(pair.teacher, pair.images, pair.multiplicities, sigmas, pair, f"teacher of {s.run}")
-
-
-def mean_interval(values: Sequence[float]) -> dict[str, float]:
-    """Mean and 95 % interval (Student's t)."""
-    x = np.asarray(values, float)
-    half = float(student_t.ppf(0.975, len(x) - 1) * x.std(ddof=1) / np.sqrt(len(x))) if len(x) > 1 else float("inf")
-    return {"mean": float(x.mean()), "low": float(x.mean()) - half, "high": float(x.mean()) + half}
+    return Subject(pair.teacher, pair.images, pair.multiplicities, sigmas, pair, name)
 
 
 def along(parts: Parts) -> dict[str, list[float]]:
@@ -227,7 +230,15 @@ def run(settings: Settings, progress: Progress) -> Outcome:
     results["paths"] = paths(settings, subject)
     progress("guidance")
     results["guidance"] = guided(settings, subject)
+    pair = subject.pair
+    if pair is not None and pair.null_label is not None:
+        progress("guidance of the trained teacher")
+        results["guided_teacher"] = guided_teacher(
+            pair, subject.sigmas, settings.scales, settings.samples, settings.seed
+        )
+    else:
+        results["guided_teacher"] = None
     progress("students")
-    results["student"] = students(settings, subject.pair) if subject.pair else None
+    results["student"] = students(settings, pair) if pair else None
     title = "Target and noise within sampling paths"
     return Outcome(title, lead(results), results, sections(results))

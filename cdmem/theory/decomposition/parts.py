@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+from scipy.stats import t as student_t
 from torch import Tensor
 
 from cdmem.theory.decomposition.trajectory import Path, exact_schedule
@@ -106,3 +109,10 @@ def nearest_two(samples: Tensor, images: Tensor) -> tuple[Tensor, Tensor]:
     far = torch.cdist(samples.double(), images.double(), compute_mode="donot_use_mm_for_euclid_dist")
     found = far.topk(2, dim=1, largest=False)
     return found.values, found.indices
+
+
+def mean_interval(values: Sequence[float]) -> dict[str, float]:
+    """Mean and 95 % interval (Student's t)."""
+    x = np.asarray(values, float)
+    half = float(student_t.ppf(0.975, len(x) - 1) * x.std(ddof=1) / np.sqrt(len(x))) if len(x) > 1 else float("inf")
+    return {"mean": float(x.mean()), "low": float(x.mean()) - half, "high": float(x.mean()) + half}

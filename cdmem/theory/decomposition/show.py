@@ -29,6 +29,13 @@ def lead(found: Found) -> list[str]:
         + ", ".join(f"{row['a_first']['mean']:.2f} at g = {row['g']:g}" for row in found["guidance"])
         + ".",
     ]
+    own = found["guided_teacher"]
+    if own and own["rows"]:
+        lines.append(
+            f"The trained teacher, guided by its own label dropout towards {len(own['classes'])} known targets: "
+            + ", ".join(f"{r['trained']['a_first']['mean']:.2f} at g = {r['g']:g}" for r in own["rows"])
+            + f" ({own['seeds']} paths a class)."
+        )
     if found["student"]:
         row = found["student"]["students"][0]
         lines.append(
@@ -41,6 +48,8 @@ def lead(found: Found) -> list[str]:
 def sections(found: Found) -> list[Section]:
     """The page's parts."""
     parts = [_paths(found), _guidance(found)]
+    if found["guided_teacher"]:
+        parts.append(_trained(found))
     return [*parts, _student(found["student"])] if found["student"] else parts
 
 
@@ -108,6 +117,32 @@ def _guidance(found: Found) -> Section:
         Figure(chart, "Weight of the target along the path. Above the line of g = 1: overestimated."),
         Table(head, rows, "32 seeds; Student's t, 95 %."),
     ], reconstruction=True)  # fmt: skip
+
+
+def _trained(found: Found) -> Section:
+    own, sigma = found["guided_teacher"], found["paths"]["schedule"]["sigma"]
+    rows = []
+    for r in own["rows"]:
+        for kind in ("trained", "exact"):
+            e = r[kind]
+            spans = [span(e["a_first"], ".3f"), span(e["across_first"], ".3f"), span(e["D_1"]), span(e["D_2"])]
+            rows.append((f"{r['g']:g}", kind, *spans, span(e["D_1_pearson"], "+.2f"), span(e["hits"], ".0%")))
+    lines = [Series(f"g = {r['g']:g}", kind, sigma, r["trained"]["w_0"]) for kind, r in zip(KINDS, own["rows"])]
+    chart = curves(
+        "trained_weights", lines, "sigma", "weight of the target", log_x=True, alt="weights, trained teacher"
+    )
+    classes = ", ".join(f"{c['label']} ({c['copies']} copies, {c['share']:.0%})" for c in own["classes"]) or "none"
+    text = [
+        "A class-conditional teacher trained with label dropout, guided by its own two estimates. A target is known "
+        "beforehand where one image makes up more than half of its class; exact denoisers of the same classes stand "
+        "beside it, from the same noise.",
+        f"Classes (copies of the target, their share of the class): {classes}.",
+    ]
+    head = ("g", "denoisers", "a, first step", "across, first step", "D_1", "D_2", "Pearson, D_1", "ends at x*")
+    note = f"{own['seeds']} paths a class; Student's t over classes (over paths with fewer than three), 95 %."
+    figure = Figure(chart, "Weight of the target along the path of the trained teacher.")
+    return Section("Guidance of the trained teacher", text, [*([figure] if rows else []), Table(head, rows, note)],
+                   reconstruction=True)  # fmt: skip
 
 
 def _student(found: Found) -> Section:

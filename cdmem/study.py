@@ -29,6 +29,7 @@ from cdmem.audit import Auditor, AuditResult
 from cdmem.distillation import distillation_record
 from cdmem.durable import owned
 from cdmem.errors import InputError
+from cdmem.paths import usable_path
 from cdmem.quiet import quiet_libraries
 from cdmem.redact import redact
 from cdmem.run import CONFIG, RunFolder, check_same_settings, environment, flatten
@@ -170,7 +171,7 @@ def _checked(path: Path, raw: dict[str, Any], args: Sequence[str]) -> StudyConfi
     for name, value in {"teacher": raw.get("teacher"), **(raw.get("students") or {})}.items():
         if not isinstance(value, dict) or not value.get("config"):
             raise InputError(name, value, "names no config file", f"write {name}: path/to/file.yaml")
-        config = path.parent / value["config"]
+        config = usable_path(f"{name}.config", path.parent / str(value["config"]))
         if not config.is_file():
             raise InputError(
                 f"{name}.config", value["config"], f"no file {config}", "paths are relative to the study file"

@@ -40,7 +40,7 @@ def sandbox(furnished, monkeypatch):
 
 def throw(sandbox, kind, count):
     @settings(max_examples=count, derandomize=True, database=None, deadline=None, suppress_health_check=ASIDE,
-              phases=[Phase.generate, Phase.shrink])  # fmt: skip
+              phases=[Phase.generate])  # fmt: skip
     @given(KINDS[kind][0]())
     def attempt(case):
         sandbox.attempt(*case)
@@ -48,7 +48,9 @@ def throw(sandbox, kind, count):
     attempt()
     print(kind, count, sandbox.ends)
     if count > 50:  # of a handful all may end well
-        assert sandbox.ends.get("2", 0) >= 0.2 * count, "much of what is broken must be refused"
+        # Half of what a record says is for readers and stops nothing.
+        least = 0.1 if kind == "records" else 0.2
+        assert sandbox.ends.get("2", 0) >= least * count, "much of what is broken must be refused"
     assert sum(sandbox.ends.values()) >= 0.9 * count
 
 

@@ -15,6 +15,7 @@ from cdmem.data.duplication import multiplicities
 from cdmem.data.pixels import ImagePool
 from cdmem.errors import InputError
 from cdmem.images import HALF_RANGE
+from cdmem.paths import usable_path
 from cdmem.texts import parse_json, read_text
 
 LISTS = ("indices", "multiplicities", "held_out_indices", "shape")
@@ -191,7 +192,7 @@ def load_record(path: str | Path) -> dict[str, object]:
     Raises:
         InputError: no such file, no JSON, or not a record of a training set.
     """
-    file = Path(path)
+    file = usable_path("training_set", path)
     file = file / "training_set.json" if file.is_dir() else file
     mend = "name the training_set.json that a run wrote"
     try:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from cdmem.errors import InputError
+from cdmem.paths import usable_path
 
 SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
 VARIABLE = "CDMEM_EFFICIENTNET_LITE0"
@@ -121,7 +122,7 @@ def find_weights(weights: str | None = None) -> Path:
     mend = f"run `{INSTALL}`, or set {VARIABLE} to the .pth file"
     given = weights or os.environ.get(VARIABLE)
     if given:
-        if not Path(given).is_file():
+        if not usable_path("efficientnet.weights", given).is_file():
             raise InputError("efficientnet.weights", given, "no such file", mend)
         return Path(given)
     # Finding a package does not run its code.

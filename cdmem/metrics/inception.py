@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from cdmem.errors import InputError
+from cdmem.paths import usable_path
 
 FILE = "inception-2015-12-05.pt"
 # Of the file at clean-fid's address (95 607 719 bytes), as k-diffusion's evaluation code pins it. clean-fid pins none.
@@ -43,7 +44,7 @@ def find_weights(weights: str | None = None) -> Path | None:
     """
     given = weights or os.environ.get(VARIABLE)
     if given:
-        if not Path(given).is_file():
+        if not usable_path(KEY, given).is_file():
             raise InputError(KEY, given, "no such file", f"name {FILE}, or leave it out")
         return Path(given)
     # clean-fid keeps it in the working directory on Windows and in /tmp elsewhere.

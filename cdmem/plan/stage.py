@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 from dataclasses import dataclass, replace
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
@@ -14,6 +13,7 @@ from cdmem.diffusion.losses import consistency_loss, denoising_loss
 from cdmem.diffusion.preconditioning import Denoiser
 from cdmem.errors import InputError
 from cdmem.networks import label_rows
+from cdmem.paths import usable_path
 from cdmem.plan.build import Machine, PlanCLI
 from cdmem.plan.counting import (
     TrainingPass,
@@ -123,7 +123,7 @@ class Stage:
         elif teacher is not None:
             self.frozen = frozen(teacher.model, model.teacher_weights, teacher.forward)
         elif name is not None:
-            if not Path(name).exists():
+            if not usable_path("model.teacher", name).exists():
                 mend = "add --teacher_config FILE, the teacher's config, or give a checkpoint"
                 raise InputError("model.teacher", name, "is not there, and its network is part of the cost", mend)
             self.frozen = frozen_checkpoint(name, model.teacher_weights)

@@ -16,6 +16,7 @@ from torch import nn
 
 from cdmem.errors import InputError
 from cdmem.networks import DiffusersUNet, NetworkConfig, UNetNetwork, from_record, label_rows
+from cdmem.paths import usable_path
 from cdmem.training.archive import check_archive, check_tensors
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ def find_checkpoint(path: str | Path, key: str = "checkpoint") -> Path:
     Raises:
         InputError: there is none.
     """
-    path = Path(path)
+    path = usable_path(key, path)
     if path.is_dir():
         for candidate in (path / "checkpoints" / LAST, path / LAST):
             if candidate.is_file():

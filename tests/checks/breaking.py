@@ -81,11 +81,12 @@ def at(config: Any, path: tuple) -> Any:
 
 def _set(config: Any, path: tuple, value: Any, drop: bool) -> None:
     config = at(config, path[:-1])
-    if drop and isinstance(config, dict | list):
-        with contextlib.suppress(KeyError, IndexError, TypeError):
-            del config[path[-1]]
-    elif isinstance(config, dict) or (isinstance(config, list) and path[-1] < len(config)):
-        config[path[-1]] = value
+    if isinstance(config, dict | list):
+        with contextlib.suppress(KeyError, IndexError, TypeError):  # an earlier change took the place away
+            if drop:
+                del config[path[-1]]
+            else:
+                config[path[-1]] = value
 
 
 @st.composite

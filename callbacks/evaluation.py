@@ -31,6 +31,8 @@ from cdmem.training.module import CdmemModule
 
 Spacing = Literal["log", "linear"]
 DRY_SAMPLES = 8  # images per evaluation under trainer.fast_dev_run
+MOST_POINTS = 10_000  # evaluations of one run
+MOST_SAMPLES = 10**8  # images of one evaluation
 
 
 def evaluation_steps(max_steps: int, points: int, spacing: Spacing) -> list[int]:
@@ -146,10 +148,13 @@ class EvaluationCallback(Callback):
 
     Args:
         samples: generated images per evaluation.
-        points: number of evaluations during ``fit``.
+        points: number of evaluations during ``fit``; 0 is none.
         spacing: ``log`` (onset) or ``linear`` (end of a distillation).
         batch_size: samples made at once.
         test_samples: generated images in ``test``; None is ``samples``.
+
+    Raises:
+        InputError: a count that cannot be.
     """
 
     prefix = "metric"
@@ -162,8 +167,14 @@ class EvaluationCallback(Callback):
         batch_size: int = 256,
         test_samples: int | None = None,
     ) -> None:
-        if samples < 2:
-            raise InputError(f"{type(self).__name__}.samples", samples, "needs at least 2 samples", "use 512 or more")
+        name = type(self).__name__
+        for key, value in {"samples": samples, "test_samples": test_samples}.items():
+            if value is not None and not 2 <= value <= MOST_SAMPLES:
+                raise InputError(f"{name}.{key}", value, f"must be 2 to {MOST_SAMPLES} samples", "use 512 or more")
+        if not 0 <= points <= MOST_POINTS:
+            raise InputError(f"{name}.points", points, f"must be 0 to {MOST_POINTS} evaluations", "use about 8")
+        if not 1 <= batch_size <= MOST_SAMPLES:
+            raise InputError(f"{name}.batch_size", batch_size, "must be at least 1 image", "use about 256")
         self.samples, self.points, self.spacing = samples, points, spacing
         self.batch_size, self.test_samples = batch_size, test_samples
         self._steps: set[int] = set()

@@ -23,6 +23,7 @@ from cdmem.data.datamodule import MemorizationDataModule
 from cdmem.durable import owned
 from cdmem.errors import InputError
 from cdmem.explain import PARSING, explain, one_line
+from cdmem.numbers import check_numbers
 from cdmem.paths import possible_path, usable_path
 from cdmem.quiet import quiet_libraries
 from cdmem.redact import redact
@@ -127,6 +128,7 @@ class CdmemCLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         self.check_sections()
         s = self.settings
+        check_numbers(s)
         for name in DERIVED_DATA_SEEDS:
             if s.data[name] is None:
                 s.data[name] = s.seed

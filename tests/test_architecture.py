@@ -215,6 +215,7 @@ FLOORS: dict[str, int] = {
     "cdmem.sample": 5,
     "cdmem.trainer_cli": 5,
     "cdmem.explain": 5,
+    "cdmem.numbers": 5,
     "cdmem.study": 5,
     "cdmem.sweep": 5,
     "cdmem.cli": 5,

@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 
 from checks.breaking import dumped
 from checks.cases import DISTIL, FIT, KINDS, NEW, READERS, SAMPLE, STUDENT_STAGE, TEACHER_FILES
-from checks.fuzz import DATA, STUDY, TEACHER, Sandbox, furnish, furnish_more
+from checks.fuzz import CALLBACKS, DATA, STUDY, TEACHER, TRAINER, Sandbox, furnish, furnish_more
 
 CASES = 2000
 FEW = {"configs": 8, "subsets": 6, "texts": 6, "overrides": 8, "files": 4, "records": 3, "media": 5, "models": 4}
@@ -133,6 +133,11 @@ def with_data(**changes):
     return FIT, {"teacher.yaml": dumped({**TEACHER, "data": {**DATA, **changes}})}
 
 
+def with_callback(**changes):
+    first = {**CALLBACKS[0], "init_args": {**CALLBACKS[0]["init_args"], **changes}}
+    return FIT, {"teacher.yaml": dumped({**TEACHER, "trainer": {**TRAINER, "callbacks": [first]}})}
+
+
 def resumed(**changes):
     """A checkpoint whose record lacks, or has, something; None drops a key."""
     state = torch.load(TEACHER_FILES[0], weights_only=True)
@@ -164,7 +169,11 @@ FOUND = {
     "batch that draws for hours": (lambda: with_data(batch_size=2**32), "data.batch_size"),
     "samples that fill the memory": (lambda: (["predict", *with_data(predict_samples=10**12)[0][1:], "--ckpt_path",
         TEACHER_FILES[0]], with_data(predict_samples=10**12)[1]), "data.predict_samples"),
-    "held-out images beyond an index": (lambda: with_data(held_out=2**63), "data.n"),
+    "number beyond 64 bits": (lambda: ([*FIT, f"--trainer.max_epochs={10**400}"], {}), "trainer.max_epochs"),
+    "more evaluations than steps ever": (lambda: with_callback(points=10**11), "MemorizationCallback.points"),
+    "no samples at once": (lambda: with_callback(batch_size=0), "MemorizationCallback.batch_size"),
+    "one sample in test": (lambda: with_callback(test_samples=1), "MemorizationCallback.test_samples"),
+    "held-out images beyond an index": (lambda: with_data(held_out=2**63 - 1), "data.n"),
     "negative threads": (lambda: ([*FIT, "--threads=-1"], {}), "threads"),
     "too many threads": (lambda: ([*FIT, f"--threads={10**9}"], {}), "threads"),
     "checkpoint without a role": (lambda: resumed(role=None), "ckpt_path"),

@@ -179,6 +179,9 @@ class EvaluationCallback(Callback):
         self.batch_size, self.test_samples = batch_size, test_samples
         self._steps: set[int] = set()
 
+    def check_run(self, trainer: Trainer, training_set: TrainingSet) -> None:
+        """Raise InputError for a run that this metric cannot measure; called before any stage of a study trains."""
+
     @abstractmethod
     def measure(self, evaluation: Evaluation) -> dict[str, float]:
         """The metric's values by name; logged as ``<prefix>/<name>``. Called on every rank."""
@@ -209,6 +212,7 @@ class EvaluationCallback(Callback):
         return self._steps
 
     def on_fit_start(self, trainer: Trainer, pl_module: Any) -> None:
+        self.check_run(trainer, pl_module.data.training_set)
         self._steps = set(evaluation_steps(trainer.max_steps, self.points, self.spacing))
 
     def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:

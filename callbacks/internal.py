@@ -94,17 +94,18 @@ class InternalCallback(EvaluationCallback):
         self.sigmas, self.images, self.optimum, self.weights = [float(s) for s in sigmas], images, optimum, weights
         self._remembered: dict[str, Remembered] = {}
 
+    def check_run(self, trainer: Trainer, training_set: TrainingSet) -> None:
+        """Without held-out images there is no gap."""
+        count, problem = len(training_set.held_out_images), "InternalCallback compares training with held-out images"
+        if count < 2:
+            raise InputError("data.held_out", count, problem, "use 2 or more, 256 if you can")
+
     def on_fit_start(self, trainer: Trainer, pl_module: Any) -> None:
-        """Without held-out images there is no gap: say so before anything trains."""
         super().on_fit_start(trainer, pl_module)
         self._remembered = {}
-        self._sides(pl_module.data.training_set, pl_module)
 
     def _sides(self, t: TrainingSet, module: CdmemModule) -> dict[str, tuple[Tensor, Tensor | None]]:
         """Images and labels of T (``""``) and of H (``_heldout``)."""
-        if len(t.held_out_images) < 2:
-            problem = "InternalCallback compares training with held-out images"
-            raise InputError("data.held_out", len(t.held_out_images), problem, "use 2 or more, 256 if you can")
         sides = {"": (t.images, t.labels), "_heldout": (t.held_out_images, t.held_out_labels)}
         return {
             name: (images[: self.images], labels[: self.images] if module.num_classes else None)

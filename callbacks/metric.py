@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 from lightning.pytorch import Trainer
 
@@ -54,10 +53,9 @@ class MetricCallback(EvaluationCallback):
         self.prefix = name or type(metric).__name__.lower()
         self._prepared = False
 
-    def on_fit_start(self, trainer: Trainer, pl_module: Any) -> None:
-        """Prepare before anything trains, so that a metric that cannot work says so at once."""
-        super().on_fit_start(trainer, pl_module)
-        self._prepare(pl_module.data.training_set)
+    def check_run(self, trainer: Trainer, training_set: TrainingSet) -> None:
+        """Prepare now: a metric that cannot work says so at once."""
+        self._prepare(training_set)
 
     def _prepare(self, training_set: TrainingSet) -> None:
         if not self._prepared:

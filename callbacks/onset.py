@@ -97,16 +97,19 @@ class _Judge(Callback):
         self._bar: float | None = None
         self._last = -1
 
-    def on_fit_start(self, trainer: Trainer, pl_module: Any) -> None:
-        """The callbacks that measure must exist and come first."""
+    def check_run(self, trainer: Trainer, training_set: TrainingSet) -> None:
+        """The callbacks that measure must exist and come first; InputError if not."""
         name, callbacks = type(self).__name__, trainer.callbacks
-        self._bar = None
         before = callbacks[: callbacks.index(self)]
         if not any(isinstance(c, MemorizationCallback) for c in before):
             mend = "put MemorizationCallback before it in the list"
             raise InputError("trainer.callbacks", name, "judges f_mem, which nothing has measured", mend)
         if any(isinstance(c, QualityCallback) for c in callbacks[callbacks.index(self) :]):
             raise InputError("trainer.callbacks", name, "stands before QualityCallback", "put it after")
+
+    def on_fit_start(self, trainer: Trainer, pl_module: Any) -> None:
+        self._bar = None
+        self.check_run(trainer, pl_module.data.training_set)
 
     def bar(self, trainer: Trainer, module: CdmemModule) -> float:
         """The onset bar of this run: threshold and groups are those of its MemorizationCallback."""

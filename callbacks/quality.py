@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from lightning.pytorch import Trainer
 from torch import nn
 
 from callbacks.evaluation import Evaluation, EvaluationCallback, Spacing
+from cdmem.data.subset import TrainingSet
 from cdmem.errors import InputError
 from cdmem.images import to_uint8
 from cdmem.metrics.features import PixelFeatures
@@ -43,6 +45,12 @@ class QualityCallback(EvaluationCallback):
         self.features, self.nfe = features or PixelFeatures(), nfe
         self._metric: Fidelity | None = None
 
+    def check_run(self, trainer: Trainer, training_set: TrainingSet) -> None:
+        """Quality is a distance to held-out images."""
+        held_out = len(training_set.held_out_images)
+        if held_out < LEAST:
+            raise InputError("data.held_out", held_out, "quality needs a held-out set", f"use {LEAST} or more")
+
     def measure(self, evaluation: Evaluation) -> dict[str, float]:
         metric, values = self._prepared(evaluation), {}
         for k, nfe in enumerate(self.nfe or evaluation.module.default_nfe):
@@ -57,9 +65,7 @@ class QualityCallback(EvaluationCallback):
     def _prepared(self, evaluation: Evaluation) -> Fidelity:
         """The metric, with the references of earlier evaluations of the same training set."""
         training_set = evaluation.training_set
-        held_out = len(training_set.held_out_images)
-        if held_out < LEAST:
-            raise InputError("data.held_out", held_out, "quality needs a held-out set", "set data.held_out")
+        self.check_run(evaluation.trainer, training_set)
         if self._metric is None or self._metric.training_set is not training_set:
             self._metric = Fidelity(self.features)
             self._metric.prepare(training_set)

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import re
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
@@ -43,6 +44,8 @@ from cdmem.training.teacher import DiffusionTeacher
 from cdmem.trust import FLAG, admit, split_flag
 
 TOP_KEYS = ("teacher", "students", "audit", "data", "seed", "run_dir", "threads", "wandb")
+STAGE = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]{0,60}")  # a student's name is a folder and the start of its overrides
+TAKEN = (*TOP_KEYS, "report", "samples", "config")
 
 
 @dataclass(frozen=True)
@@ -168,6 +171,10 @@ def _checked(path: Path, raw: dict[str, Any], args: Sequence[str]) -> StudyConfi
             raise _unknown(f"audit.{key}", [f"audit.{k}" for k in known])
     stages: dict[str, tuple[Path, dict[str, Any]]] = {}
     shared = {k: raw[k] for k in ("data", "threads", "wandb") if raw.get(k) is not None}
+    for name in raw.get("students") or {}:
+        if not STAGE.fullmatch(str(name)) or name in TAKEN:
+            problem = "is no name of a student, whose folder it becomes"
+            raise InputError("students", repr(name), problem, "use letters, digits, _ and -, e.g. student")
     for name, value in {"teacher": raw.get("teacher"), **(raw.get("students") or {})}.items():
         if not isinstance(value, dict) or not value.get("config"):
             raise InputError(name, value, "names no config file", f"write {name}: path/to/file.yaml")

@@ -204,6 +204,9 @@ class CdmemCLI(LightningCLI):
             )
         if isinstance(self.model, DiffusionTeacher):
             self.model.prepare(self.datamodule.training_set)
+        for callback in self.trainer.callbacks if subcommand == "fit" else ():
+            if hasattr(callback, "check_run"):
+                callback.check_run(self.trainer, self.datamodule.training_set)
 
     # ---- running ------------------------------------------------------------------------------------------------
 

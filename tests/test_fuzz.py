@@ -133,9 +133,18 @@ def with_data(**changes):
     return FIT, {"teacher.yaml": dumped({**TEACHER, "data": {**DATA, **changes}})}
 
 
-def with_callback(**changes):
-    first = {**CALLBACKS[0], "init_args": {**CALLBACKS[0]["init_args"], **changes}}
-    return FIT, {"teacher.yaml": dumped({**TEACHER, "trainer": {**TRAINER, "callbacks": [first]}})}
+def with_callback(held_out=12, **settings):
+    callbacks = [{"class_path": name, "init_args": args} for name, args in settings.items()]
+    data, trainer = {**DATA, "held_out": held_out}, {**TRAINER, "callbacks": callbacks}
+    return FIT, {"teacher.yaml": dumped({**TEACHER, "data": data, "trainer": trainer})}
+
+
+def with_memorization(**changes):
+    return with_callback(MemorizationCallback={**CALLBACKS[0]["init_args"], **changes})
+
+
+def with_students(students):
+    return STUDY_RUN, {"study.yaml": dumped({**STUDY, "students": students})}
 
 
 def resumed(**changes):
@@ -158,6 +167,12 @@ FOUND = {
         "trainer",
     ),
     "empty key of a study": (lambda: (STUDY_RUN, {"study.yaml": dumped({**STUDY, "": 1})}), "''"),
+    "student without a name": (lambda: with_students({"": {"config": "student.yaml"}}), "students"),
+    "student outside the run": (lambda: with_students({"../../x": "student.yaml"}), "students"),
+    "second teacher": (lambda: with_students({"teacher": "student.yaml"}), "students"),
+    "onset of nothing": (lambda: with_callback(OnsetCallback={}), "trainer.callbacks"),
+    "gap to no images": (lambda: with_callback(0, InternalCallback={}), "data.held_out"),
+    "quality against no images": (lambda: with_callback(0, QualityCallback={}), "data.held_out"),
     "long name of a checkpoint": (lambda: ([*SAMPLE, LONG], {}), "checkpoint"),
     "long name of samples": (lambda: (["sample", "--checkpoint", "run/student", "--out", f"{LONG}.npz"], {}), "out"),
     "long name of a run": (lambda: (["report", LONG], {}), "runs"),
@@ -170,9 +185,9 @@ FOUND = {
     "samples that fill the memory": (lambda: (["predict", *with_data(predict_samples=10**12)[0][1:], "--ckpt_path",
         TEACHER_FILES[0]], with_data(predict_samples=10**12)[1]), "data.predict_samples"),
     "number beyond 64 bits": (lambda: ([*FIT, f"--trainer.max_epochs={10**400}"], {}), "trainer.max_epochs"),
-    "more evaluations than steps ever": (lambda: with_callback(points=10**11), "MemorizationCallback.points"),
-    "no samples at once": (lambda: with_callback(batch_size=0), "MemorizationCallback.batch_size"),
-    "one sample in test": (lambda: with_callback(test_samples=1), "MemorizationCallback.test_samples"),
+    "more evaluations than steps ever": (lambda: with_memorization(points=10**11), "MemorizationCallback.points"),
+    "no samples at once": (lambda: with_memorization(batch_size=0), "MemorizationCallback.batch_size"),
+    "one sample in test": (lambda: with_memorization(test_samples=1), "MemorizationCallback.test_samples"),
     "held-out images beyond an index": (lambda: with_data(held_out=2**63 - 1), "data.n"),
     "negative threads": (lambda: ([*FIT, "--threads=-1"], {}), "threads"),
     "too many threads": (lambda: ([*FIT, f"--threads={10**9}"], {}), "threads"),

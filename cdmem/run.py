@@ -132,7 +132,10 @@ class RunFolder:
 
     def finished(self) -> dict[str, Any] | None:
         """What :data:`FINISHED` says, or None while the run is not complete."""
-        return self.read_json(FINISHED) if (self.path / FINISHED).is_file() else None
+        found = self.read_json(FINISHED) if (self.path / FINISHED).is_file() else None
+        if found is not None and (not isinstance(found, dict) or type(found.get("step")) is not int):
+            raise InputError("run_dir", self.path, f"{FINISHED} names no step", "remove the file and run again")
+        return found
 
     def wandb_id(self) -> str:
         """The W&B run id that belongs to this folder; made once, so that a resumed run continues the same W&B run."""

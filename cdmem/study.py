@@ -286,13 +286,9 @@ class Study:
         a, students = self.config.audit, list(self.config.stages)[1:]
         subjects = study_subjects(self.config.run_dir, students, a.nfe, a.device)
         key = [[s.name, s.method, s.sampler.nfe, s.weights, s.step] for s in subjects]
-        if (self.folder / "audit/summary.json").is_file():
-            old = AuditResult.from_dict(self.folder.read_json("audit/summary.json"))
-            # An audit of an earlier version has no verdict: it is made again.
-            if [[m["name"], m["method"], m["nfe"], m["weights"], m["step"]] for m in old.models] == key and all(
-                m.get("verdict") for m in old.models if m["role"] == "student"
-            ):
-                return old
+        old = self._earlier_audit(key)
+        if old is not None:
+            return old
         options = SuiteOptions(a.threshold, a.near_duplicates, a.features, a.metrics)
         auditor = Auditor(
             teacher.datamodule.training_set,
@@ -308,6 +304,23 @@ class Study:
         result = auditor.run(subjects, records)
         self.folder.write_text("audit/summary.json", result.to_json())
         return result
+
+    def _earlier_audit(self, key: list[list[Any]]) -> AuditResult | None:
+        """The audit of the same models, if the folder holds one.
+
+        Raises:
+            InputError: what it holds is no audit.
+        """
+        if not (self.folder / "audit/summary.json").is_file():
+            return None
+        try:
+            old = AuditResult.from_dict(self.folder.read_json("audit/summary.json"))
+            same = [[m["name"], m["method"], m["nfe"], m["weights"], m["step"]] for m in old.models] == key
+            # An audit of an earlier version has no verdict: it is made again.
+            return old if same and all(m.get("verdict") for m in old.models if m["role"] == "student") else None
+        except (KeyError, TypeError, AttributeError):
+            mend = "remove it and run again"
+            raise InputError("run_dir", self.folder.path, "audit/summary.json is no audit", mend) from None
 
 
 def run_one(args: Sequence[str]) -> None:

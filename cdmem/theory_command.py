@@ -18,12 +18,14 @@ import io
 import math
 import os
 import shlex
+import typing
 from collections.abc import Sequence
 from contextlib import redirect_stderr
 from pathlib import Path
 from typing import Any
 
 from cdmem.errors import InputError
+from cdmem.numbers import check_numbers
 from cdmem.paths import possible_path
 
 LABORATORIES = {
@@ -66,7 +68,7 @@ def read_settings(laboratory: str, args: Sequence[str]) -> tuple[Any, dict[str, 
         raise InputError("theory", laboratory, _line(error), f"its settings are {', '.join(names)}") from None
     names = {field.name for field in dataclasses.fields(kind)}
     settings = kind(**{name: found[name] for name in names})
-    _finite(settings)
+    _usable(settings)
     return settings, {name: found[name] for name in OURS}
 
 
@@ -76,10 +78,14 @@ def _line(error: BaseException) -> str:
     return " ".join(lines)[:240] or type(error).__name__
 
 
-def _finite(settings: Any) -> None:
+def _usable(settings: Any) -> None:
+    check_numbers(dataclasses.asdict(settings))
+    hints = typing.get_type_hints(type(settings))
     for field in dataclasses.fields(settings):
         value = getattr(settings, field.name)
         for number in value if isinstance(value, list | tuple) else [value]:
+            if number is None and type(None) not in typing.get_args(hints[field.name]):
+                raise InputError(field.name, None, "is no value", "leave it out for the default")
             if isinstance(number, float) and not math.isfinite(number):
                 raise InputError(field.name, number, "is no finite number", f"e.g. {field.default}")
     seed = getattr(settings, "seed", 0)

@@ -343,7 +343,7 @@ class CdmemCLI(LightningCLI):
                 f"does not hold the network that the config describes ({other[0]} differs)",
                 "use the model section of that run (its config.yaml)",
             )
-        check_restorable(self.trainer, self.model, checkpoint, path, self.command == "fit")
+        check_restorable(self.trainer, self.model, checkpoint, path, self.command)
 
     def _write_predictions(self, folder: RunFolder) -> None:
         from cdmem.images import to_uint8

@@ -159,7 +159,14 @@ def resumed(**changes):
     return [*FIT, "--ckpt_path", TEACHER_FILES[0]], {TEACHER_FILES[0]: out.getvalue()}
 
 
+def validated(**changes):
+    args, files = resumed(**changes)
+    return ["validate", *args[1:]], files
+
+
 LONG = "a" * 300
+GO_ON = ["fit", "--config", "run/teacher/config.yaml"]
+STUDY_AGAIN = ["study", "--config", "study.yaml", "--run_dir", "run"]
 STUDY_RUN = ["study", "--config", "study.yaml", *NEW]
 FOUND = {
     "plan of a section that is a list": (
@@ -193,6 +200,11 @@ FOUND = {
     "too many threads": (lambda: ([*FIT, f"--threads={10**9}"], {}), "threads"),
     "checkpoint without a role": (lambda: resumed(role=None), "ckpt_path"),
     "checkpoint with a step that is text": (lambda: resumed(global_step="x"), "ckpt_path"),
+    "checkpoint without the loop of validate": (lambda: validated(loops={"fit_loop": {}}), "ckpt_path"),
+    "finished at no step": (lambda: (GO_ON, {"run/teacher/finished.json": b'{"seconds": 1}'}), "run_dir"),
+    "audit of nothing": (lambda: (STUDY_AGAIN, {"run/audit/summary.json": b'{"models": []}'}), "run_dir"),
+    "laboratory without a size": (lambda: (["theory", "edge", "--out", "out", "--config", "edge.yaml"],
+        {"edge.yaml": b"k: null"}), "k"),
     "checkpoint of no training set": (lambda: resumed(training_set=None), "ckpt_path"),
 }  # fmt: skip
 

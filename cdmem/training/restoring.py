@@ -16,15 +16,17 @@ from cdmem.training.module import CdmemModule
 ODD = (KeyError, IndexError, TypeError, ValueError, AttributeError, ArithmeticError, RuntimeError)
 
 
-def check_restorable(trainer: Trainer, module: CdmemModule, checkpoint: dict[str, Any], path: str, train: bool) -> None:
-    """Restore callbacks, and with ``train`` optimizer, schedule and loops, on trial.
+def check_restorable(
+    trainer: Trainer, module: CdmemModule, checkpoint: dict[str, Any], path: str, command: str
+) -> None:
+    """Restore callbacks and loops, and for ``fit`` optimizer and schedule, on trial.
 
     Args:
         trainer: not running yet.
         module: with its network built.
         checkpoint: as read.
         path: of the file, for the message.
-        train: training goes on; otherwise only callbacks are restored.
+        command: ``fit``, ``validate``, ``test`` or ``predict``.
 
     Raises:
         InputError: a part is missing or of another form than this trainer's own.
@@ -37,15 +39,16 @@ def check_restorable(trainer: Trainer, module: CdmemModule, checkpoint: dict[str
             for callback in trainer.callbacks:  # type: ignore[attr-defined]
                 if callback.state_key in states:
                     callback.load_state_dict(copy.deepcopy(states[callback.state_key]))
-        if train:
+        if command == "fit":
             part = "optimizer_states"
             optimizer = module.optimizer_factory(module.raw.network.parameters())
             _check_optimizer(optimizer, checkpoint[part])
             part = "lr_schedulers"
             schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0)
             _same_form(checkpoint[part], [schedule.state_dict()])
-            part = "loops"
-            _same_form(checkpoint[part]["fit_loop"], trainer.fit_loop.state_dict())
+        part, loop = "loops", f"{command}_loop"
+        if command == "fit" or checkpoint.get(part) is not None:
+            _same_form(checkpoint[part][loop], getattr(trainer, loop).state_dict())
     except ODD as error:
         reason = f"{type(error).__name__}: {str(error)[:80]}"
         raise InputError("ckpt_path", path, f"its {part} make no sense ({reason})", "use another checkpoint") from None

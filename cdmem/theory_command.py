@@ -21,12 +21,14 @@ import shlex
 import typing
 from collections.abc import Sequence
 from contextlib import redirect_stderr
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 from cdmem.errors import InputError
 from cdmem.numbers import check_numbers
-from cdmem.paths import possible_path
+from cdmem.paths import possible_path, usable_path
+from cdmem.texts import parse_yaml, read_text
 
 LABORATORIES = {
     "random-features": "cdmem.theory.random_features.laboratory",
@@ -60,6 +62,7 @@ def read_settings(laboratory: str, args: Sequence[str]) -> tuple[Any, dict[str, 
     rest = list(args)
     if laboratory in WITH_RUN and rest and not rest[0].startswith("-"):
         rest[0] = f"--run={rest[0]}"
+    _plain_configs(rest)
     try:
         with redirect_stderr(io.StringIO()):
             found = vars(parser.parse_args(rest))
@@ -70,6 +73,20 @@ def read_settings(laboratory: str, args: Sequence[str]) -> tuple[Any, dict[str, 
     settings = kind(**{name: found[name] for name in names})
     _usable(settings)
     return settings, {name: found[name] for name in OURS}
+
+
+def _plain_configs(args: Sequence[str]) -> None:
+    """Raises InputError for a config that is no plain YAML of usual size, before the parser writes its aliases out."""
+    for word, following in pairwise([*args, ""]):
+        name, equals, value = word.partition("=")
+        if name == "--config":
+            file = usable_path("config", value if equals else following)
+            try:
+                parse_yaml(read_text(file))
+            except OSError as error:
+                raise InputError("config", file, f"cannot be read ({error.strerror})", "give a YAML file") from None
+            except ValueError as error:
+                raise InputError("config", file, str(error), "give a YAML file of settings") from None
 
 
 def _line(error: BaseException) -> str:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, Phase, given, settings
 
-from checks.breaking import dumped
+from checks.breaking import BOMB, dumped
 from checks.cases import DISTIL, FIT, KINDS, NEW, READERS, SAMPLE, STUDENT_STAGE, TEACHER_FILES
 from checks.fuzz import CALLBACKS, DATA, STUDY, TEACHER, TRAINER, Sandbox, furnish, furnish_more
 
@@ -203,6 +203,8 @@ FOUND = {
     "checkpoint without the loop of validate": (lambda: validated(loops={"fit_loop": {}}), "ckpt_path"),
     "finished at no step": (lambda: (GO_ON, {"run/teacher/finished.json": b'{"seconds": 1}'}), "run_dir"),
     "audit of nothing": (lambda: (STUDY_AGAIN, {"run/audit/summary.json": b'{"models": []}'}), "run_dir"),
+    "settings that grow": (lambda: (["theory", "edge", "--out", "out", "--config", "edge.yaml"],
+        {"edge.yaml": BOMB.encode()}), "config"),
     "laboratory without a size": (lambda: (["theory", "edge", "--out", "out", "--config", "edge.yaml"],
         {"edge.yaml": b"k: null"}), "k"),
     "checkpoint of no training set": (lambda: resumed(training_set=None), "ckpt_path"),

@@ -87,7 +87,8 @@ def _about(m: dict[str, Any]) -> str:
 
 
 def _number(value: Any, digits: int = 3) -> str:
-    return f"{value:.{digits}f}" if isinstance(value, int | float) and not isinstance(value, bool) else "-"
+    number = isinstance(value, float) or (isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**63)
+    return f"{value:.{digits}f}" if number else "-"
 
 
 def _word(value: Any) -> str:

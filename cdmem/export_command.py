@@ -69,7 +69,7 @@ def find_rows(given: str | None, stage: Path, digest: str) -> tuple[list[dict[st
             if given:
                 raise
             continue  # nobody asked for this one
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
             if given:
                 problem = f"is no audit ({type(error).__name__}: {error})"
                 raise InputError("audit", file, problem, "give the JSON of an audit") from None

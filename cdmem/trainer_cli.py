@@ -46,7 +46,7 @@ with contextlib.suppress(ModuleNotFoundError):
 
 DERIVED_DATA_SEEDS = ("subset_seed", "order_seed")
 DERIVED_MODEL_SEEDS = ("training_seed", "sampling_seed")
-MAX_THREADS = 1024
+MAX_THREADS = 256
 set_parsing_settings(omegaconf_absolute_to_relative_paths=True)
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from cdmem.errors import InputError
 from cdmem.paths import possible_path
 from cdmem.report.build import write_report
-from cdmem.report.compare import studies_below, write_comparison
+from cdmem.report.compare import prepare_comparison, studies_below
 from cdmem.sample import OneLineParser
 
 
@@ -36,8 +36,10 @@ def run_report(args: Sequence[str]) -> int:
     out = possible_path("out", root / "comparison.html" if options.out is None else options.out)
     if out.suffix != ".html" or out.is_dir():
         raise InputError("out", out, "must end in .html and be no folder", "e.g. --out comparison.html")
+    # What cannot be compared is told before any page is written.
+    keep = prepare_comparison(folders, out) if len(folders) > 1 else None
     for folder in folders:
         print(f"report: {write_report(folder)}")
-    if len(folders) > 1:
-        print(f"comparison: {write_comparison(folders, out)}")
+    if keep is not None:
+        print(f"comparison: {keep()}")
     return 0

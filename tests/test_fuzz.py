@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 from pathlib import Path
 
 import pytest
@@ -164,6 +165,11 @@ def validated(**changes):
     return ["validate", *args[1:]], files
 
 
+def without_training_set():
+    summary = json.loads(Path("run/audit/summary.json").read_text())
+    return json.dumps({k: v for k, v in summary.items() if k != "training_set"}).encode()
+
+
 LONG = "a" * 300
 GO_ON = ["fit", "--config", "run/teacher/config.yaml"]
 STUDY_AGAIN = ["study", "--config", "study.yaml", "--run_dir", "run"]
@@ -207,6 +213,10 @@ FOUND = {
         {"edge.yaml": BOMB.encode()}), "config"),
     "laboratory without a size": (lambda: (["theory", "edge", "--out", "out", "--config", "edge.yaml"],
         {"edge.yaml": b"k: null"}), "k"),
+    "checkpoint of no version": (lambda: resumed(**{"pytorch-lightning_version": torch.zeros(2)}), "ckpt_path"),
+    "teacher of no solver": (lambda: (DISTIL, resumed(solver="cuda")[1]), "model.teacher"),
+    "comparison with an audit of nothing": (lambda: (["report", "run", "run", "--out", "out.html"],
+        {"run/audit/summary.json": without_training_set()}), "run"),
     "checkpoint of no training set": (lambda: resumed(training_set=None), "ckpt_path"),
 }  # fmt: skip
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -241,7 +241,12 @@ def _studies(runs: Sequence[RunData], keys: Sequence[str], fd: str, root: Path) 
 
 
 def write_comparison(folders: Sequence[Path], path: Path) -> Path:
-    """Write the comparison page, its figures and data beside it.
+    """Write the comparison page, its figures and data beside it; raises what :func:`prepare_comparison` does."""
+    return prepare_comparison(folders, path)()
+
+
+def prepare_comparison(folders: Sequence[Path], path: Path) -> Callable[[], Path]:
+    """Draw the comparison; the result, called, writes the page, its figures and data.
 
     Raises:
         InputError: a folder without a finished study; a page that is no .html file.
@@ -250,8 +255,12 @@ def write_comparison(folders: Sequence[Path], path: Path) -> Path:
         raise InputError("out", path, "must end in .html", "e.g. --out comparison.html")
     with as_recorded(*folders):
         html, kept = render([read_run(f) for f in folders], path.parent)
-    for chart in kept:
-        write(path.parent, f"report/{chart.name}.png", chart.png())
-        write(path.parent, f"report/{chart.name}.csv", chart.csv())
-    write(path.parent, path.name, html)
-    return path
+
+    def keep() -> Path:
+        for chart in kept:
+            write(path.parent, f"report/{chart.name}.png", chart.png())
+            write(path.parent, f"report/{chart.name}.csv", chart.csv())
+        write(path.parent, path.name, html)
+        return path
+
+    return keep

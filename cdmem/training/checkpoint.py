@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from cdmem.diffusion.solvers import SOLVERS
 from cdmem.errors import InputError
 from cdmem.networks import DiffusersUNet, NetworkConfig, UNetNetwork, from_record, label_rows
 from cdmem.paths import usable_path
@@ -142,6 +143,8 @@ def _assemble(checkpoint: dict[str, Any], path: str | Path, key: str) -> CdmemMo
         raise ValueError(f"sigma_max {sigma_max}")
     _check_sizes(network, record, checkpoint["state_dict"])
     if record["role"] == "teacher":
+        if record["solver"] not in SOLVERS:
+            raise ValueError(f"solver {record['solver']}")
         module: CdmemModule = DiffusionTeacher(
             parameterization=record["parameterization"],
             sampler_points=record["sampler_points"],

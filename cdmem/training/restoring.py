@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 import warnings
 from typing import Any
 
@@ -12,6 +13,7 @@ from lightning.pytorch import Trainer
 from cdmem.errors import InputError
 from cdmem.training.module import CdmemModule
 
+VERSION = re.compile(r"\d+(\.\d+){1,3}([a-z.]+\d+)?(\+[a-z0-9.]+)?")
 # What restoring odd values can raise.
 ODD = (KeyError, IndexError, TypeError, ValueError, AttributeError, ArithmeticError, RuntimeError)
 
@@ -31,8 +33,11 @@ def check_restorable(
     Raises:
         InputError: a part is missing or of another form than this trainer's own.
     """
-    part = "callbacks"
+    part = "pytorch-lightning_version"
     try:
+        if not VERSION.fullmatch(checkpoint[part]):  # Lightning reads it to bring older checkpoints up to date
+            raise ValueError("is no version")
+        part = "callbacks"
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # whatever there is to tell is told when it is restored in earnest
             states = checkpoint.get("callbacks", {})

@@ -68,12 +68,9 @@ def test_every_interval_is_trained_the_last_one_too():
     checks.check_every_interval_is_trained()
 
 
-def test_lognormal_sigma_has_the_stated_law():
-    count, p_mean, p_std = 20_000, -1.2, 1.2
-    logs = noise.lognormal_sigma(count, p_mean, p_std, checks.rng()).log().double()
-    # Five standard errors of mean and standard deviation.
-    assert abs(float(logs.mean()) - p_mean) < 5 * p_std / math.sqrt(count)
-    assert abs(float(logs.std()) - p_std) < 5 * p_std / math.sqrt(2 * count)
+@pytest.mark.parametrize("parameterization", ["edm", "vp"])
+def test_a_teacher_trains_on_the_stated_noise_levels(parameterization):
+    checks.check_law_of_the_noise(parameterization)
 
 
 def test_curricula_have_the_published_values():

@@ -46,14 +46,6 @@ def sampler_sigmas(points: int, sigma_min: float = SIGMA_MIN, sigma_max: float =
     return torch.cat([karras_sigmas(points, sigma_min, sigma_max, rho), torch.zeros(1, dtype=torch.float64)])
 
 
-def lognormal_sigma(
-    count: int, p_mean: float, p_std: float, generator: torch.Generator, device: torch.device | None = None
-) -> Tensor:
-    """Training noise levels ln sigma ~ N(p_mean, p_std^2) (EDM table 1), shape (count,), float32."""
-    normal = torch.randn(count, generator=generator, device=device)
-    return (p_mean + p_std * normal).exp()
-
-
 def interval_probabilities(
     sigmas: Tensor, distribution: IntervalDistribution, p_mean: float = -1.1, p_std: float = 2.0
 ) -> Tensor:

@@ -12,22 +12,17 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 from cdmem.report.charts_base import (
     INK,
     LOOKS,
-    PAPER,
-    WIDTH,
     Chart,
-    clean,
     empty,
     floats,
-    format_axis,
     new_figure,
     number,
     share,
     spread,
     stem,
     styled,
-    value,
 )
-from cdmem.report.charts_noise import by_noise, hits_by_multiplicity, small_multiples
+from cdmem.report.charts_noise import by_noise, hits_by_multiplicity
 from cdmem.report.lines import Series, cdfs, curves, path
 
 __all__ = [
@@ -36,11 +31,9 @@ __all__ = [
     "by_noise",
     "cdfs",
     "curves",
-    "forest",
     "hits_by_multiplicity",
     "path",
     "ratio_scatter",
-    "small_multiples",
     "transfer_mosaic",
 ]
 
@@ -187,56 +180,3 @@ def _ratio_axes(ax: Axes, top: float) -> None:
     ax.set_aspect("equal", adjustable="box")
     ax.set_xlabel("d1/d2 of the teacher")
     ax.set_ylabel("d1/d2 of the student")
-
-
-@styled
-def forest(
-    name: str,
-    rows: Sequence[tuple[str, float | None, float | None, float | None]],
-    xlabel: str,
-    *,
-    percent: bool = False,
-    zero: float | None = None,
-    alt: str,
-) -> Chart:
-    """Estimates with intervals, one row each from the top; ``zero`` is the value of no effect."""
-    name, hover = stem(name), {}
-    figure = new_figure(min(0.85 + 0.33 * max(len(rows), 2), 200.0), WIDTH)
-    ax = figure.add_subplot()
-    data = [dict(zip(("row", "estimate", "low", "high"), row)) for row in rows]
-    numbers = np.array([floats(r[1:], 3) for r in rows]).reshape(-1, 3)
-    if not np.isfinite(numbers[:, 0]).any():
-        empty(ax)
-        return Chart(name, alt, figure, data, hover)
-    look, texts = LOOKS["teacher"], []
-    for k, (v, low, high) in enumerate(numbers):
-        has = np.isfinite(low) and np.isfinite(high)
-        texts.append(
-            f"{value(v, percent)} [{value(low, percent)}, {value(high, percent)}]" if has else value(v, percent)
-        )
-        if not np.isfinite(v):
-            continue
-        if has:
-            ax.plot([low, high], [k, k], color=look.color, linewidth=1.7)
-        ax.plot(
-            [v], [k], "s", color=look.color, markersize=6.5, markerfacecolor=look.color if has else PAPER, gid=f"row{k}"
-        )
-        hover[f"row{k}"] = [f"{clean(rows[k][0], 80)}: {texts[-1]}"]
-    if zero is not None and np.isfinite(floats([zero])).all():
-        ax.axvline(zero, color=INK, linewidth=1, alpha=0.65, zorder=1.5)
-    ax.margins(x=0.06)
-    found = numbers[np.isfinite(numbers)]
-    if np.ptp(found) == 0 and zero is None:
-        half = abs(found[0]) * 0.2 or 0.5
-        ax.set_xlim(found[0] - half, found[0] + half)
-    format_axis(ax, "x", percent=percent, bins=4)
-    ax.set_ylim(len(rows) - 0.4, -0.6)
-    ax.set_yticks(range(len(rows)), [clean(r[0], 26) for r in rows])
-    ax.tick_params(axis="y", length=0)
-    ax.spines["left"].set_visible(False)
-    ax.grid(False, axis="y")
-    for k, text in enumerate(texts):
-        at = {"xycoords": ("axes fraction", "data"), "va": "center", "fontsize": 10, "annotation_clip": False}
-        ax.annotate(text, (1, k), (8, 0), textcoords="offset points", **at)
-    ax.set_xlabel(clean(xlabel, 50))
-    return Chart(name, alt, figure, data, hover)

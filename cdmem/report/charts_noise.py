@@ -13,7 +13,6 @@ from cdmem.report.charts_base import (
     INK,
     PAPER,
     Chart,
-    Look,
     clean,
     empty,
     floats,
@@ -140,56 +139,4 @@ def by_noise(name: str, series: Sequence[Series], ylabel: str, alt: str) -> Char
         ax.axhline(0, color=INK, linewidth=0.9, alpha=0.6, zorder=1.5)
     frame(ax, "noise level σ", ylabel)
     name_lines(ax, [(s.label, k) for s, k in zip(series, look)], moved)
-    return Chart(name, alt, figure, rows, hover)
-
-
-@styled
-def small_multiples(
-    name: str,
-    panels: dict[str, Sequence[Series]],
-    xlabel: str,
-    ylabel: str,
-    *,
-    percent: bool = False,
-    log_x: bool = False,
-    alt: str,
-) -> Chart:
-    """One panel per setting on common axes, one legend for all; a label keeps its look across panels."""
-    name, hover = stem(name), {}
-    rows = [row for title, series in panels.items() for row in data_rows(series, panel=title)]
-    names = list(dict.fromkeys((s.label, s.kind) for series in panels.values() for s in series))
-    look: dict[tuple[str, str], Look] = dict(zip(names, looks(kind for _, kind in names)))
-    columns = max(1, min(len(panels), 2 if len(panels) in (2, 4) else 3))
-    lines = max(1, math.ceil(len(panels) / columns))
-    figure = new_figure(1.95 * lines + 0.75 if lines > 1 else HEIGHT - 0.3)
-    points = {t: [s.arrays() for s in series] for t, series in panels.items()}
-    drawn = [p for group in points.values() for p in group if p.shape[1]]
-    if not drawn:
-        empty(figure.add_subplot())
-        return Chart(name, alt, figure, rows, hover)
-    grid = figure.subplots(lines, columns, sharex=True, sharey=True, squeeze=False)
-    first = grid[0, 0]
-    x = np.concatenate([p[0] for p in drawn])
-    if log_x:
-        for ax in grid.flat:
-            log_scale(ax, "x", x)
-    for number_, (ax, (title, series)) in enumerate(zip(grid.flat, panels.items())):
-        for k, (s, p) in enumerate(zip(series, points[title])):
-            p, gid = p[:, np.argsort(p[0], kind="stable")], f"panel{number_}points{k}"
-            draw(ax, p, look[s.label, s.kind], f"{clean(title, 40)}, {s.label}", gid, hover, percent=percent, dense=9)
-        ax.set_title(clean(title, 62 // columns), fontsize=10, loc="left")
-        if not any(p.shape[1] for p in points[title]):
-            ax.text(0.5, 0.5, "no data", transform=ax.transAxes, ha="center", va="center", alpha=0.75)
-    if first.get_xscale() == "linear":
-        format_axis(first, "x", bins=3)
-    format_axis(first, "y", percent=percent, bins=4)
-    y_limits(first, drawn, percent=percent)
-    for k, ax in enumerate(grid.flat):
-        if k >= len(panels):
-            ax.set_visible(False)
-        elif k + columns >= len(panels):
-            ax.tick_params(labelbottom=True)
-    figure.supxlabel(clean(xlabel, 64), fontsize=10.5)
-    figure.supylabel(clean(ylabel, 26 * lines + 10), fontsize=10.5)
-    keys(first, [(label, k) for (label, _), k in look.items()])
     return Chart(name, alt, figure, rows, hover)

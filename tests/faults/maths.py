@@ -8,7 +8,8 @@ import checks
 from cdmem.diffusion import losses, noise, preconditioning, sampling, solvers
 from cdmem.training import randomness, student
 from cdmem.training.student import ConsistencyStudent
-from faults.frame import EDM, VP, fault
+from cdmem.training.teacher import DiffusionTeacher
+from faults.frame import EDM, VP, fault, slip
 
 # ---- preconditioning ------------------------------------------------------------------------------------------------
 
@@ -116,6 +117,26 @@ def ends_only_to_rounding(m):
         return (high ** (1 / rho) + ramp * (low ** (1 / rho) - high ** (1 / rho))) ** rho
 
     m.setattr(noise, "karras_sigmas", rounded)
+
+
+@fault(checks.check_law_of_the_noise, "edm")
+def spread_of_the_noise_for_its_variance(m):
+    slip(m, DiffusionTeacher.sigma, "self.p_std * normal", "self.p_std**0.5 * normal")
+
+
+@fault(checks.check_law_of_the_noise, "edm")
+def noise_in_decimal_logarithms(m):
+    slip(
+        m,
+        DiffusionTeacher.sigma,
+        "(self.p_mean + self.p_std * normal).exp()",
+        "10 ** (self.p_mean + self.p_std * normal)",
+    )
+
+
+@fault(checks.check_law_of_the_noise, "vp")
+def ddpm_times_gaussian(m):
+    slip(m, DiffusionTeacher.sigma, "torch.special.ndtr(normal)", "(normal * 0.25 + 0.5).clamp(0, 1)")
 
 
 @fault(checks.check_every_interval_is_trained)

@@ -98,14 +98,6 @@ def rho_2_edges(c: Constants, psi_p: float, levels: np.ndarray) -> tuple[float, 
     )
 
 
-def supports(x: np.ndarray, rho: np.ndarray, relative: float = 1e-4) -> list[tuple[float, float]]:
-    """Intervals of a grid on which x rho exceeds ``relative`` times its largest value."""
-    weight = x * rho
-    inside = np.concatenate([[False], weight > relative * weight.max(), [False]])
-    change = np.flatnonzero(np.diff(inside.astype(int)))
-    return [(float(x[a]), float(x[b - 1])) for a, b in zip(change[::2], change[1::2])]
-
-
 @dataclass(frozen=True)
 class Times:
     """Training times, in units of eq. (2.5): tau_mem = psi_p / (Delta lambda) at the left edge of rho_1, tau_gen the

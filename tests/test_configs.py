@@ -218,6 +218,7 @@ def test_mlp_teacher_trains(tmp_path):
     check_trained(train("debug/mlp_teacher.yaml", tmp_path / "run"), [35])
 
 
+@pytest.mark.slow
 def test_debug_study_runs_to_its_audit(tmp_path, capsys):
     run_dir = tmp_path / "study"
     args = ["--config", str(CONFIGS / "debug.yaml"), "--run_dir", str(run_dir), "--wandb", "false"]

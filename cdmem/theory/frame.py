@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import numpy as np
 from tqdm import tqdm
 
-from cdmem.report.charts import Chart
+from cdmem.report.charts.seeds import Chart
 
 T = TypeVar("T")
 

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from cdmem.report.charts_base import Chart
-from cdmem.report.lines import Series, curves
+from cdmem.report.charts.base import Chart
+from cdmem.report.charts.curves import Series, curves
 from cdmem.theory.edge.figures import against, lines, picture_rows, share
 from cdmem.theory.edge.gaussians import Crossovers
 from cdmem.theory.edge.losses import Estimate, generalising

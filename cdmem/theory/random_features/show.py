@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from cdmem.report.lines import Series
+from cdmem.report.charts.curves import Series
 from cdmem.theory.frame import Figure, Section, Table
 from cdmem.theory.random_features.constants import Constants
 from cdmem.theory.random_features.figures import ORDER, bands_of, paths, power_chart, spectrum_chart

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from cdmem.data.subset import UNRECORDED
 from cdmem.diffusion.ddpm import DDPMSchedule
 from cdmem.diffusion.noise import SIGMA_MAX
 from cdmem.diffusion.preconditioning import Denoiser

@@ -210,9 +210,9 @@ def test_the_student_is_compared_with_the_endpoints_of_its_own_teacher(study):
 
 
 def load_sampler(study):
-    from cdmem.training.checkpoint import load_module
+    from cdmem.models.load import load_model
 
-    return load_module(study / "teacher").sampler()
+    return load_model(study / "teacher").sampler()
 
 
 @pytest.mark.parametrize(

@@ -52,7 +52,7 @@ class MetricsRecord:
         return self.path.stat().st_size
 
     def rewind_before_next_line(self, size: int | None, step: int) -> None:
-        """:meth:`rewind`, once there is something to write: a run that cannot be restored leaves the record as it was."""
+        """:meth:`rewind` once there is something to write: a run that cannot be restored changes nothing."""
         self._rewind = (size, step)
 
     def _apply_rewind(self) -> None:

@@ -70,6 +70,7 @@ def run(role, parts, batch=BATCH, steps=STEPS, **options):
     return module, follow, record.rows
 
 
+@pytest.mark.sensitive
 @ROLES
 @pytest.mark.parametrize("parts", [2, 3, 12])
 def test_micro_batches_are_the_batch(role, parts):

@@ -32,6 +32,7 @@ class Affine(nn.Module):
         return torch.where(at_end, x, gain * x + shift)
 
 
+@pytest.mark.sensitive
 @pytest.mark.parametrize("name", ["heun", "euler"])
 def test_student_converges_to_the_composed_solver_steps(name):
     sigmas, step, denoiser = noise.karras_sigmas(POINTS), solvers.SOLVERS[name], checks.gaussian()

@@ -47,6 +47,7 @@ def test_a_students_form_holds_its_teachers_denoiser():
         torch.testing.assert_close(step[e].double(), alone, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.sensitive
 def test_students_of_one_point_learn_its_flow():
     """The flow of a single point is linear: the one-step map is known, and both distillations find it."""
     data, z = tensor(3, 4), tensor(200, 4, seed=1)
@@ -59,6 +60,7 @@ def test_students_of_one_point_learn_its_flow():
         assert float((student(z) - exact).norm() / exact.norm()) < 0.12
 
 
+@pytest.mark.sensitive
 def test_a_student_follows_a_teacher_of_two_far_points():
     """Half of the noise flows to each point; the one-step map must choose as the trajectory does."""
     data = torch.tensor([[4.0, 0.0, 0.0], [-4.0, 0.0, 0.0]], dtype=torch.float64)

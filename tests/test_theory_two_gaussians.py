@@ -105,6 +105,7 @@ def test_the_sampler_with_exact_predictors():
     assert copied(sample(exact_noise(data, 0.0), noise, 200), data.expand(2, -1, -1)).min() > 0.99
 
 
+@pytest.mark.sensitive
 def test_training_learns_and_a_few_points_are_learned_by_heart():
     plan = Plan(4, 32, [50, 6000], 2, 8, 6e-3, 0.95, 500, 50, 100, 0)
     found = train(plan)

@@ -140,6 +140,7 @@ def test_bookkeeping_by_hand():
     assert found.to_sample == pytest.approx((8 + 0.1 + 4.5 + 3.5) / 4)
 
 
+@pytest.mark.sensitive
 def test_the_fitted_weight_recovers_a_planted_crossover():
     """Gaps of the theory's form whose crossover differs by tuple; the planted weight sits at one time."""
     share, times = np.linspace(0.05, 1, 20), np.linspace(0.05, 0.95, 10)

@@ -63,8 +63,8 @@ class RunCheckpoint(Checkpoint):
     """``checkpoints/last.ckpt``: every so many steps, before every evaluation, at the end, and when told to stop.
 
     It is written where one step is complete and the next has not begun: weights, averages, target, records and
-    callbacks all belong to the same step, whatever happens later. So a run that is killed goes on bit for bit, and an
-    evaluation that was cut short is made again.
+    callbacks all belong to the same step, whatever happens later. So a run that is killed goes on bit for bit on the
+    same kind of machine, and an evaluation that was cut short is made again.
 
     Args:
         every_n_steps: cadence in optimizer steps.

@@ -200,7 +200,7 @@ def raw_weights(checkpoint):
 def runs(tmp_path_factory):
     """Teacher and student by the command line, in float32 and in bfloat16; both students of the float32 teacher."""
     folder, made = tmp_path_factory.mktemp("runs"), {}
-    network = {"class_path": "cdmem.networks.MLP", "init_args": {"width": 32, "depth": 1}}
+    network = {"class_path": "cdmem.networks.mlp.MLP", "init_args": {"width": 32, "depth": 1}}
     models = {
         "teacher": {
             "role": "teacher",
@@ -225,6 +225,7 @@ def runs(tmp_path_factory):
     return made
 
 
+@pytest.mark.sensitive
 @ROLES
 def test_a_bf16_run_stays_near_the_float32_run(runs, role):
     (full, full_rows), (low, low_rows) = runs[role, "32-true"], runs[role, "bf16-mixed"]
@@ -337,6 +338,7 @@ def test_gradients_that_always_overflow_end_the_run():
     assert caught.value.key == "trainer.precision"
 
 
+@pytest.mark.sensitive
 @ROLES
 def test_a_float16_run_stays_near_the_float32_run(role):
     weights = []

@@ -45,7 +45,7 @@ TEACHER = {
             "teacher",
             **{
                 "network": {
-                    "class_path": "cdmem.networks.mlp.MLP",
+                    "class_path": "cdmem.networks.MLP",
                     "init_args": {"width": 16, "depth": 1, "dropout": 0.2},
                 },
                 "ema_half_lives": [2, 5],

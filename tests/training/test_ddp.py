@@ -29,7 +29,7 @@ CONFIG = {
         "class_path": TEACHER,
         "init_args": nested(
             "teacher",
-            network={"class_path": "cdmem.networks.mlp.MLP", "init_args": {"width": 16, "depth": 1}},
+            network={"class_path": "cdmem.networks.MLP", "init_args": {"width": 16, "depth": 1}},
             optimizer=SGD,
             ema_half_lives=[2],
             sampler_points=4,

@@ -200,7 +200,7 @@ def raw_weights(checkpoint):
 def runs(tmp_path_factory):
     """Teacher and student by the command line, in float32 and in bfloat16; both students of the float32 teacher."""
     folder, made = tmp_path_factory.mktemp("runs"), {}
-    network = {"class_path": "cdmem.networks.mlp.MLP", "init_args": {"width": 32, "depth": 1}}
+    network = {"class_path": "cdmem.networks.MLP", "init_args": {"width": 32, "depth": 1}}
     models = {
         "teacher": {
             "role": "teacher",

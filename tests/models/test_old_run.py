@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 import torch
 
-from cdmem.cli import main
-from cdmem.training.checkpoint import load_module
+from cdmem.cli.main import main
+from cdmem.models.load import load_model
 
-OLD = Path(__file__).parent / "fixtures" / "old_run"
-CONFIGS = Path(__file__).resolve().parents[1] / "configs"
+ROOT = Path(__file__).resolve().parents[2]
+OLD, CONFIGS = ROOT / "tests/fixtures/old_run", ROOT / "configs"
 STAGES = ["teacher", "student", "control"]
 
 
@@ -41,7 +41,7 @@ def test_its_functions_are_what_they_were(name):
     with np.load(OLD / "functions.npz") as arrays:
         x, sigma, expected = (torch.from_numpy(arrays[key]) for key in ("x", "sigma", name))
     with torch.no_grad():
-        values = load_module(OLD / name).function()(x, sigma)
+        values = load_model(OLD / name).function()(x, sigma)
     torch.testing.assert_close(values, expected, atol=1e-5, rtol=1e-5)
 
 
@@ -109,10 +109,11 @@ def test_its_teacher_is_distilled_by_a_new_student(old, tmp_path):
     assert cdmem("sample", "--checkpoint", tmp_path / "new", "--samples", 2, "--out", tmp_path / "new.npz") == 0
 
 
-# Whoever raises the checkpoint's format number turns this into a refusal: exit code 2 and one line that names the
-# folder's version, with nothing in the folder changed.
-def test_it_is_resumed_by_the_version_that_wrote_it(old, capsys):
+def test_resuming_it_is_refused_in_one_line(old, capsys):
     (old / "teacher" / "finished.json").unlink()
-    args = ["--config", old / "teacher" / "config.yaml", "--run_dir", old / "teacher", "--ckpt_path", "last"]
-    assert cdmem("fit", *args) == 0
-    assert json.loads((old / "teacher" / "finished.json").read_text())["step"] == 6
+    before = {p: p.read_bytes() for p in old.rglob("*") if p.is_file()}
+    args = ["--config", CONFIGS / "debug/mlp_teacher.yaml", "--run_dir", old / "teacher", "--wandb", "false"]
+    assert cdmem("fit", *args, "--ckpt_path", "last") == 2
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("cdmem: ")]
+    assert len(lines) == 1 and "format 1" in lines[0] and "cannot be resumed" in lines[0] and "sample" in lines[0]
+    assert before == {p: p.read_bytes() for p in old.rglob("*") if p.is_file() and p.name != ".lock"}

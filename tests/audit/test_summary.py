@@ -67,19 +67,19 @@ def test_inception_is_called_fid():
 def test_the_transfer_table_counts_every_fate():
     head, _, row = transfer(result())
     assert [head.split()[0], *row.split()[2:7]] == ["student", "5", "1", "3", "0", "1"]
-    assert "-30.0 points [-40.0, -20.0]" in row and row.endswith("0.02")
+    assert "-30.0 points [-40.0, -20.0]" in row and row.endswith("0.020")
     alone = result()
     del alone.models[1]["paired"]
     assert transfer(alone) == []
 
 
 def test_the_verdict_its_cost_and_its_extrapolation_are_said():
-    found = {"f_mem": 0.5, "ci95": [0.4, 0.6], "slope": -1.0, "rmse": [0.2, 0.3], "reach": 2.0, "evaluations": 4}
-    said = sentences(result(distillation={"student": {"extrapolation": {"1": found}}}))
+    line = {"f_mem": 0.5, "ci95": [0.4, 0.6], "slope": -1.0, "rmse": [0.2, 0.3], "reach": 2.0, "evaluations": 4}
+    said = sentences(result(distillation={"student": {"extrapolation": {"1": line}}}))
     assert said[0] == "student, 1 NFE: undecided." and said[-1] == "At equal NFE."
     assert "extrapolated to rmse 0" in said[1] and "50 % [40, 60]" in said[1]
-    found["reach"] = 8.0
-    assert "no extrapolation" in sentences(result(distillation={"student": {"extrapolation": {"1": found}}}))[1]
+    line["reach"] = 8.0
+    assert "no extrapolation" in sentences(result(distillation={"student": {"extrapolation": {"1": line}}}))[1]
     assert sentences(result()) == ["student, 1 NFE: undecided.", "At equal NFE."]
 
 

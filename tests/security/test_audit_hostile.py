@@ -12,7 +12,6 @@ from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
 
 from cdmem.audit.distillation_curve import distillation_record
 from cdmem.audit.reference_sets import load_references, with_held_out
-from cdmem.audit.text import number
 from cdmem.audit.whitebox import inside
 from cdmem.cli.main import main
 from cdmem.data.sources import load_source
@@ -26,6 +25,7 @@ from cdmem.metrics.memorization.fraction import fraction, memorized, ratios
 from cdmem.metrics.neighbors.index import search_of
 from cdmem.metrics.quality.fidelity import Fidelity
 from cdmem.models.pipelines import load_pipeline
+from cdmem.report.rows import number
 from cdmem.run.folder import RunFolder
 
 

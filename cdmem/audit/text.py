@@ -36,7 +36,7 @@ def _plain(cell: Cell) -> str:
 
 def table(result: AuditResult) -> list[str]:
     """One row a model, then the controls."""
-    head, rows = model_table(result.models, result.control, result.settings)
+    head, rows = model_table(vars(result))
     rows = [[*name, *map(_plain, row)] for name, row in zip(_names(result, *CONTROLS), rows)]
     return _columns(_without_empty([["model", "NFE", *head], *rows]))
 
@@ -60,7 +60,7 @@ def transfer(result: AuditResult) -> list[str]:
 
 def opinions(result: AuditResult) -> list[str]:
     """Other metrics of every model, one line each, each beside its own baseline; empty where none was measured."""
-    rows = second_opinions(result.models, result.control, result.settings)
+    rows = second_opinions(vars(result))
     names = [["model", "NFE"], *_names(result, "copies of T", "held-out images")]
     return _columns([[*name, *cells] for name, cells in zip(names, zip(*rows))]) if rows else []
 

@@ -8,9 +8,9 @@ from typing import Any
 import yaml
 
 from cdmem.models.export import Export, nearest_indices
-from cdmem.report.rows import NOTHING, number, percent
+from cdmem.report.rows import NOTHING, PAIR, number, percent
 
-COLUMNS = ("method", "NFE", "samples", "f_mem", "variance ratio", "rmse to teacher", "same basin", "verdict")
+COLUMNS = ("method", "NFE", "samples", "f_mem", *PAIR.values(), "verdict")
 # Names that model hubs know; anything else is a licence of its own.
 KNOWN_LICENCE = re.compile(
     r"(apache-2\.0|mit|bsd-[23]-clause|cc0-1\.0|cc-by(-[a-z]+)*-[0-9.]+|openrail(\+\+)?|[al]?gpl-[0-9.]+)"
@@ -106,7 +106,7 @@ def audit_rows(summary: dict[str, Any], digest: str) -> list[dict[str, Any]]:
     for model in summary["models"]:
         if model["digest"] != digest:
             continue
-        row = {name: model.get(name) for name in ("variance_ratio", "rmse_to_teacher", "same_basin")}
+        row = {name: model.get(name) for name in PAIR}
         row |= {"method": _word(model["method"]), "nfe": int(model["nfe"]), "samples": int(model["samples"])}
         value, (low, high) = model["f_mem"]["value"], model["f_mem"]["ci95"]
         row["f_mem"] = {"value": float(value), "ci95": [float(low), float(high)]}
@@ -124,8 +124,8 @@ def audit_table(rows: list[dict[str, Any]], heldout: dict[str, Any] | None) -> s
     lines = [f"| {' | '.join(COLUMNS)} |", "|" + "---|" * len(COLUMNS)]
     for r in rows:
         cells = [r["method"], str(r["nfe"]), f"{r['samples']:,}", str(percent(r["f_mem"]))]
-        cells += [number(r[name]) for name in ("variance_ratio", "rmse_to_teacher", "same_basin")]
-        lines.append(f"| {' | '.join([*cells, r['verdict'] or NOTHING])} |")
+        cells += [*(number(r[name]) for name in PAIR), r["verdict"] or NOTHING]
+        lines.append(f"| {' | '.join(cells)} |")
     said = "f_mem: samples whose nearest training image is under a third as far as the second-nearest, 95 % interval; "
     said += f"audited against the set `{rows[0]['audited_against'][:12]}`."
     if heldout:

@@ -11,17 +11,7 @@ import yaml
 
 from cdmem.report import figures, pictures
 from cdmem.report.page import Page, Section, Table, Text, Verdict, write
-from cdmem.report.rows import (
-    CONTROLS,
-    NOTHING,
-    distance_keys,
-    model_label,
-    model_table,
-    number,
-    p_value,
-    points,
-    second_opinions,
-)
+from cdmem.report.rows import CONTROLS, NOTHING, model_label, model_table, number, p_value, points, second_opinions
 from cdmem.report.run_data import RunData, as_recorded, read_run
 
 PAGE = "report.html"
@@ -66,20 +56,20 @@ def verdicts(run: RunData) -> Iterator[Verdict]:
 
 def models(run: RunData) -> Table:
     """Teacher, student for each NFE, and controls."""
-    settings, about = run.summary.get("settings", {}), run.models[0]
-    head, rows = model_table(run.models, run.summary.get("control") or {}, settings)
+    about, threshold = run.models[0], run.summary["settings"]["threshold"]
+    head, rows = model_table(run.summary)
     names = [*map(model_label, run.models), *CONTROLS]
     text = (
         f"{about['samples']} samples a model, seeds {about['seeds'][0]} to {about['seeds'][1]}, "
-        f"weights {about['weights']}. Memorised: d1/d2 below {settings['threshold']:.3f} over groups of T. "
-        f"{distance_keys(settings)[0]} of the held-out row is the floor: two halves of H."
+        f"weights {about['weights']}. Memorised: d1/d2 below {threshold:.3f} over groups of T. "
+        f"{run.distance} of the held-out row is the floor: two halves of H."
     )
     return Table(["model", *head], [[name, *row] for name, row in zip(names, rows)], text, sortable=True)
 
 
 def opinions(run: RunData) -> list[Text | Table]:
     """Other metrics of every model, each beside its own baseline from H."""
-    rows = second_opinions(run.models, run.summary.get("control") or {}, run.summary.get("settings", {}))
+    rows = second_opinions(run.summary)
     head = ["metric", *map(model_label, run.models), "copies of T", "held-out baseline"]
     text = "What each metric means and where it fails: docs/metrics.md."
     return [Text("Second opinions", "heading"), Table(head, rows, text, sortable=True)] if rows else []

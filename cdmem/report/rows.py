@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 NOTHING = "-"
 CONTROLS = ("held-out images (control)", "copies of T (ceiling)")
+# Keys of a model's numbers that need its teacher, with their labels.
+PAIR = {"variance_ratio": "variance ratio", "rmse_to_teacher": "rmse to teacher", "same_basin": "same basin"}
 
 
 @dataclass(frozen=True)
@@ -62,30 +64,32 @@ def model_label(m: Mapping[str, Any]) -> str:
     return f"{m['name']}{method}" + (f", {m['nfe']} NFE" if m["nfe"] else "")
 
 
-def distance_keys(settings: Mapping[str, Any]) -> tuple[str, str]:
-    """Keys of the Frechet and the kernel distance to show: the first extractor's."""
-    name = settings.get("features", "pixels")
+def features(summary: Mapping[str, Any]) -> str:
+    """The features whose numbers are shown: the first extractor's."""
+    return summary["settings"].get("features", "pixels")
+
+
+def distance_keys(summary: Mapping[str, Any]) -> tuple[str, str]:
+    """Keys of the Frechet and the kernel distance to show."""
+    name = features(summary)
     return ("fid", "kid") if name == "inception" else (f"fd_{name}", f"kid_{name}")
 
 
-def model_table(
-    models: Sequence[Mapping[str, Any]], control: Mapping[str, Any], settings: Mapping[str, Any]
-) -> tuple[list[str], list[list[Cell]]]:
+def model_table(summary: Mapping[str, Any]) -> tuple[list[str], list[list[Cell]]]:
     """Heads, and a row for each model and then for each of :data:`CONTROLS`; both without the column of names."""
-    fd, kid = distance_keys(settings)
-    head = ["f_mem [95 %]", "unique images", f"{fd} to H", f"{fd} to T", f"{kid} to H"]
-    head += ["variance ratio", "rmse to teacher", "same basin"]
+    fd, kid = distance_keys(summary)
+    control = summary.get("control") or {}
+    head = ["f_mem [95 %]", "unique images", f"{fd} to H", f"{fd} to T", f"{kid} to H", *PAIR.values()]
 
     def measured(m: Mapping[str, Any]) -> list[Cell]:
         q = m.get("quality") or {}
         distances = [number(q.get(fd)), number(q.get(f"{fd}_train")), number(q.get(kid), 4)]
         return [percent(m["f_mem"]), str(m["unique"]), *distances]
 
-    pair = ("variance_ratio", "rmse_to_teacher", "same_basin")
-    rows = [[*measured(m), *(number(m.get(key)) for key in pair)] for m in models]
+    rows = [[*measured(m), *(number(m.get(key)) for key in PAIR)] for m in summary["models"]]
     floor = (control.get("quality") or {}).get(f"{fd}_floor")
-    rows.append([percent(control.get("heldout_f_mem")), "", number(floor), *[""] * 5])
-    rows.append([*measured({"f_mem": None, **(control.get("copycat") or {}), "unique": ""}), *[""] * 3])
+    rows.append([percent(control.get("heldout_f_mem")), "", number(floor), "", "", *[""] * len(PAIR)])
+    rows.append([*measured({"f_mem": None, **(control.get("copycat") or {}), "unique": ""}), *[""] * len(PAIR)])
     return head, rows
 
 
@@ -105,14 +109,13 @@ SECOND_OPINIONS = (  # label, metric, its key, key of its value for held-out ima
 )
 
 
-def second_opinions(
-    models: Sequence[Mapping[str, Any]], control: Mapping[str, Any], settings: Mapping[str, Any]
-) -> list[list[str]]:
+def second_opinions(summary: Mapping[str, Any]) -> list[list[str]]:
     """A row for each metric that was measured: its label, every model, the copies of T, the held-out baseline."""
-    measured = [m.get("metrics") or {} for m in [*models, control.get("copycat") or {}]]
+    copycat = (summary.get("control") or {}).get("copycat") or {}
+    metrics = [m.get("metrics") or {} for m in (*summary["models"], copycat)]
     rows = []
     for label, metric, key, baseline, digits in SECOND_OPINIONS:
-        records = [m.get(metric.format(f=settings.get("features", "pixels"))) or {} for m in measured]
+        records = [m.get(metric.format(f=features(summary))) or {} for m in metrics]
         cells = [number(r.get(key), digits) for r in records]
         baselines = [number(r.get(baseline)) for r in records if baseline]
         if any(cell != NOTHING for cell in cells):

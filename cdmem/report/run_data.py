@@ -94,7 +94,7 @@ class RunData:
     @property
     def distance(self) -> str:
         """Key of the Frechet distance that is shown."""
-        return distance_keys(self.summary["settings"])[0]
+        return distance_keys(self.summary)[0]
 
     def arrays(self, kind: str, model: dict[str, Any]) -> dict[str, np.ndarray]:
         """Arrays of ``audit`` (rows by seed) or ``samples`` (images) of one model; empty without the file."""

@@ -47,15 +47,13 @@ def test_terminal_page_and_card_show_the_same_numbers(tmp_path):
     html = re.sub(r"<[^>]+>", " ", write_report(run).read_text(encoding="utf-8"))
     page, terminal = " ".join(html.split()), [" ".join(line.split()) for line in [*table(result), *opinions(result)]]
     card = audit_table(audit_rows(summary, "0" * 64), None)
-    head, rows = model_table(summary["models"], summary["control"], summary["settings"])
+    head, rows = model_table(summary)
     assert " ".join(head) in page and " ".join(head) in terminal[0]
     for m, row in zip(summary["models"], rows):
         cells = " ".join(map(str, row))
         assert cells in page and any(line.startswith(m["name"]) and cells in line for line in terminal)
         assert f"{row[0]} | {' | '.join(row[-3:])} |" in card
-    (*_, second) = [
-        r for r in second_opinions(summary["models"], summary["control"], summary["settings"]) if r[0] == "C_T"
-    ]
+    (*_, second) = [r for r in second_opinions(summary) if r[0] == "C_T"]
     assert second == ["C_T", "3.500", "4.500", "5.500", "6.500", NOTHING, "-0.750"]
     assert " ".join(second).replace(" - ", " – ") in page
     for cell in second[1:5]:

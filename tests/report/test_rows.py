@@ -53,7 +53,7 @@ def test_terminal_page_and_card_show_the_same_numbers(tmp_path):
         cells = " ".join(map(str, row))
         assert cells in page and any(line.startswith(m["name"]) and cells in line for line in terminal)
         assert f"{row[0]} | {' | '.join(row[-3:])} |" in card
-    (*_, second) = [r for r in second_opinions(summary) if r[0] == "C_T"]
+    second = next(r for r in second_opinions(summary) if r[0] == "C_T")
     assert second == ["C_T", "3.500", "4.500", "5.500", "6.500", NOTHING, "-0.750"]
     assert " ".join(second).replace(" - ", " – ") in page
     for cell in second[1:5]:

@@ -72,19 +72,11 @@ class Picture:
 
 
 @dataclass(frozen=True)
-class Tile:
-    """Lines of pictures, each with words after it, below a title."""
-
-    lines: Sequence[tuple[Sequence[Picture], str]]
-    title: str = ""
-
-
-@dataclass(frozen=True)
 class Wall:
-    """Tiles side by side."""
+    """Tiles side by side; each is words and rows of pictures, one below the other."""
 
     kind: ClassVar[str] = "wall"
-    tiles: Sequence[Tile]
+    tiles: Sequence[Sequence[str | Sequence[Picture]]]
 
 
 Part = Text | Table | Figure | Wall

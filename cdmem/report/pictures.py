@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 
-from cdmem.report.page import Text, Tile, Wall, picture
+from cdmem.report.page import Text, Wall, picture
 from cdmem.report.rows import model_label
 from cdmem.report.run_data import RunData
 
@@ -46,9 +47,8 @@ def same_seeds(run: RunData) -> Iterator[Text | Wall]:
     if not loaded:
         return
     count = min(SEEDS, *(len(s["seeds"]) for _, s, _ in loaded))
-    tiles = []
-    for k in range(count):
-        lines = []
+    tiles: list[list[Any]] = [[f"seed {int(k)}"] for k in loaded[0][1]["seeds"][:count]]
+    for k, tile in enumerate(tiles):
         for label, samples, rows in loaded:
             alt, scale = f"{label}, seed {int(samples['seeds'][k])}", _scale(samples["images"])
             squared1, squared2 = rows["squared1"][k], float(rows["squared2"][k])
@@ -56,8 +56,7 @@ def same_seeds(run: RunData) -> Iterator[Text | Wall]:
             near = training.get(int(rows["nearest"][k])) if "nearest" in rows else None
             if near is not None:
                 shown.append(picture(near, f"nearest training image of {alt}", scale))
-            lines.append((shown, f"{np.sqrt(squared1 / max(squared2, 1e-300)):.2f}"))
-        tiles.append(Tile(lines, f"seed {int(loaded[0][1]['seeds'][k])}"))
+            tile += [shown, f"{np.sqrt(squared1 / max(squared2, 1e-300)):.2f}"]
     order = "; ".join(label for label, _, _ in loaded)
     text = (
         f"The first {count} seeds of the audit, not chosen. From top to bottom: {order}; each with "
@@ -73,7 +72,7 @@ def most_hit(run: RunData) -> Iterator[Text | Wall]:
         top = (m.get("metrics") or {}).get("coverage", {}).get("detail", {}).get("top", [])
         hits = [(int(hit["image"]), int(hit["hits"])) for hit in top[:TOP]]
         shown = [(k, training[k], n) for k, n in hits if k in training]
-        tiles = [Tile([([picture(x, f"training image {k}", _scale(x[None]))], str(n))]) for k, x, n in shown]
+        tiles = [[[picture(x, f"training image {k}", _scale(x[None]))], str(n)] for k, x, n in shown]
         if tiles:
             parts += [Text(model_label(m), "heading"), Wall(tiles)]
     if parts:
@@ -88,5 +87,5 @@ def random_samples(run: RunData) -> Iterator[Text | Wall]:
             continue
         images, seeds = (content[key][SEEDS : SEEDS + MOST] for key in ("images", "seeds"))
         title = f"{model_label(m)}, seeds {int(seeds[0])} to {int(seeds[-1])}"
-        tiles = [Tile([([picture(x, f"seed {s}", _scale(images))], "")]) for x, s in zip(images, seeds)]
+        tiles = [[[picture(x, f"seed {s}", _scale(images))]] for x, s in zip(images, seeds)]
         yield from (Text(title, "heading"), Wall(tiles))

@@ -25,7 +25,6 @@ from cdmem.metrics.memorization.fraction import fraction, memorized, ratios
 from cdmem.metrics.neighbors.index import search_of
 from cdmem.metrics.quality.fidelity import Fidelity
 from cdmem.models.pipelines import load_pipeline
-from cdmem.report.rows import number
 from cdmem.run.folder import RunFolder
 
 
@@ -199,10 +198,6 @@ def test_a_model_with_classes_needs_labels(t):
     empty = torch.zeros(1, dtype=torch.int64)
     found = inside(subject, t, None, t.images[:1], empty, empty.bool(), torch.device("cpu"))
     assert set(found) == {"unavailable"}
-
-
-def test_numbers_stay_readable():
-    assert number(-5129215512678158336.0) == "-5.1e+18" and number(None) == "-" and number(1.5) == "1.500"
 
 
 def edit(file, **changes):

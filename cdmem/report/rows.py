@@ -104,7 +104,7 @@ SECOND_OPINIONS = (  # label, metric, its key, key of its value for held-out ima
     ("precision", "manifold_{f}", "precision", None, 3),
     ("recall", "manifold_{f}", "recall", None, 3),
     ("coverage", "manifold_{f}", "coverage", None, 3),
-    ("Chao1", "coverage", "chao1", None, 0),
+    ("Chao1", "coverage", "chao1", None, 1),
     ("duplication slope", "coverage", "duplication_slope", None, 3),
 )
 

@@ -93,8 +93,8 @@ def test_every_point_says_its_value(chart):
 
 
 def test_ids_of_two_charts_differ():
-    found = [i for c in FULL for i in ids(c.svg())]
-    assert len(found) == len(set(found))
+    names = [i for c in FULL for i in ids(c.svg())]
+    assert len(names) == len(set(names))
 
 
 def test_the_same_data_gives_the_same_bytes():
@@ -155,9 +155,9 @@ def test_contrast(kind, background):
 
 
 def test_looks_differ_by_more_than_colour():
-    found = looks([*LOOKS, "student", "teacher", "unheard of"])
-    assert len({(k.marker, k.line, k.hollow) for k in found[: len(LOOKS)]}) == len(LOOKS)
-    assert len(set(found)) == len(found)
+    chosen = looks([*LOOKS, "student", "teacher", "unheard of"])
+    assert len({(k.marker, k.line, k.hollow) for k in chosen[: len(LOOKS)]}) == len(LOOKS)
+    assert len(set(chosen)) == len(chosen)
 
 
 def test_words():

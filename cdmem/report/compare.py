@@ -126,7 +126,7 @@ def render(runs: Sequence[RunData], root: Path) -> Page:
     lead = [f"They differ in {', '.join(keys) or 'nothing but chance'}."]
     lead += [f"{count} of {len(runs)}: {text}" for text, count in answers.most_common()]
     return Page(
-        title=f"{len(runs)} studies side by side: {', '.join(keys) or 'repeated'}",
+        title=f"{len(runs)} studies side by side",
         lead=[" ".join(lead)],
         sections=[
             *(Section(f"by{k}", f"Against {key}", list(_against(runs, key, distance))) for k, key in enumerate(swept)),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from callbacks.evaluation import Evaluation, EvaluationCallback, Spacing
+from callbacks.evaluation import Cadence, Evaluation, EvaluationCallback
 from cdmem.images import to_uint8
 from cdmem.metrics.comparison.paired import PairedWithTeacher
 from cdmem.metrics.memorization.fraction import MemorizedFraction, disk_rows
@@ -16,32 +16,24 @@ class MemorizationCallback(EvaluationCallback):
     Per-seed rows go to ``evaluations/step=<step>_nfe=<nfe>.npz`` of the run folder: what paired statistics need.
 
     Args:
-        samples: generated images per evaluation.
         threshold: memorised means d1 / d2 < threshold, over groups of T.
         nfe: network evaluations per sample to look at; None takes the model's own list.
         weights: ``raw`` or ``ema_<half-life>``; None is the model's choice.
-        points: number of evaluations during ``fit``.
-        spacing: ``log`` or ``linear``.
-        batch_size: samples made at once.
-        test_samples: generated images in ``test``.
         near_duplicates: ``off``, ``auto`` or a ratio: which training images count as one.
+        cadence: when, and on how many samples.
     """
 
     prefix = "memorization"
 
     def __init__(
         self,
-        samples: int = 512,
         threshold: float = 1 / 3,
         nfe: list[int] | None = None,
         weights: str | None = None,
-        points: int = 8,
-        spacing: Spacing = "log",
-        batch_size: int = 256,
-        test_samples: int | None = None,
         near_duplicates: NearDuplicates = "off",
+        cadence: Cadence = Cadence(),
     ) -> None:
-        super().__init__(samples, points, spacing, batch_size, test_samples)
+        super().__init__(cadence)
         self.threshold, self.nfe, self.weights = threshold, nfe, weights
         self.near_duplicates = near_duplicates
 

@@ -6,7 +6,7 @@ import math
 
 from lightning.pytorch import Trainer
 
-from callbacks.evaluation import Evaluation, EvaluationCallback, Spacing
+from callbacks.evaluation import Cadence, Evaluation, EvaluationCallback
 from cdmem.data.subset import TrainingSet
 from cdmem.errors import InputError
 from cdmem.images import to_uint8
@@ -24,31 +24,23 @@ class MetricCallback(EvaluationCallback):
     Args:
         metric: the metric; its states are gathered over processes by seed.
         name: prefix of the keys; None takes the metric's class name in lower case.
-        samples: generated images per evaluation.
         nfe: network evaluations per sample; None takes the model's headline.
         weights: ``raw`` or ``ema_<half-life>``; None is the model's choice.
-        points: number of evaluations during ``fit``.
-        spacing: ``log`` or ``linear``.
-        batch_size: samples made at once.
-        test_samples: generated images in ``test``.
+        cadence: when, and on how many samples.
     """
 
     def __init__(
         self,
         metric: SampleMetric,
         name: str | None = None,
-        samples: int = 512,
         nfe: list[int] | None = None,
         weights: str | None = None,
-        points: int = 8,
-        spacing: Spacing = "log",
-        batch_size: int = 256,
-        test_samples: int | None = None,
+        cadence: Cadence = Cadence(),
     ) -> None:
-        super().__init__(samples, points, spacing, batch_size, test_samples)
-        if samples < metric.min_samples:
+        super().__init__(cadence)
+        if cadence.fewest < metric.min_samples:
             problem = f"{type(metric).__name__} needs at least {metric.min_samples} samples"
-            raise InputError("MetricCallback.samples", samples, problem, "raise it")
+            raise InputError("MetricCallback.cadence.samples", cadence.fewest, problem, "raise it")
         self.metric, self.nfe, self.weights = metric, nfe, weights
         self.prefix = name or type(metric).__name__.lower()
         self._prepared = False
@@ -70,6 +62,6 @@ class MetricCallback(EvaluationCallback):
             metric.reset()
             metric.update(to_uint8(images), seeds)
             suffix = "" if k == 0 else f"_nfe{nfe}"
-            found = {key: value for key, value in metric.compute().items() if isinstance(value, float | int)}
-            values |= {f"{key}{suffix}": float(v) for key, v in found.items() if math.isfinite(v)}
+            numbers = {key: v for key, v in metric.compute().items() if isinstance(v, float | int)}
+            values |= {f"{key}{suffix}": float(v) for key, v in numbers.items() if math.isfinite(v)}
         return values

@@ -13,7 +13,7 @@ import torch
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-from callbacks.evaluation import Evaluation, EvaluationCallback, Spacing
+from callbacks.evaluation import Cadence, Evaluation, EvaluationCallback
 from cdmem.images import grid, to_uint8, write_png
 from cdmem.metrics.memorization.coverage import hit_counts, hits_by_multiplicity
 from cdmem.metrics.memorization.fraction import CDF_GRID, memorized, ratio_cdf, ratios
@@ -190,31 +190,26 @@ class NeighborPanelCallback(EvaluationCallback):
     * ``curves_step=<step>.png``: CDF of d1 / d2, and the share of training images hit against their multiplicity.
 
     Args:
-        samples: generated images to choose the worst from; those of `MemorizationCallback` cost nothing extra.
         shown: columns of the neighbour panel and rows of the W&B table, at most 64.
         columns: columns side by side.
         threshold: memorised means d1 / d2 below it.
         near_duplicates: ``off``, ``auto`` or a ratio: which training images count as one.
-        points: number of evaluations during ``fit``.
-        spacing: ``log`` or ``linear``.
-        batch_size: samples made at once.
+        cadence: when, and from how many samples the worst are taken; those of `MemorizationCallback` cost nothing
+            extra.
     """
 
     prefix = "panels"
 
     def __init__(
         self,
-        samples: int = 512,
         shown: int = 32,
         columns: int = 16,
         threshold: float = 1 / 3,
         near_duplicates: NearDuplicates = "off",
-        points: int = 8,
-        spacing: Spacing = "log",
-        batch_size: int = 256,
+        cadence: Cadence = Cadence(),
     ) -> None:
-        super().__init__(samples, points, spacing, batch_size)
-        self.shown, self.columns = max(1, min(shown, samples, TABLE_ROWS)), max(1, columns)
+        super().__init__(cadence)
+        self.shown, self.columns = max(1, min(shown, cadence.samples, TABLE_ROWS)), max(1, columns)
         self.threshold, self.near_duplicates = threshold, near_duplicates
 
     def measure(self, evaluation: Evaluation) -> dict[str, float]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from lightning.pytorch import Trainer
 from torch import nn
 
-from callbacks.evaluation import Evaluation, EvaluationCallback, Spacing
+from callbacks.evaluation import Cadence, Evaluation, EvaluationCallback
 from cdmem.data.subset import TrainingSet
 from cdmem.errors import InputError
 from cdmem.images import to_uint8
@@ -18,12 +18,8 @@ class QualityCallback(EvaluationCallback):
 
     Args:
         features: module uint8 (B, C, H, W) -> (B, F); None is the pixels themselves. Only Inception's is called FID.
-        samples: generated images per evaluation; Frechet distances of different sample counts do not compare.
         nfe: network evaluations per sample; None takes the model's headline.
-        points: number of evaluations during ``fit``.
-        spacing: ``log`` or ``linear``.
-        batch_size: samples made at once.
-        test_samples: generated images in ``test``.
+        cadence: when, and on how many samples; Frechet distances of different sample counts do not compare.
     """
 
     prefix = "quality"
@@ -31,17 +27,13 @@ class QualityCallback(EvaluationCallback):
     def __init__(
         self,
         features: nn.Module | None = None,
-        samples: int = 512,
         nfe: list[int] | None = None,
-        points: int = 8,
-        spacing: Spacing = "log",
-        batch_size: int = 256,
-        test_samples: int | None = None,
+        cadence: Cadence = Cadence(),
     ) -> None:
-        super().__init__(samples, points, spacing, batch_size, test_samples)
-        fewest = min(samples, test_samples or samples)
-        if fewest < LEAST:
-            raise InputError("QualityCallback.samples", fewest, f"needs at least {LEAST} samples", "use 512 or more")
+        super().__init__(cadence)
+        if cadence.fewest < LEAST:
+            problem = f"needs at least {LEAST} samples"
+            raise InputError("QualityCallback.cadence.samples", cadence.fewest, problem, "use 512 or more")
         self.features, self.nfe = features or PixelFeatures(), nfe
         self._metric: Fidelity | None = None
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from callbacks.evaluation import Evaluation, EvaluationCallback, Spacing
+from callbacks.evaluation import Cadence, Evaluation, EvaluationCallback
 from cdmem.images import grid, to_uint8, write_png
 from cdmem.metrics.neighbors.index import search_of
 
@@ -13,19 +13,14 @@ class SampleGridCallback(EvaluationCallback):
     """Writes ``panels/step=<step>.png``: each sample of a fixed seed above its nearest training image; sent to W&B too.
 
     Args:
-        samples: pictures in the grid.
         columns: pictures per row.
-        points: number of grids during ``fit``.
-        spacing: ``log`` or ``linear``.
-        batch_size: samples made at once.
+        cadence: when, and how many pictures.
     """
 
     prefix = "samples"
 
-    def __init__(
-        self, samples: int = 16, columns: int = 16, points: int = 4, spacing: Spacing = "log", batch_size: int = 256
-    ) -> None:
-        super().__init__(samples, points, spacing, batch_size)
+    def __init__(self, columns: int = 16, cadence: Cadence = Cadence(samples=16, points=4)) -> None:
+        super().__init__(cadence)
         self.columns = columns
 
     def measure(self, evaluation: Evaluation) -> dict[str, float]:

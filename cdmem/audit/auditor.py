@@ -16,7 +16,6 @@ from tqdm import tqdm
 from cdmem.audit.generators import GivenImages, Subject
 from cdmem.audit.result import AuditResult
 from cdmem.audit.suite import SuiteOptions, extractor_record, fidelity_metrics, measure, prepared
-from cdmem.audit.whitebox import inside
 from cdmem.data.subset import TrainingSet
 from cdmem.diffusion.sampling import first_seed
 from cdmem.errors import InputError
@@ -28,6 +27,7 @@ from cdmem.metrics.memorization.fraction import MemorizedFraction, disk_rows, fr
 from cdmem.metrics.neighbors.index import search_of
 from cdmem.metrics.quality.features import PixelFeatures
 from cdmem.metrics.statistics import benjamini_hochberg, conformal_p_values
+from cdmem.metrics.whitebox.record import whitebox_record
 from cdmem.run.folder import RunFolder
 
 FALSE_DISCOVERIES = 0.01
@@ -160,8 +160,10 @@ class Auditor:
         if self.folder is not None:
             self._keep(m)
         if self._looks_inside(subject):
-            teacher = None if reference is None else reference.subject
-            entry["inside"] = inside(subject, self.training_set, teacher, m.floats, seeds, hit, self.device)
+            teacher = None if reference is None else reference.subject.module
+            entry["inside"] = whitebox_record(
+                subject.module, self.training_set, teacher, m.floats, seeds, hit, self.device
+            )
         return entry | pair
 
     def _looks_inside(self, subject: Subject) -> bool:

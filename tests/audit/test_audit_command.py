@@ -21,7 +21,7 @@ from cdmem.data.subset import SubsetSpec, choose
 CALLBACKS = [
     {
         "class_path": "callbacks.MemorizationCallback",
-        "init_args": {"samples": 24, "points": 6, "spacing": "linear"},
+        "init_args": {"cadence": {"samples": 24, "points": 6, "spacing": "linear"}},
     },
     {"class_path": "cdmem.training.RunCheckpoint", "init_args": {"every_n_steps": 6}},
 ]

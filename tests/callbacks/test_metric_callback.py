@@ -76,7 +76,9 @@ def test_every_metric_is_one_entry_in_a_config(tmp_path, monkeypatch):
     (tmp_path / "my_features.py").write_text(FEATURES)
     monkeypatch.syspath_prepend(str(tmp_path))
     callbacks = [entry(name, nfe=[1, 2]) for name in METRICS]
-    callbacks.append({"class_path": "callbacks.InternalCallback", "init_args": {"points": 1, "samples": 4}})
+    callbacks.append(
+        {"class_path": "callbacks.WhiteboxCallback", "init_args": {"cadence": {"points": 1, "samples": 4}}}
+    )
     code, run = fit(tmp_path / "c.yaml", config(*callbacks))
     assert code == 0
     last: dict[str, float] = {}

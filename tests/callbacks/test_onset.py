@@ -14,8 +14,8 @@ from callbacks.onset import OnsetCallback, held_out_bar, memorization_onset, pla
 from cdmem.cli.main import main
 from cdmem.data.subset import TrainingSet
 
-MEASURES = [{"class_path": "callbacks.MemorizationCallback", "init_args": {"samples": 24, "points": 3}}]
-QUALITY = {"class_path": "callbacks.QualityCallback", "init_args": {"samples": 24, "points": 3}}
+MEASURES = [{"class_path": "callbacks.MemorizationCallback", "init_args": {"cadence": {"samples": 24, "points": 3}}}]
+QUALITY = {"class_path": "callbacks.QualityCallback", "init_args": {"cadence": {"samples": 24, "points": 3}}}
 CHECKPOINTS = {
     "class_path": "cdmem.training.RunCheckpoint",
     "init_args": {"every_n_steps": 32, "keep_all": True},

@@ -1,0 +1,161 @@
+"""What the model itself gives away while it trains: loss gap, distance to the memorising optimum, dimension."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from typing import Any
+
+from lightning.pytorch import Trainer
+from torch import Tensor
+
+from callbacks.evaluation import Cadence, Evaluation, EvaluationCallback
+from cdmem.data.subset import TrainingSet
+from cdmem.diffusion.preconditioning import DenoiserLike
+from cdmem.diffusion.sampling import first_seed
+from cdmem.errors import InputError
+from cdmem.metrics.whitebox.loss_gap import LossGap, OdeEndpoint
+from cdmem.metrics.whitebox.record import IMAGES, SIGMAS, Whitebox
+from cdmem.metrics.whitebox.roc import Estimate
+from cdmem.training.module import CdmemModule
+
+
+class Remembered:
+    """A frozen function of (x, sigma, labels) that is asked the same at every evaluation: solved once, kept on the CPU.
+
+    Args:
+        function: for example the teacher's ODE endpoint; its answers take the size of the questions.
+    """
+
+    def __init__(self, function: DenoiserLike) -> None:
+        self.function = function
+        self.answers: dict[bytes, Tensor] = {}
+
+    def __call__(self, x: Tensor, sigma: Tensor, labels: Tensor | None = None) -> Tensor:
+        digest = hashlib.sha256()
+        for part in (x, sigma, *(() if labels is None else (labels,))):
+            digest.update(part.cpu().numpy().tobytes())
+        key = digest.digest()
+        if key not in self.answers:
+            self.answers[key] = self.function(x, sigma, labels).cpu()
+        return self.answers[key].to(x.device)
+
+
+class WhiteboxCallback(EvaluationCallback):
+    """Looks at the model on training and on held-out images; no search over samples. For every noise level s:
+
+    * teacher: ``internal/loss_gap_s<s>``, ``auc_s<s>``, ``tpr1_s<s>`` (TPR at 1 % FPR), each also with ``_low`` and
+      ``_high`` before ``_s<s>``; ``optimum_s<s>`` and ``optimum_heldout_s<s>``, the distance to the empirical optimum
+      on T and H (left out where its reference vanishes), with its numerator ``optimum_mse``; not for an H with classes
+      that T lacks.
+    * student: the same of f, as ``loss_gap_f_s<s>`` and so on (``optimum_f``: to the optimum's ODE endpoint), and
+      ``endpoint_s<s>``, ``endpoint_heldout_s<s>``, ``endpoint_gap_s<s>`` against the ODE endpoint of its teacher, if
+      it has one.
+    * ``lid_s<s>`` or ``lid_f_s<s>``: median dimension at generated images.
+
+    Every rank computes all of it from the same images and noise, so nothing is gathered. The optimum costs a pass over
+    T for every noisy image, once per run; for a student 35 passes.
+
+    Args:
+        sigmas: noise levels.
+        images: how many of T, and of H, the first ones.
+        optimum: measure the distance to the empirical optimum.
+        weights: ``raw`` or ``ema_<half-life>``; None is the model's choice.
+        cadence: when, and at how many generated images the dimension is taken.
+    """
+
+    prefix = "internal"
+
+    def __init__(
+        self,
+        sigmas: Sequence[float] = SIGMAS,
+        images: int = IMAGES,
+        optimum: bool = True,
+        weights: str | None = None,
+        cadence: Cadence = Cadence(samples=32),
+    ) -> None:
+        super().__init__(cadence)
+        if not sigmas or min(sigmas) <= 0:
+            raise InputError("WhiteboxCallback.sigmas", list(sigmas), "must be positive", "e.g. [0.1, 0.5, 2.0]")
+        if images < 2:
+            raise InputError("WhiteboxCallback.images", images, "a gap needs 2 images of each side", "use 256")
+        self.sigmas, self.images, self.optimum, self.weights = [float(s) for s in sigmas], images, optimum, weights
+        self._remembered: dict[str, Remembered] = {}
+
+    def check_run(self, trainer: Trainer, training_set: TrainingSet) -> None:
+        """Without held-out images there is no gap."""
+        count, problem = len(training_set.held_out_images), "WhiteboxCallback compares training with held-out images"
+        if count < 2:
+            raise InputError("data.held_out", count, problem, "use 2 or more, 256 if you can")
+
+    def on_fit_start(self, trainer: Trainer, pl_module: Any) -> None:
+        super().on_fit_start(trainer, pl_module)
+        self._remembered = {}
+
+    def _teacher_endpoint(self, module: CdmemModule) -> Remembered | None:
+        """Phi of a student's frozen teacher, down the teacher's own range of levels."""
+        denoiser = getattr(module, "teacher_denoiser", None)
+        if denoiser is None:
+            return None
+        module.move_teacher()
+        return self._remembered.setdefault("teacher", Remembered(OdeEndpoint(denoiser, module.sigma_min)))
+
+    def _optimum(self, whitebox: Whitebox) -> Remembered:
+        if "optimum" not in self._remembered:
+            self._remembered["optimum"] = Remembered(whitebox.optimum())
+        return self._remembered["optimum"]
+
+    def measure(self, evaluation: Evaluation) -> dict[str, float]:
+        module, t = evaluation.module, evaluation.training_set
+        whitebox = Whitebox(
+            module,
+            t,
+            self.sigmas,
+            self.images,
+            self.weights,
+            module.sampling_seed,
+            self.cadence.batch_size,
+            module.device,
+        )
+        suffix, values = whitebox.suffix, {}
+        endpoint = self._teacher_endpoint(module)
+        if "held_out" in whitebox.sides:
+            values |= self._gaps(whitebox.loss_gaps(), suffix)
+            if endpoint is not None:
+                values |= self._endpoints(whitebox.endpoint_gaps(endpoint))
+        if self.optimum:
+            for side, distances in whitebox.optimum_distances(self._optimum(whitebox)).items():
+                name = f"{suffix}{'_heldout' if side == 'held_out' else ''}"
+                for s, distance in zip(self.sigmas, distances):
+                    values[f"optimum_mse{name}_s{s:g}"] = distance.absolute
+                    if distance.ratio is not None:
+                        values[f"optimum{name}_s{s:g}"] = distance.ratio
+        return values | self._dimensions(whitebox, module)
+
+    def _gaps(self, gaps: Sequence[LossGap], suffix: str) -> dict[str, float]:
+        values = {}
+        for s, gap in zip(self.sigmas, gaps):
+            numbers = {"loss_gap": gap.gap, "auc": gap.separation.auc, "tpr1": gap.separation.tpr}
+            for name, estimate in numbers.items():
+                values |= _spread(f"{name}{suffix}", f"_s{s:g}", estimate)
+        return values
+
+    def _endpoints(self, gaps: Sequence[LossGap]) -> dict[str, float]:
+        values = {}
+        for s, gap in zip(self.sigmas, gaps):
+            values |= {f"endpoint_s{s:g}": gap.train, f"endpoint_heldout_s{s:g}": gap.held_out}
+            values |= _spread("endpoint_gap", f"_s{s:g}", gap.gap)
+        return values
+
+    def _dimensions(self, whitebox: Whitebox, module: CdmemModule) -> dict[str, float]:
+        """Every rank makes the same few images itself: shares would have to be gathered."""
+        start = first_seed(module.sampling_seed)
+        seeds = list(range(start, start + self.samples))
+        images = module.sampler(None, self.weights)(seeds, module.device)
+        values = zip(self.sigmas, whitebox.dimensions(images, seeds))
+        return {f"lid{whitebox.suffix}_s{s:g}": float(value.median()) for s, value in values}
+
+
+def _spread(name: str, level: str, estimate: Estimate) -> dict[str, float]:
+    """Value, low and high as three numbers to log."""
+    return {f"{name}{level}": estimate.value, f"{name}_low{level}": estimate.low, f"{name}_high{level}": estimate.high}

@@ -40,8 +40,12 @@ def fake(function, role="teacher", teacher=None):
     return SimpleNamespace(module=module, training_set=T)
 
 
+def measured(sigmas, *model):
+    return WhiteboxCallback(sigmas, cadence=Cadence(samples=4)).measure(fake(*model))
+
+
 def test_the_optimum_is_caught():
-    values = WhiteboxCallback(sigmas=[0.05, 0.5, 50], cadence=Cadence(4)).measure(fake(EmpiricalDenoiser(to_float(T.images))))
+    values = measured([0.05, 0.5, 50], EmpiricalDenoiser(to_float(T.images)))
     assert values["auc_s0.05"] == 1 and values["tpr1_s0.05"] == 1 and values["loss_gap_low_s0.05"] > 0
     assert abs(values["loss_gap_s50"]) < 0.2 * values["loss_gap_s0.05"]
     assert values["optimum_heldout_s0.05"] < 1e-12 and values["optimum_s50"] < 1e-12
@@ -53,14 +57,14 @@ def test_the_optimum_is_caught():
 def test_the_gaussian_is_not():
     generator = torch.Generator().manual_seed(0)
     smooth = GaussianDenoiser.fit(torch.rand(400, *SHAPE, generator=generator) * 2 - 1)
-    values = WhiteboxCallback(sigmas=[0.5], cadence=Cadence(4)).measure(fake(smooth))
+    values = measured([0.5], smooth)
     assert values["auc_low_s0.5"] < 0.5 < values["auc_high_s0.5"]
     assert values["optimum_heldout_s0.5"] > 0.1 and values["lid_s0.5"] > 1
 
 
 def test_the_exact_student_ends_where_its_teacher_does():
     teacher = EmpiricalDenoiser(to_float(T.images))
-    values = WhiteboxCallback(sigmas=[0.1, 1.0], cadence=Cadence(4)).measure(fake(OdeEndpoint(teacher), "student", teacher))
+    values = measured([0.1, 1.0], OdeEndpoint(teacher), "student", teacher)
     assert values["endpoint_s1"] == values["endpoint_heldout_s1"] == 0
     assert values["optimum_f_heldout_s0.1"] < 1e-10
     assert values["auc_f_s0.1"] == 1

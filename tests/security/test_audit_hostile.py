@@ -23,8 +23,8 @@ from cdmem.metrics.comparison.paired import PairedWithTeacher, adjust, compare
 from cdmem.metrics.comparison.verdict import judge
 from cdmem.metrics.memorization.fraction import fraction, memorized, ratios
 from cdmem.metrics.neighbors.index import search_of
-from cdmem.metrics.whitebox.record import whitebox_record
 from cdmem.metrics.quality.fidelity import Fidelity
+from cdmem.metrics.whitebox.record import whitebox_record
 from cdmem.models.pipelines import load_pipeline
 from cdmem.run.folder import RunFolder
 

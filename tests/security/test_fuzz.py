@@ -140,6 +140,9 @@ def with_callback(held_out=12, **settings):
     return FIT, {"teacher.yaml": dumped({**TEACHER, "data": data, "trainer": trainer})}
 
 
+CADENCE = "MemorizationCallback.cadence"
+
+
 def with_memorization(**changes):
     cadence = {**CALLBACKS[0]["init_args"]["cadence"], **changes}
     return with_callback(MemorizationCallback={"cadence": cadence})
@@ -199,9 +202,9 @@ FOUND = {
     "samples that fill the memory": (lambda: (["predict", *with_data(predict_samples=10**12)[0][1:], "--ckpt_path",
         TEACHER_FILES[0]], with_data(predict_samples=10**12)[1]), "data.predict_samples"),
     "number beyond 64 bits": (lambda: ([*FIT, f"--trainer.max_epochs={10**400}"], {}), "trainer.max_epochs"),
-    "more evaluations than steps ever": (lambda: with_memorization(points=10**11), "MemorizationCallback.cadence.points"),
-    "no samples at once": (lambda: with_memorization(batch_size=0), "MemorizationCallback.cadence.batch_size"),
-    "one sample in test": (lambda: with_memorization(test_samples=1), "MemorizationCallback.cadence.test_samples"),
+    "more evaluations than steps ever": (lambda: with_memorization(points=10**11), f"{CADENCE}.points"),
+    "no samples at once": (lambda: with_memorization(batch_size=0), f"{CADENCE}.batch_size"),
+    "one sample in test": (lambda: with_memorization(test_samples=1), f"{CADENCE}.test_samples"),
     "held-out images beyond an index": (lambda: with_data(held_out=2**63 - 1), "data.n"),
     "negative threads": (lambda: ([*FIT, "--threads=-1"], {}), "threads"),
     "too many threads": (lambda: ([*FIT, f"--threads={10**9}"], {}), "threads"),

@@ -6,7 +6,7 @@ from callbacks.evaluation import Cadence, Evaluation, EvaluationCallback
 from cdmem.images import to_uint8
 from cdmem.metrics.comparison.paired import PairedWithTeacher
 from cdmem.metrics.memorization.fraction import MemorizedFraction, disk_rows
-from cdmem.metrics.neighbors.index import NearDuplicates, search_of
+from cdmem.metrics.neighbors.index import NearDuplicates, group_index
 
 
 class MemorizationCallback(EvaluationCallback):
@@ -41,7 +41,7 @@ class MemorizationCallback(EvaluationCallback):
         module, t, values = evaluation.module, evaluation.training_set, {}
         device = module.device
         teacher = evaluation.teacher_endpoints(self.samples)
-        search_of(t, self.near_duplicates).index.to(device)
+        group_index(t, self.near_duplicates).index.to(device)
         for k, nfe in enumerate(self.nfe or module.default_nfe):
             seeds, images = evaluation.samples(self.samples, nfe, self.weights)
             metric = MemorizedFraction(self.threshold, self.near_duplicates).to(device)

@@ -6,7 +6,7 @@ import torch
 
 from callbacks.evaluation import Cadence, Evaluation, EvaluationCallback
 from cdmem.images import grid, to_uint8, write_png
-from cdmem.metrics.neighbors.index import search_of
+from cdmem.metrics.neighbors.index import group_index
 
 
 class SampleGridCallback(EvaluationCallback):
@@ -29,7 +29,7 @@ class SampleGridCallback(EvaluationCallback):
         if not evaluation.is_writer:
             return {}
         shown = to_uint8(images)
-        nearest = t.images[search_of(t).query(shown, 1).nearest]
+        nearest = t.images[group_index(t).query(shown, 1).nearest]
         rows = []
         for k in range(0, len(shown), self.columns):
             rows += [shown[k : k + self.columns], nearest[k : k + self.columns]]

@@ -24,7 +24,7 @@ from cdmem.metrics.comparison.equal_noise import fidelity_matched
 from cdmem.metrics.comparison.paired import PairedWithTeacher, adjust, compare
 from cdmem.metrics.comparison.verdict import judge
 from cdmem.metrics.memorization.fraction import MemorizedFraction, disk_rows, fraction, ratio_cdf, ratios
-from cdmem.metrics.neighbors.index import search_of
+from cdmem.metrics.neighbors.index import group_index
 from cdmem.metrics.quality.features import PixelFeatures
 from cdmem.metrics.statistics import benjamini_hochberg, conformal_p_values
 from cdmem.metrics.whitebox.record import whitebox_record
@@ -86,7 +86,7 @@ class Auditor:
         self.batch_size, self.device = batch_size, torch.device(device)
         self.extractors = [m.to(self.device) for m in (features or [PixelFeatures()])]
         self.folder, self.progress = folder, progress
-        self.search = search_of(training_set, self.options.near_duplicates)
+        self.search = group_index(training_set, self.options.near_duplicates)
         # Prepared once: the references' features and moments serve every subject.
         self.fidelity = fidelity_metrics(self.options, self.extractors)
         self.suite = prepared(self.options, self.extractors, training_set)

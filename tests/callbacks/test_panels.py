@@ -19,7 +19,7 @@ from callbacks.panels import (
     triples,
 )
 from cdmem.metrics.memorization.fraction import CDF_GRID
-from cdmem.metrics.neighbors.index import Search
+from cdmem.metrics.neighbors.index import GroupIndex
 
 
 class Images:
@@ -34,7 +34,7 @@ def noise(*shape: int, seed: int = 0) -> torch.Tensor:
     return torch.randint(0, 256, shape, generator=torch.Generator().manual_seed(seed), dtype=torch.uint8)
 
 
-def rows_of(samples: torch.Tensor, search: Search) -> dict[str, torch.Tensor]:
+def rows_of(samples: torch.Tensor, search: GroupIndex) -> dict[str, torch.Tensor]:
     found = search.query(samples, 2)
     return {
         "seeds": torch.arange(len(samples)),
@@ -48,7 +48,7 @@ def rows_of(samples: torch.Tensor, search: Search) -> dict[str, torch.Tensor]:
 def test_only_memorised_samples_are_framed_and_they_come_first(channels, size):
     t = noise(6, channels, size, size)
     samples = torch.cat([noise(3, channels, size, size, seed=1), t[4:5]])
-    found = triples(rows_of(samples, search := Search(Images(t))), search, 1 / 3, 4)
+    found = triples(rows_of(samples, search := GroupIndex(Images(t))), search, 1 / 3, 4)
     assert found.hit.tolist() == [True, False, False, False]
     assert found.seeds[0] == 3 and found.row1[0] == 4 and found.ratio[0] == 0
     assert torch.equal(found.nearest[0], t[4]) and (found.ratio.diff() >= 0).all()
@@ -63,7 +63,7 @@ def test_only_memorised_samples_are_framed_and_they_come_first(channels, size):
 
 def test_a_mirrored_copy_is_shown_mirrored():
     t = noise(5, 1, 8, 8)
-    search = Search(Images(t, flip=True))
+    search = GroupIndex(Images(t, flip=True))
     row, shown = nearest_of_group(t[2].flip(-1), int(search.index.row_groups[2]), search)
     assert row == 2 and torch.equal(shown, t[2].flip(-1))
     assert torch.equal(nearest_of_group(t[2], int(search.index.row_groups[2]), search)[1], t[2])
@@ -71,7 +71,7 @@ def test_a_mirrored_copy_is_shown_mirrored():
 
 def test_table_rows_are_plain_numbers_and_colour_pictures():
     t = noise(5, 1, 8, 8)
-    search = Search(Images(t))
+    search = GroupIndex(Images(t))
     found: Triples = triples(rows_of(t[:3], search), search, 1 / 3, 2)
     row = table_rows(found)[0]
     assert [type(v) for v in row[:3]] == [int, float, bool] and len(table_rows(found)) == 2

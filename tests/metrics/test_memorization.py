@@ -24,6 +24,7 @@ from cdmem.metrics.memorization.fraction import (
 )
 from cdmem.metrics.statistics import wilson_interval
 from support import make_training_set, random_images
+from support.samples import flat
 
 COLUMNS = ("seeds", "squared", "groups")
 
@@ -36,10 +37,6 @@ def measure(train, samples, *, flip=False, threshold=1 / 3):
     metric = prepared(train, threshold, flip=flip)
     metric.update(samples, torch.arange(len(samples)))
     return metric.compute()
-
-
-def flat(*levels):
-    return torch.tensor(levels, dtype=torch.uint8).reshape(-1, 1, 1, 1).expand(-1, 1, 2, 2).contiguous()
 
 
 def test_three_images_by_hand():

@@ -22,7 +22,7 @@ from cdmem.metrics.comparison.equal_noise import fidelity_matched
 from cdmem.metrics.comparison.paired import PairedWithTeacher, adjust, compare
 from cdmem.metrics.comparison.verdict import judge
 from cdmem.metrics.memorization.fraction import fraction, memorized, ratios
-from cdmem.metrics.neighbors.index import search_of
+from cdmem.metrics.neighbors.index import group_index
 from cdmem.metrics.quality.fidelity import Fidelity
 from cdmem.metrics.whitebox.record import whitebox_record
 from cdmem.models.pipelines import load_pipeline
@@ -241,7 +241,7 @@ def bench(t):
     copies = copies + 0.02 * torch.randn(copies.shape, generator=draw)
     new = to_float(t.held_out_images[torch.randint(400, (SEEDS,), generator=draw)])
     x = torch.where((torch.arange(SEEDS) < 480)[:, None, None, None], copies, new)
-    noise, search, seeds = torch.randn(x.shape, generator=draw), search_of(t), torch.arange(SEEDS)
+    noise, search, seeds = torch.randn(x.shape, generator=draw), group_index(t), torch.arange(SEEDS)
     control = search.query(t.held_out_images, 2).squared
     fidelity = Fidelity(interval=True).prepare(t)
 

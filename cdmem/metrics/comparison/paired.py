@@ -26,7 +26,7 @@ from cdmem.errors import InputError
 from cdmem.images import to_uint8
 from cdmem.metrics.base import SEEDS, SampleMetric
 from cdmem.metrics.memorization.fraction import memorized, ratios
-from cdmem.metrics.neighbors.index import NearDuplicates, search_of
+from cdmem.metrics.neighbors.index import NearDuplicates, group_index
 from cdmem.metrics.statistics import (
     holm,
     mcnemar_exact,
@@ -136,7 +136,7 @@ class PairedWithTeacher(SampleMetric):
 
     def prepare(self, training_set: TrainingSet) -> PairedWithTeacher:
         """Build the search over T."""
-        self.search = search_of(training_set, self.near_duplicates)
+        self.search = group_index(training_set, self.near_duplicates)
         super().prepare(training_set)
         return self
 

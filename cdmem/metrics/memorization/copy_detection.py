@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from cdmem.errors import InputError
 from cdmem.metrics.memorization.fraction import memorized
-from cdmem.metrics.neighbors.index import search_of
+from cdmem.metrics.neighbors.index import group_index
 from cdmem.metrics.quality.feature_space import FeatureMetric
 from cdmem.metrics.statistics import conformal_p_values, wilson_interval
 
@@ -133,8 +133,8 @@ class CopyDetection(FeatureMetric):
 
     def _agreement(self, images: Tensor, copied: Tensor) -> dict[str, float]:
         """The 2x2 table with the pixel test, as shares of samples."""
-        found = search_of(self.training_set).query(images, 2)
-        pixels = memorized(found.squared[:, 0], found.squared[:, 1])
+        neighbors = group_index(self.training_set).query(images, 2)
+        pixels = memorized(neighbors.squared[:, 0], neighbors.squared[:, 1])
         cells = {
             "both": copied & pixels,
             "only_features": copied & ~pixels,

@@ -227,14 +227,14 @@ class FeatureLikelihood(FeatureMetric):
         def against(images: Tensor, test: Tensor) -> Likelihood:
             return feature_likelihood(self.views(images)[0], train, self.features_of(test), weights, self.seed)
 
-        found = against(rows["images"], held_out)
+        likelihood = against(rows["images"], held_out)
         values = {
-            "fld": found.fld,
-            "fld_gap": found.gap,
-            "fld_gap_se": found.gap_se,
-            "fld_nll_train": found.nll_train,
-            "fld_nll_heldout": found.nll_held_out,
-            "fld_baseline": found.baseline,
+            "fld": likelihood.fld,
+            "fld_gap": likelihood.gap,
+            "fld_gap_se": likelihood.gap_se,
+            "fld_nll_train": likelihood.nll_train,
+            "fld_nll_heldout": likelihood.nll_held_out,
+            "fld_baseline": likelihood.baseline,
             "fld_train_images": float(len(kept)),
         }
         if len(held_out) >= 4:

@@ -9,12 +9,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from cdmem.data.subset import first_rows
 from cdmem.errors import InputError
 from cdmem.metrics.quality.feature_space import (
     FeatureMetric,
     content_groups,
     direct_squared,
-    first_rows,
     squared_blocks,
 )
 
@@ -133,5 +133,5 @@ class ManifoldQuality(FeatureMetric):
         real = real[first_rows(content_groups(real))]
         size = min(len(real), len(fake))
         chosen = torch.randperm(len(real), generator=torch.Generator().manual_seed(SUBSAMPLE_SEED))[:size]
-        found = precision_recall_density_coverage(real[chosen.sort().values], fake[:size], self.k)
-        return {name + suffix: value for name, value in found.items()}
+        shares = precision_recall_density_coverage(real[chosen.sort().values], fake[:size], self.k)
+        return {name + suffix: value for name, value in shares.items()}

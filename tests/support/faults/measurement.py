@@ -105,7 +105,7 @@ def ties_broken_by_row(m):
 
 @fault(support.check_spacing_leaves_the_own_group_out)
 def own_group_is_the_nearest(m):
-    slip(m, search.Search.spacing, "exclude=own", "exclude=None")
+    slip(m, search.GroupIndex.spacing, "exclude=own", "exclude=None")
 
 
 @fault(support.check_extraction_scores)
@@ -120,7 +120,7 @@ def extraction_without_alpha(m):
 
 @fault(support.check_feature_distances)
 def near_copies_drown_in_products(m):
-    slip(m, feature_neighbors.FeatureIndex.query, "(found.squared[:, -1] < beyond) & ", "")
+    slip(m, feature_neighbors.FeatureIndex.query, "(ranked.squared[:, -1] < beyond) & ", "")
 
 
 @fault(support.check_feature_distances)
@@ -260,12 +260,12 @@ def cache_by_name_alone(m):
 
 @fault(support.check_other_weights_are_refused)
 def efficientnet_digest_not_compared(m):
-    slip(m, efficientnet.EfficientNetLite0Features.__init__, "if found != SHA256", "if not found")
+    slip(m, efficientnet.EfficientNetLite0Features.__init__, "if digest != SHA256", "if not digest")
 
 
 @fault(support.check_other_weights_are_refused)
 def inception_digest_not_compared(m):
-    slip(m, inception.checked_bytes, "if found != sha256", "if not found")
+    slip(m, inception.checked_bytes, "if digest != sha256", "if not digest")
 
 
 # ---- samples, pairs, references -------------------------------------------------------------------------------------

@@ -28,7 +28,7 @@ from callbacks.memorization import MemorizationCallback
 from callbacks.quality import QualityCallback
 from cdmem.data.subset import TrainingSet
 from cdmem.errors import InputError
-from cdmem.metrics.memorization.fraction import memorized
+from cdmem.metrics.memorization.ratio import memorized
 from cdmem.metrics.neighbors.index import group_index
 from cdmem.metrics.statistics import wilson_interval
 from cdmem.run.folder import RunFolder

@@ -16,7 +16,8 @@ from torch import Tensor
 from callbacks.evaluation import Cadence, Evaluation, EvaluationCallback
 from cdmem.images import grid, to_uint8, write_png
 from cdmem.metrics.memorization.coverage import hit_counts, hits_by_multiplicity
-from cdmem.metrics.memorization.fraction import CDF_GRID, memorized, ratio_cdf, ratios
+from cdmem.metrics.memorization.fraction import CDF_GRID, ratio_cdf
+from cdmem.metrics.memorization.ratio import memorized, ratios
 from cdmem.metrics.neighbors.index import GroupIndex, NearDuplicates, NeighborMetric
 
 VERMILLION = (213, 94, 0)  # #D55E00: told apart from black and grey by colour-blind readers too

@@ -7,9 +7,10 @@ import math
 import pytest
 import torch
 
+from cdmem.data.subset import first_rows
 from cdmem.errors import InputError
 from cdmem.metrics.memorization.authenticity import Authenticity, authentic, authenticity
-from cdmem.metrics.quality.feature_space import content_groups, first_rows, nearest, squared_blocks
+from cdmem.metrics.quality.feature_space import content_groups, nearest, squared_blocks
 from cdmem.metrics.statistics import wilson_interval
 from support.samples import images, measure, normal, training_set
 

@@ -21,7 +21,8 @@ from cdmem.images import to_float, to_uint8
 from cdmem.metrics.comparison.equal_noise import fidelity_matched
 from cdmem.metrics.comparison.paired import PairedWithTeacher, adjust, compare
 from cdmem.metrics.comparison.verdict import judge
-from cdmem.metrics.memorization.fraction import fraction, memorized, ratios
+from cdmem.metrics.memorization.fraction import fraction
+from cdmem.metrics.memorization.ratio import memorized, ratios
 from cdmem.metrics.neighbors.index import group_index
 from cdmem.metrics.quality.fidelity import Fidelity
 from cdmem.metrics.whitebox.record import whitebox_record

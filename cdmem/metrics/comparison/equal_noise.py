@@ -26,7 +26,7 @@ from cdmem.images import HALF_RANGE, to_float, to_uint8
 from cdmem.metrics.base import SEEDS
 from cdmem.metrics.comparison.paired import difference
 from cdmem.metrics.memorization.extraction import conformal_threshold
-from cdmem.metrics.memorization.fraction import memorized
+from cdmem.metrics.memorization.ratio import memorized
 from cdmem.metrics.neighbors.index import GroupIndex
 
 NOISE_STREAM = 0x5EED

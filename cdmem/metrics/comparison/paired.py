@@ -25,7 +25,7 @@ from cdmem.data.subset import TrainingSet
 from cdmem.errors import InputError
 from cdmem.images import to_uint8
 from cdmem.metrics.base import SEEDS, SampleMetric
-from cdmem.metrics.memorization.fraction import memorized, ratios
+from cdmem.metrics.memorization.ratio import memorized, ratios
 from cdmem.metrics.neighbors.index import NearDuplicates, group_index
 from cdmem.metrics.statistics import (
     holm,

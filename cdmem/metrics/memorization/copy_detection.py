@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from cdmem.errors import InputError
-from cdmem.metrics.memorization.fraction import memorized
+from cdmem.metrics.memorization.ratio import memorized
 from cdmem.metrics.neighbors.index import group_index
 from cdmem.metrics.quality.feature_space import FeatureMetric
 from cdmem.metrics.statistics import conformal_p_values, wilson_interval

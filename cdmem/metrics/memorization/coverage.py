@@ -20,7 +20,7 @@ from scipy import stats
 from torch import Tensor
 
 from cdmem.errors import InputError
-from cdmem.metrics.memorization.fraction import memorized
+from cdmem.metrics.memorization.ratio import memorized
 from cdmem.metrics.neighbors.index import NearDuplicates, NeighborMetric
 from cdmem.metrics.statistics import wilson_interval
 

@@ -46,7 +46,7 @@ class MetricCallback(EvaluationCallback):
         self._prepared = False
 
     def check_run(self, trainer: Trainer, training_set: TrainingSet) -> None:
-        """Prepare now: a metric that cannot work says so at once."""
+        """Prepare now, so that an impossible metric is refused before training."""
         self._prepare(training_set)
 
     def _prepare(self, training_set: TrainingSet) -> None:

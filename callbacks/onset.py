@@ -85,7 +85,7 @@ def held_out_bar(training_set: TrainingSet, threshold: float, near_duplicates: s
     return wilson_interval(int(hits.sum()), len(images))[1]
 
 
-def _say(text: str) -> None:
+def _print_line(text: str) -> None:
     """One line on rank zero, on its own line also when a progress bar is drawn."""
     rank_zero_only(print)(f"\n{text}", flush=True)
 
@@ -136,7 +136,7 @@ class _Judge(Callback):
 
 
 class OnsetCallback(_Judge):
-    """Logs ``onset/tau_mem`` and ``onset/tau_gen`` (steps) when found, prints a line, keeps ``onset.json``.
+    """Logs ``onset/tau_mem`` and ``onset/tau_gen`` (steps) when reached, prints a line, keeps ``onset.json``.
 
     Stands after `MemorizationCallback` and, for tau_gen, `QualityCallback`; definitions: see the module.
 
@@ -175,7 +175,7 @@ class OnsetCallback(_Judge):
             about = f"f_mem above the held-out bar {bar:.4f}" if name == "tau_mem" else f"{key} within its plateau"
             first, last = place["between"]
             bracket = f"at or before step {last}" if first is None else f"between steps {first} and {last}"
-            _say(f"onset: {name} = {place['step']:.0f} steps ({about}; {bracket})")
+            _print_line(f"onset: {name} = {place['step']:.0f} steps ({about}; {bracket})")
         # A plateau that turned out to be none is withdrawn: the distance fell on.
         self._crossings = {name: c for name, c in now.items() if c is not None}
         log_values(trainer, module, {f"onset/{name}": c["step"] for name, c in fresh.items()})
@@ -230,12 +230,12 @@ class MemorizationStopping(_Judge):
         )
         if self.action == "stop":
             trainer.should_stop = True
-            _say(f"{self.reached}; training stops here")
+            _print_line(f"{self.reached}; training stops here")
             return
         path = Path(trainer.default_root_dir) / "checkpoints" / "onset.ckpt"
         # Every rank takes part in saving; only rank zero writes.
         trainer.save_checkpoint(path)
-        _say(f"{self.reached}; kept {path}")
+        _print_line(f"{self.reached}; kept {path}")
 
     def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
         super().on_train_start(trainer, pl_module)

@@ -1,4 +1,4 @@
-"""What the model itself gives away while it trains: loss gap, distance to the memorising optimum, dimension."""
+"""White-box measures while training: loss gap, distance to the memorising optimum, dimension."""
 
 from __future__ import annotations
 
@@ -21,28 +21,28 @@ from cdmem.training.module import CdmemModule
 
 
 class Remembered:
-    """A frozen function of (x, sigma, labels) that is asked the same at every evaluation: solved once, kept on the CPU.
+    """A frozen function of (x, sigma, labels) whose values are kept on the CPU: every evaluation needs the same ones.
 
     Args:
-        function: for example the teacher's ODE endpoint; its answers take the size of the questions.
+        function: for example the teacher's ODE endpoint; its values take the size of its arguments.
     """
 
     def __init__(self, function: DenoiserLike) -> None:
         self.function = function
-        self.answers: dict[bytes, Tensor] = {}
+        self.values: dict[bytes, Tensor] = {}
 
     def __call__(self, x: Tensor, sigma: Tensor, labels: Tensor | None = None) -> Tensor:
         digest = hashlib.sha256()
         for part in (x, sigma, *(() if labels is None else (labels,))):
             digest.update(part.cpu().numpy().tobytes())
         key = digest.digest()
-        if key not in self.answers:
-            self.answers[key] = self.function(x, sigma, labels).cpu()
-        return self.answers[key].to(x.device)
+        if key not in self.values:
+            self.values[key] = self.function(x, sigma, labels).cpu()
+        return self.values[key].to(x.device)
 
 
 class WhiteboxCallback(EvaluationCallback):
-    """Looks at the model on training and on held-out images; no search over samples. For every noise level s:
+    """White-box measures on training and on held-out images; no search over samples. For every noise level s:
 
     * teacher: ``internal/loss_gap_s<s>``, ``auc_s<s>``, ``tpr1_s<s>`` (TPR at 1 % FPR), each also with ``_low`` and
       ``_high`` before ``_s<s>``; ``optimum_s<s>`` and ``optimum_heldout_s<s>``, the distance to the empirical optimum

@@ -84,7 +84,7 @@ def difference(teacher: Tensor, student: Tensor) -> dict[str, Any]:
 
 
 def compare(teacher: dict[str, Tensor], student: dict[str, Tensor], threshold: float) -> dict[str, Any]:
-    """Everything that same-seed rows of two models say.
+    """The comparison of two models' rows of the same seeds.
 
     Args:
         teacher: ``seeds`` (m,), ``squared`` (m, >= 2), ``groups`` (m, >= 1), sorted by seed.

@@ -1,4 +1,4 @@
-"""One neighbour search per training set, shared by all metrics, and the base of metrics on neighbours."""
+"""One neighbour index per training set, shared by all metrics, and the base of metrics on neighbours."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _indices: weakref.WeakKeyDictionary[TrainingSet, dict[NearDuplicates, GroupIndex
 
 
 class GroupIndex:
-    """Neighbour index of one training set, with what metrics need about its groups.
+    """Neighbour index over the groups of one training set, with their multiplicities and spacing.
 
     A group is one image for the purpose of memorisation: exact duplicates always, mirror images when training flips,
     near-duplicates on request.
@@ -28,7 +28,7 @@ class GroupIndex:
         near_duplicates: ``off``, ``auto`` or the ratio below which two training images are one photo.
 
     Attributes:
-        index: the search itself.
+        index: the search over pixels.
         multiplicities: rows of T in every group, int64 (G,).
         merged: images that near-duplicate grouping joined to another one; 0 with ``off``.
     """
@@ -48,8 +48,8 @@ class GroupIndex:
         self._last: tuple[weakref.ref[Tensor], int, Neighbors] | None = None
 
     def query(self, images: Tensor, k: int = 2) -> Neighbors:
-        """Neighbours on the CPU; the answer for the same tensor object is kept, since several metrics ask for it."""
-        # A tensor that was written to is another one; inference tensors do not tell, so they are always asked anew.
+        """Neighbours on the CPU; those of the same tensor object are kept, since several metrics need them."""
+        # A tensor that was written to is another one; inference tensors have no version, so they are never kept.
         version = -1 if images.is_inference() else images._version
         if self._last is not None and version >= 0:
             images_of, seen, neighbors = self._last
@@ -69,7 +69,7 @@ class GroupIndex:
 
 
 def group_index(training_set: TrainingSet, near_duplicates: NearDuplicates = "off") -> GroupIndex:
-    """The search over a training set, built once per grouping.
+    """The index of a training set, built once per grouping.
 
     Raises:
         InputError: fewer than two groups; a ratio outside (0, 1).
@@ -95,7 +95,7 @@ class NeighborMetric(SampleMetric):
         self.k, self.near_duplicates = k, near_duplicates
 
     def prepare(self, training_set: TrainingSet) -> NeighborMetric:
-        """Build the search (or take the one that another metric built)."""
+        """Build the index, or take the one that another metric built."""
         self.search = group_index(training_set, self.near_duplicates)
         super().prepare(training_set)
         return self

@@ -31,7 +31,7 @@ PROBES = 8
 
 
 class WhiteboxModel(Protocol):
-    """What is asked of a model; teacher and student modules have it."""
+    """The part of a model that is used; teacher and student modules have it."""
 
     role: str
     num_classes: int
@@ -87,7 +87,10 @@ class Whitebox:
 
     @cached_property
     def sides(self) -> dict[str, tuple[Tensor, Tensor | None]]:
-        """Images and labels of ``train``, and of ``held_out`` where H has two images, with labels if the model asks."""
+        """Images and labels of ``train``, and of ``held_out`` where H has two images or more.
+
+        Labels are None for a model without classes; one with classes has no ``held_out`` without labels.
+        """
         t, first = self.training_set, slice(self.images)
         sides = {"train": (t.images[first], t.labels[first])}
         if len(t.held_out_images) >= 2 and not self.lacks_labels:
@@ -166,7 +169,7 @@ def whitebox_record(
     Returns:
         ``images`` (sizes used), by noise level ``loss_gap`` (of D, or of f as ``loss_gap_f``), ``endpoint`` (students
         with a teacher), ``optimum``; ``lid`` (of f: ``lid_f``); for teachers ``secmi`` and ``pia``. Where T or H does
-        not fit the model's classes, ``unavailable`` says so.
+        not fit the model's classes, ``unavailable`` is the reason.
     """
     t, classes = training_set, model.num_classes
     if classes and (t.num_classes != classes or int(t.labels.max()) >= classes):

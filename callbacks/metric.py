@@ -39,29 +39,30 @@ class MetricCallback(EvaluationCallback):
     ) -> None:
         super().__init__(cadence)
         if cadence.fewest < metric.min_samples:
-            problem = f"{type(metric).__name__} needs at least {metric.min_samples} samples"
-            raise InputError("MetricCallback.cadence.samples", cadence.fewest, problem, "raise it")
+            key, problem = f"{type(self).__name__}.cadence.samples", f"needs at least {metric.min_samples} samples"
+            raise InputError(key, cadence.fewest, problem, "use 512 or more")
         self.metric, self.nfe, self.weights = metric, nfe, weights
         self.prefix = name or type(metric).__name__.lower()
-        self._prepared = False
 
     def check_run(self, trainer: Trainer, training_set: TrainingSet) -> None:
         """Prepare now, so that an impossible metric is refused before training."""
-        self._prepare(training_set)
-
-    def _prepare(self, training_set: TrainingSet) -> None:
-        if not self._prepared:
+        # What the metric keeps of T and H serves all evaluations of the same set.
+        if getattr(self.metric, "training_set", None) is not training_set:
             self.metric.prepare(training_set)
-            self._prepared = True
+
+    def nfes(self, evaluation: Evaluation) -> list[int | None]:
+        """Network evaluations per sample to look at; the first has no suffix."""
+        return self.nfe or [None]
 
     def measure(self, evaluation: Evaluation) -> dict[str, float]:
-        self._prepare(evaluation.training_set)
+        self.check_run(evaluation.trainer, evaluation.training_set)
         metric, values = self.metric.to(evaluation.module.device), {}
-        for k, nfe in enumerate(self.nfe or [None]):
+        for k, nfe in enumerate(self.nfes(evaluation)):
             seeds, images = evaluation.samples(self.samples, nfe, self.weights)
             metric.reset()
             metric.update(to_uint8(images), seeds)
             suffix = "" if k == 0 else f"_nfe{nfe}"
             numbers = {key: v for key, v in metric.compute().items() if isinstance(v, float | int)}
             values |= {f"{key}{suffix}": float(v) for key, v in numbers.items() if math.isfinite(v)}
+        metric.reset()
         return values

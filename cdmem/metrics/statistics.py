@@ -27,6 +27,12 @@ def wilson_interval(successes: int, trials: int, confidence: float = 0.95) -> tu
     return (0.0 if successes == 0 else centre - half), (1.0 if successes == trials else centre + half)
 
 
+def share(name: str, successes: int, trials: int) -> dict[str, float]:
+    """A fraction as ``<name>``, with ``<name>_low`` and ``<name>_high``, its 95 % Wilson interval."""
+    low, high = wilson_interval(successes, trials)
+    return {name: successes / trials, f"{name}_low": low, f"{name}_high": high}
+
+
 def newcombe_paired_difference(
     both: int, only_first: int, only_second: int, neither: int, confidence: float = 0.95
 ) -> tuple[float, float, float]:

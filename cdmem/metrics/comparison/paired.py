@@ -31,6 +31,7 @@ from cdmem.metrics.statistics import (
     holm,
     mcnemar_exact,
     newcombe_paired_difference,
+    share,
     wilcoxon_signed_rank,
     wilson_interval,
 )
@@ -156,14 +157,11 @@ class PairedWithTeacher(SampleMetric):
         samples), ``same_basin`` (share with the same nearest training group) with its 95 % Wilson interval."""
         s, t = rows["images"][:, 0].flatten(1).double(), rows["images"][:, 1].flatten(1).double()
         same = int(rows["same"].sum())
-        low, high = wilson_interval(same, len(s))
         total = [x.var(0, correction=0).sum() for x in (s, t)]
         return {
             "rmse_to_teacher": float((s - t).square().mean().sqrt()),
             "variance_ratio": float(total[0] / total[1]),
-            "same_basin": same / len(s),
-            "same_basin_low": low,
-            "same_basin_high": high,
+            **share("same_basin", same, len(s)),
         }
 
     @staticmethod

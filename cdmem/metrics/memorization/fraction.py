@@ -16,7 +16,7 @@ from torch import Tensor
 from cdmem.errors import InputError
 from cdmem.metrics.memorization.ratio import memorized, ratios
 from cdmem.metrics.neighbors.index import NearDuplicates, NeighborMetric
-from cdmem.metrics.statistics import wilson_interval
+from cdmem.metrics.statistics import share, wilson_interval
 
 THRESHOLDS = (1 / 2, 1 / 3, 1 / 4)
 CDF_GRID = torch.linspace(0.0, 1.0, 101, dtype=torch.float64)
@@ -64,11 +64,8 @@ class MemorizedFraction(NeighborMetric):
         """``f_mem``, ``f_mem_low``, ``f_mem_high``, ``samples``, ``unique`` (groups hit), ``median_ratio``,
         ``f_mem_1/2``, ``f_mem_1/3``, ``f_mem_1/4`` and ``cdf_area`` (1 minus the mean ratio)."""
         hit, ratio = self.hits(rows), ratios(rows["squared"])
-        low, high = wilson_interval(int(hit.sum()), len(hit))
         values = {
-            "f_mem": int(hit.sum()) / len(hit),
-            "f_mem_low": low,
-            "f_mem_high": high,
+            **share("f_mem", int(hit.sum()), len(hit)),
             "samples": float(len(hit)),
             "unique": float(len(torch.unique(rows["groups"][:, 0][hit]))),
             "median_ratio": float(ratio.median()),

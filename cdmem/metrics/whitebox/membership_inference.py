@@ -19,8 +19,8 @@ sigma 0.0100, 0.0469, ..., 0.342, 0.377. Levels below a model's own sigma_min ar
 trained there. EDM's 0.002 leaves the published 0.0100 as it is.
 
 Scores are errors, *small for members*. Neither is calibrated: plain images have small errors also when held out.
-SecMI measures how bent a path is, so with a perfect memoriser it is right only below half the spacing of T; above, it
-turns round, since inversion carries a held-out image into the sole reach of one training image. PIA does not turn round.
+SecMI measures how bent a path is, so with a perfect memoriser it is right only below half the spacing of T; above,
+it turns round, since inversion carries a held-out image into the sole reach of one training image. PIA does not.
 """
 
 from __future__ import annotations

@@ -12,11 +12,12 @@ from callbacks import Cadence, WhiteboxCallback
 from callbacks.whitebox import Remembered
 from cdmem.diffusion.analytic import EmpiricalDenoiser, GaussianDenoiser
 from cdmem.diffusion.noise import sampler_sigmas
-from cdmem.diffusion.sampling import OdeSampler
+from cdmem.diffusion.sampling import OdeSampler, first_seed
 from cdmem.diffusion.solvers import heun_step
 from cdmem.errors import InputError
 from cdmem.images import to_float
 from cdmem.metrics.whitebox.loss_gap import OdeEndpoint
+from cdmem.metrics.whitebox.record import SIGMAS, whitebox_record
 
 SHAPE = (1, 4, 4)
 T = support.make_training_set(support.random_images(20, SHAPE), held_out=support.random_images(24, SHAPE, seed=1))
@@ -71,7 +72,31 @@ def test_the_exact_student_ends_where_its_teacher_does():
     assert not any(key.startswith(("auc_s", "lid_s", "loss_gap_s", "optimum_s")) for key in values)
 
 
-def test_frozen_answers_are_computed_once():
+@pytest.mark.parametrize("role", ["teacher", "student"])
+def test_the_audit_measures_the_same(role):
+    """Same model, seeds and levels: the numbers of the audit's record are those that are logged, to the bit."""
+    denoiser = EmpiricalDenoiser(to_float(T.images))
+    function, teacher = (denoiser, None) if role == "teacher" else (OdeEndpoint(denoiser), denoiser)
+    evaluation = fake(function, role, teacher)
+    seeds = torch.arange(first_seed(3), first_seed(3) + 4)
+    samples, hit = evaluation.module.sampler()(seeds.tolist(), "cpu"), torch.tensor([True, False, True, False])
+    record = whitebox_record(evaluation.module, T, teacher and fake(teacher).module, samples, seeds, hit, "cpu")
+    values, suffix = measured(SIGMAS, function, role, teacher), "" if role == "teacher" else "_f"
+    for k, s in enumerate(SIGMAS):
+        gap, optimum, lid = (record[f"{name}{suffix}"] for name in ("loss_gap", "optimum", "lid"))
+        assert gap[k]["gap"]["value"] == values[f"loss_gap{suffix}_s{s:g}"]
+        assert gap[k]["auc"]["ci95"] == [values[f"auc{suffix}_{end}_s{s:g}"] for end in ("low", "high")]
+        assert gap[k]["tpr_at_1_fpr"]["value"] == values[f"tpr1{suffix}_s{s:g}"]
+        assert optimum["held_out"][k]["ratio"] == values[f"optimum{suffix}_heldout_s{s:g}"]
+        assert lid[k]["median"] == values[f"lid{suffix}_s{s:g}"]
+        if teacher:
+            assert record["endpoint"][k]["held_out"] == values[f"endpoint_heldout_s{s:g}"]
+    assert set(record) == {"images", *(f"{name}{suffix}" for name in ("loss_gap", "optimum", "lid"))} | (
+        {"endpoint"} if teacher else {"secmi", "pia"}
+    )
+
+
+def test_frozen_values_are_computed_once():
     calls = []
 
     def frozen(x, sigma, labels=None):

@@ -317,7 +317,7 @@ MEMORY = """
 import sys
 from pathlib import Path
 import torch
-from cdmem.metrics.neighbors import NeighborIndex
+from cdmem.metrics.neighbors.pixels import NeighborIndex
 
 def resident(name):
     return next(int(line.split()[1]) / 1024 for line in open("/proc/self/status") if line.startswith(name))

@@ -78,7 +78,7 @@ def threshold_of_squared_distances(m):
 
 @fault(support.check_threshold)
 def ratio_of_squared_distances(m):
-    slip(m, memorization.ratios, " ** 0.5", "")
+    slip(m, memorization.ratios, "_root(", "(")
 
 
 @fault(support.check_threshold)

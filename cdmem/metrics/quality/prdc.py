@@ -16,6 +16,7 @@ from cdmem.metrics.quality.feature_space import (
     content_groups,
     direct_squared,
     squared_blocks,
+    unique_rows,
 )
 
 TIE = 1e-9  # entries this close to a radius, relative to the largest squared norm, are computed from differences
@@ -130,7 +131,7 @@ class ManifoldQuality(FeatureMetric):
         return values
 
     def _against(self, fake: Tensor, real: Tensor, suffix: str) -> dict[str, float]:
-        real = real[first_rows(content_groups(real))]
+        real = unique_rows(real)
         size = min(len(real), len(fake))
         chosen = torch.randperm(len(real), generator=torch.Generator().manual_seed(SUBSAMPLE_SEED))[:size]
         shares = precision_recall_density_coverage(real[chosen.sort().values], fake[:size], self.k)

@@ -14,7 +14,7 @@ from cdmem.data.subset import TrainingSet
 from cdmem.diffusion.preconditioning import DenoiserLike
 from cdmem.diffusion.sampling import first_seed
 from cdmem.errors import InputError
-from cdmem.metrics.whitebox.loss_gap import LossGap, OdeEndpoint
+from cdmem.metrics.whitebox.loss_gap import OdeEndpoint
 from cdmem.metrics.whitebox.record import IMAGES, SIGMAS, Whitebox
 from cdmem.metrics.whitebox.roc import Estimate
 from cdmem.training.module import CdmemModule
@@ -106,56 +106,34 @@ class WhiteboxCallback(EvaluationCallback):
         return self._remembered["optimum"]
 
     def measure(self, evaluation: Evaluation) -> dict[str, float]:
-        module, t = evaluation.module, evaluation.training_set
-        whitebox = Whitebox(
-            module,
-            t,
-            self.sigmas,
-            self.images,
-            self.weights,
-            module.sampling_seed,
-            self.cadence.batch_size,
-            module.device,
-        )
-        suffix, values = whitebox.suffix, {}
+        module, t, size = evaluation.module, evaluation.training_set, self.cadence.batch_size
+        seed, device = module.sampling_seed, module.device
+        whitebox = Whitebox(module, t, self.sigmas, self.images, self.weights, seed, size, device)
+        f, columns = whitebox.suffix, {}
         endpoint = self._teacher_endpoint(module)
         if "held_out" in whitebox.sides:
-            values |= self._gaps(whitebox.loss_gaps(), suffix)
-            if endpoint is not None:
-                values |= self._endpoints(whitebox.endpoint_gaps(endpoint))
+            gaps = whitebox.loss_gaps()
+            columns |= _spread(f"loss_gap{f}", [g.gap for g in gaps])
+            columns |= _spread(f"auc{f}", [g.separation.auc for g in gaps])
+            columns |= _spread(f"tpr1{f}", [g.separation.tpr for g in gaps])
+        if "held_out" in whitebox.sides and endpoint is not None:
+            gaps = whitebox.endpoint_gaps(endpoint)
+            columns |= {"endpoint": [g.train for g in gaps], "endpoint_heldout": [g.held_out for g in gaps]}
+            columns |= _spread("endpoint_gap", [g.gap for g in gaps])
         if self.optimum:
             for side, distances in whitebox.optimum_distances(self._optimum(whitebox)).items():
-                name = f"{suffix}{'_heldout' if side == 'held_out' else ''}"
-                for s, distance in zip(self.sigmas, distances):
-                    values[f"optimum_mse{name}_s{s:g}"] = distance.absolute
-                    if distance.ratio is not None:
-                        values[f"optimum{name}_s{s:g}"] = distance.ratio
-        return values | self._dimensions(whitebox, module)
-
-    def _gaps(self, gaps: Sequence[LossGap], suffix: str) -> dict[str, float]:
-        values = {}
-        for s, gap in zip(self.sigmas, gaps):
-            numbers = {"loss_gap": gap.gap, "auc": gap.separation.auc, "tpr1": gap.separation.tpr}
-            for name, estimate in numbers.items():
-                values |= _spread(f"{name}{suffix}", f"_s{s:g}", estimate)
-        return values
-
-    def _endpoints(self, gaps: Sequence[LossGap]) -> dict[str, float]:
-        values = {}
-        for s, gap in zip(self.sigmas, gaps):
-            values |= {f"endpoint_s{s:g}": gap.train, f"endpoint_heldout_s{s:g}": gap.held_out}
-            values |= _spread("endpoint_gap", f"_s{s:g}", gap.gap)
-        return values
-
-    def _dimensions(self, whitebox: Whitebox, module: CdmemModule) -> dict[str, float]:
-        """Every rank makes the same few images itself: shares would have to be gathered."""
-        start = first_seed(module.sampling_seed)
-        seeds = list(range(start, start + self.samples))
-        images = module.sampler(None, self.weights)(seeds, module.device)
-        values = zip(self.sigmas, whitebox.dimensions(images, seeds))
-        return {f"lid{whitebox.suffix}_s{s:g}": float(value.median()) for s, value in values}
+                name = f"{f}_heldout" if side == "held_out" else f
+                columns[f"optimum_mse{name}"] = [d.absolute for d in distances]
+                columns[f"optimum{name}"] = [d.ratio for d in distances]
+        # Every rank makes the same few images itself: shares would have to be gathered.
+        seeds = list(range(first_seed(seed), first_seed(seed) + self.samples))
+        images = module.sampler(None, self.weights)(seeds, device)
+        columns[f"lid{f}"] = [float(value.median()) for value in whitebox.dimensions(images, seeds)]
+        levels = [f"_s{s:g}" for s in self.sigmas]
+        return {f"{name}{s}": v for name, column in columns.items() for s, v in zip(levels, column) if v is not None}
 
 
-def _spread(name: str, level: str, estimate: Estimate) -> dict[str, float]:
-    """Value, low and high as three numbers to log."""
-    return {f"{name}{level}": estimate.value, f"{name}_low{level}": estimate.low, f"{name}_high{level}": estimate.high}
+def _spread(name: str, estimates: Sequence[Estimate]) -> dict[str, list[float]]:
+    """Value, low and high as three columns by noise level."""
+    columns = {"": "value", "_low": "low", "_high": "high"}
+    return {f"{name}{end}": [getattr(e, part) for e in estimates] for end, part in columns.items()}

@@ -26,6 +26,7 @@ from torch import Tensor
 from cdmem.data.subset import TrainingSet
 from cdmem.diffusion.sampling import Sampler, first_seed
 from cdmem.errors import InputError
+from cdmem.images import write_png
 from cdmem.run.folder import RunFolder
 from cdmem.training.module import CdmemModule
 
@@ -175,6 +176,13 @@ class Evaluation:
             return None
         cache = self.module.__dict__.setdefault("_sample_cache", SampleCache())
         return self._make(cache.fixed, "teacher", sampler, count)[1]
+
+    def send_picture(self, key: str, picture: np.ndarray, file: str = "") -> None:
+        """Keep uint8 (H, W, 3) as ``panels/<file>step=<step>.png``, and send it to the loggers that take images."""
+        write_png(self.folder.file(f"panels/{file}step={self.step:08d}.png"), picture)
+        for logger in self.trainer.loggers:
+            if hasattr(logger, "log_image"):
+                logger.log_image(key, [picture], step=self.step)
 
 
 class EvaluationCallback(Callback):

@@ -14,7 +14,7 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 
 from callbacks.evaluation import Cadence, Evaluation, EvaluationCallback
-from cdmem.images import grid, to_uint8, write_png
+from cdmem.images import grid, to_uint8
 from cdmem.metrics.memorization.coverage import hit_counts, hits_by_multiplicity
 from cdmem.metrics.memorization.fraction import CDF_GRID, ratio_cdf
 from cdmem.metrics.memorization.ratio import memorized, ratios
@@ -227,15 +227,16 @@ class NeighborPanelCallback(EvaluationCallback):
             return {}
         search = metric.search
         worst = triples(rows, search, self.threshold, self.shown)
-        self._send(evaluation, "neighbors", neighbor_panel(worst, self.columns))
+        evaluation.send_picture("panels/neighbors", neighbor_panel(worst, self.columns), "neighbors_")
         if teacher is not None:
             student = rows["images"][torch.isin(rows["seeds"], teacher["seeds"])]
-            self._send(evaluation, "pairs", pairs_panel(teacher["images"], student, self.columns))
+            panel = pairs_panel(teacher["images"], student, self.columns)
+            evaluation.send_picture("panels/pairs", panel, "pairs_")
         cdf = ratio_cdf(ratios(rows["squared"]))
         hit = memorized(rows["squared"][:, 0], rows["squared"][:, 1], self.threshold)
         hits = hit_counts(rows["groups"][:, 0], hit, search.index.num_groups)
         table = hits_by_multiplicity(hits, search.multiplicities, len(hit))
-        self._send(evaluation, "curves", curves_panel(cdf, self.threshold, table))
+        evaluation.send_picture("panels/curves", curves_panel(cdf, self.threshold, table), "curves_")
         self._send_data(evaluation, worst, rows, cdf, table)
         return {}
 
@@ -250,12 +251,6 @@ class NeighborPanelCallback(EvaluationCallback):
         super(NeighborMetric, gathered).prepare(evaluation.training_set)
         gathered.update(to_uint8(teacher), seeds)
         return gathered.rows()
-
-    def _send(self, evaluation: Evaluation, name: str, picture: np.ndarray) -> None:
-        write_png(evaluation.folder.file(f"panels/{name}_step={evaluation.step:08d}.png"), picture)
-        for logger in evaluation.trainer.loggers:
-            if hasattr(logger, "log_image"):
-                logger.log_image(f"panels/{name}", [picture], step=evaluation.step)
 
     def _send_data(
         self,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from callbacks.evaluation import Cadence, Evaluation, EvaluationCallback
-from cdmem.images import grid, to_uint8, write_png
+from cdmem.images import grid, to_uint8
 from cdmem.metrics.neighbors.index import group_index
 
 
@@ -34,9 +34,5 @@ class SampleGridCallback(EvaluationCallback):
         for k in range(0, len(shown), self.columns):
             rows += [shown[k : k + self.columns], nearest[k : k + self.columns]]
         scale = max(1, 32 // t.shape[1])
-        picture = grid(torch.cat(rows), self.columns, scale=scale)
-        write_png(evaluation.folder.file(f"panels/step={evaluation.step:08d}.png"), picture)
-        for logger in evaluation.trainer.loggers:
-            if hasattr(logger, "log_image"):
-                logger.log_image("samples/grid", [picture], step=evaluation.step)
+        evaluation.send_picture("samples/grid", grid(torch.cat(rows), self.columns, scale=scale))
         return {}

@@ -101,9 +101,8 @@ def test_detection_counts_copies_and_agrees_with_pixels():
 
 
 def test_held_out_images_are_found_as_rarely_as_promised():
-    t = training_set(held_out=400)
-    control, t.held_out_images = t.held_out_images[200:], t.held_out_images[:200]
-    found = detect(t, control)
+    images = smooth_images(460, 0)
+    found = detect(make_training_set(images[:60], held_out=images[60:260]), images[260:])
     assert found["rate_bound"] == pytest.approx(2 / 201) and found["copied"] < 0.05
     assert found["similarity_median"] == pytest.approx(found["heldout_similarity_median"], abs=0.02)
 

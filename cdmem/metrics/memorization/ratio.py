@@ -18,7 +18,7 @@ def _double(values: Rows) -> Rows:
 
 
 def _root(values: Rows) -> Rows:
-    """Correctly rounded, which powers of 1/2 are not."""
+    """Square root; numpy rounds it correctly, torch need not."""
     return values.sqrt() if hasattr(values, "sqrt") else np.sqrt(values)
 
 

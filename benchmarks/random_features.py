@@ -21,11 +21,10 @@ from typing import TypeVar
 
 import numpy as np
 
-from cdmem.theory.random_features.constants import constants
-from cdmem.theory.random_features.equivalent import equivalent_eigenvalues
 from cdmem.theory.random_features.flow import curve, modes
-from cdmem.theory.random_features.model import gaussian_data, make_features
+from cdmem.theory.random_features.model import constants, gaussian_data, make_features
 from cdmem.theory.random_features.moments import population_moments, training_moments
+from cdmem.theory.random_features.spectrum import equivalent_eigenvalues
 
 T = TypeVar("T")
 FRESH = 200_000

@@ -12,7 +12,7 @@ from cdmem.diffusion.sampling import NoiseSource, first_seed
 from cdmem.errors import InputError
 from cdmem.images import to_float
 from cdmem.theory.decomposition.parts import decompose, nearest_two
-from cdmem.theory.decomposition.trajectory import walk
+from cdmem.theory.decomposition.paths import walk
 
 
 class DecompositionCallback(EvaluationCallback):

@@ -17,12 +17,11 @@ from cdmem.diffusion.analytic import EmpiricalDenoiser
 from cdmem.diffusion.preconditioning import Denoiser, EDMScaling
 from cdmem.errors import InputError
 from cdmem.networks import MLP, UNet
-from cdmem.theory.bridge.gram import compare, directions, last_features, readout_of
+from cdmem.theory.bridge.decision import Interval, cliffs_delta, difference, over_draws, verdict
+from cdmem.theory.bridge.gram import compare, directions, lanczos, last_features, products, readout_of
 from cdmem.theory.bridge.laboratory import Settings, ratios, run
-from cdmem.theory.bridge.lanczos import lanczos, products
-from cdmem.theory.bridge.rule import Interval, cliffs_delta, difference, over_draws, verdict
-from cdmem.theory.frame import Progress
-from cdmem.theory.pair import load_pair
+from cdmem.theory.experiment import Progress
+from cdmem.theory.trained_pair import load_pair
 
 # ---- Jacobians ------------------------------------------------------------------------------------------------------
 

@@ -10,7 +10,7 @@ import pytest
 
 from cdmem import theory_command
 from cdmem.cli import main
-from cdmem.theory.frame import plain
+from cdmem.theory.experiment import plain
 
 
 @pytest.fixture(autouse=True)

@@ -17,15 +17,12 @@ from cdmem.diffusion.analytic import EmpiricalDenoiser
 from cdmem.diffusion.noise import sampler_sigmas
 from cdmem.errors import InputError
 from cdmem.images import to_float
-from cdmem.theory.decomposition.correlation import correlate
-from cdmem.theory.decomposition.guidance import Guided, exact_guided, first_overestimate
 from cdmem.theory.decomposition.laboratory import Settings, run
-from cdmem.theory.decomposition.parts import decompose, diversity, nearest_two, posterior
-from cdmem.theory.decomposition.students import split
+from cdmem.theory.decomposition.parts import correlate, decompose, diversity, nearest_two, posterior, split
+from cdmem.theory.decomposition.paths import Guided, exact_guided, exact_schedule, first_overestimate, walk
 from cdmem.theory.decomposition.trained import guided_teacher, targets
-from cdmem.theory.decomposition.trajectory import exact_schedule, walk
-from cdmem.theory.frame import Progress
-from cdmem.theory.pair import Pair
+from cdmem.theory.experiment import Progress
+from cdmem.theory.trained_pair import Pair
 
 SIGMAS = sampler_sigmas(12, 0.01, 20.0)
 

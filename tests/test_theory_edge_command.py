@@ -10,13 +10,12 @@ import pytest
 import torch
 
 from cdmem.errors import InputError
-from cdmem.theory.edge.capacity import Learned
-from cdmem.theory.edge.distil import Teachers, consistency, regression
+from cdmem.theory.edge.distillation import Teachers, consistency, regression, schedule_of
 from cdmem.theory.edge.laboratory import Settings, check, run
-from cdmem.theory.edge.process import grid
+from cdmem.theory.edge.mixture import grid
 from cdmem.theory.edge.sampling import integrate
-from cdmem.theory.edge.students import schedule_of
-from cdmem.theory.frame import Progress, plain
+from cdmem.theory.edge.training import Learned
+from cdmem.theory.experiment import Progress, plain
 
 SMALL = Settings(
     n=12, d=8, k=3, capacities=3, refine=2, samples=40, fresh=6, steps=60, loss_draws=3, sweep_n=[6, 8], sweep_d=[6, 8],

@@ -9,7 +9,7 @@ from scipy.special import logsumexp
 from scipy.stats import multivariate_normal, norm
 
 from cdmem.theory.edge.denoisers import general, isotropic, low_rank
-from cdmem.theory.edge.process import alpha, grid, noisy, psi
+from cdmem.theory.edge.mixture import alpha, grid, noisy, psi
 
 TIMES = [0.001, 0.2, 0.7, 0.999]
 

@@ -8,11 +8,19 @@ import numpy as np
 import pytest
 import torch
 
-from cdmem.theory.edge.crossover import first_below, predicted, weighted
+from cdmem.theory.edge.capacity_sweep import gaussian_problem, references
 from cdmem.theory.edge.denoisers import isotropic
-from cdmem.theory.edge.losses import constant, generalising, monte_carlo, nearest_loss, partly_memorising
-from cdmem.theory.edge.process import grid
-from cdmem.theory.edge.study import gaussian_problem, references
+from cdmem.theory.edge.losses import (
+    constant,
+    first_below,
+    generalising,
+    monte_carlo,
+    nearest_loss,
+    partly_memorising,
+    predicted,
+    weighted,
+)
+from cdmem.theory.edge.mixture import grid
 
 D, K, N = 50, 12, 200
 T36 = float(grid()[16])

@@ -6,17 +6,14 @@ import numpy as np
 import pytest
 import torch
 
-from cdmem.theory.edge.bookkeeping import count_means
-from cdmem.theory.edge.capacity import noise_loss, starts, train
+from cdmem.theory.edge.capacity_sweep import gaussian_problem, gaussian_trainer, steps_of, study
 from cdmem.theory.edge.denoisers import isotropic
-from cdmem.theory.edge.images import colours_of, image_problem, train_images
-from cdmem.theory.edge.optimiser import AveragedAdam, Schedule
-from cdmem.theory.edge.process import alpha, grid, noisy
+from cdmem.theory.edge.images import colours_of, image_problem, templates, train_images
+from cdmem.theory.edge.losses import Case, fit
+from cdmem.theory.edge.mixture import alpha, grid, noisy
 from cdmem.theory.edge.sampling import copied, copies, integrate
-from cdmem.theory.edge.study import gaussian_problem, gaussian_trainer, steps_of, study
-from cdmem.theory.edge.templates import templates
-from cdmem.theory.edge.transition import refined, transition
-from cdmem.theory.edge.weighting import Case, fit
+from cdmem.theory.edge.training import AveragedAdam, Schedule, noise_loss, starts, train
+from cdmem.theory.edge.transition import count_means, refined, transition
 
 SHORT = Schedule(1000, 1e-2, memory=0.9)
 

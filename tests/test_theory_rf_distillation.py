@@ -12,9 +12,8 @@ import pytest
 from scipy.integrate import solve_ivp
 
 from cdmem.errors import InputError
-from cdmem.theory.frame import Progress
+from cdmem.theory.experiment import Progress
 from cdmem.theory.random_features.distillation import laboratory
-from cdmem.theory.random_features.distillation.chain import build
 from cdmem.theory.random_features.distillation.experiment import Design, chain_of, decide, measure, onset
 from cdmem.theory.random_features.distillation.leakage import (
     Transport,
@@ -25,14 +24,18 @@ from cdmem.theory.random_features.distillation.leakage import (
     minimal_sufficient,
     transport,
 )
-from cdmem.theory.random_features.distillation.sampling import (
+from cdmem.theory.random_features.distillation.student import (
+    build,
     empirical_samples,
     f_mem,
+    flow_student,
+    regression,
+    ridge_student,
     student_samples,
+    teacher_start,
     variance_ratio,
     visited,
 )
-from cdmem.theory.random_features.distillation.student import flow_student, regression, ridge_student, teacher_start
 from cdmem.theory.random_features.flow import flow_filter, modes, ridge_filter
 from cdmem.theory.random_features.model import gaussian_data, make_features
 from cdmem.theory.random_features.moments import drawn_moments

@@ -9,14 +9,25 @@ import numpy as np
 import pytest
 
 from cdmem.errors import InputError
-from cdmem.theory.random_features.bulks import find_bulks, mass, roles
-from cdmem.theory.random_features.constants import constants
-from cdmem.theory.random_features.equivalent import equivalent_eigenvalues, equivalent_moment
-from cdmem.theory.random_features.limit import Shape, density, rho_1_edges, rho_2_edges, shape_of, stieltjes, times
-from cdmem.theory.random_features.model import gaussian_data, make_features
-from cdmem.theory.random_features.moments import population_moments, training_moments
-from cdmem.theory.random_features.population import spectrum_of
-from cdmem.theory.random_features.spectra import describe, measure, theory
+from cdmem.theory.random_features.model import constants, gaussian_data, make_features
+from cdmem.theory.random_features.moments import population_moments, spectrum_of, training_moments
+from cdmem.theory.random_features.spectrum import (
+    Shape,
+    density,
+    describe,
+    equivalent_eigenvalues,
+    equivalent_moment,
+    find_bulks,
+    mass,
+    measure,
+    rho_1_edges,
+    rho_2_edges,
+    roles,
+    shape_of,
+    stieltjes,
+    theory,
+    times,
+)
 
 EDGES = {
     (0.01, 4): (0.2317, 0.6404), (0.01, 8): (0.0873, 0.3762), (0.01, 16): (0.0274, 0.2317),

@@ -13,10 +13,7 @@ import pytest
 from scipy.integrate import solve_ivp
 
 from cdmem.errors import InputError
-from cdmem.theory.frame import Progress, plain
-from cdmem.theory.page import write_outcome
-from cdmem.theory.random_features.constants import constants, delta
-from cdmem.theory.random_features.equivalent import equivalent_curve, equivalent_moment
+from cdmem.theory.experiment import Progress, plain, write_outcome
 from cdmem.theory.random_features.flow import (
     curve,
     flow_filter,
@@ -27,8 +24,9 @@ from cdmem.theory.random_features.flow import (
     truncation_filter,
 )
 from cdmem.theory.random_features.laboratory import Settings, run
-from cdmem.theory.random_features.model import gaussian_data, make_features, noised
+from cdmem.theory.random_features.model import constants, delta, gaussian_data, make_features, noised
 from cdmem.theory.random_features.moments import Moments, drawn_moments, population_moments, training_moments
+from cdmem.theory.random_features.spectrum import equivalent_curve, equivalent_moment
 from cdmem.theory.random_features.sweep import Sweep, crossing, least_score, power_law, run_sweep, times_for
 
 T = 0.2

@@ -10,12 +10,11 @@ import torch
 from torch import nn
 
 from cdmem.errors import InputError
-from cdmem.theory.frame import Progress
+from cdmem.theory.experiment import Progress
 from cdmem.theory.two_gaussians.laboratory import Settings, plans, run
 from cdmem.theory.two_gaussians.measures import copied, divergence, draw, entropy, log_density
-from cdmem.theory.two_gaussians.network import StackedMLP
 from cdmem.theory.two_gaussians.times import crossing, power_law
-from cdmem.theory.two_gaussians.training import STEPS, Plan, alpha_bars, sample, train
+from cdmem.theory.two_gaussians.training import STEPS, Plan, StackedMLP, alpha_bars, sample, train
 
 
 def rng(seed=0):

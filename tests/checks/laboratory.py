@@ -8,7 +8,7 @@ from typing import Literal
 import numpy as np
 
 from cdmem.report.lines import Series, curves
-from cdmem.theory.frame import Figure, Outcome, Progress, Section, Table
+from cdmem.theory.experiment import Figure, Outcome, Progress, Section, Table
 
 
 @dataclass(frozen=True)

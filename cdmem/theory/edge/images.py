@@ -2,23 +2,54 @@
 
 An image is x = c (outer) T_k with three colour channels. A model of capacity M has M templates, M mean colours and one
 shared colour variance; it starts from M random samples (their true templates and their colours, s^2 = 1e-6).
+
+Published templates are FashionMNIST, resized bicubically. It comes with no dependency; here they are handwritten digits
+of scikit-learn, or grey CIFAR-10 images from a folder.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
+from cdmem.data.sources import load_source
 from cdmem.errors import InputError
-from cdmem.theory.edge.capacity import INITIAL_VAR, batch, noise_loss, padding, starts
+from cdmem.theory.edge.capacity_sweep import Problem, Trainer
 from cdmem.theory.edge.denoisers import low_rank
-from cdmem.theory.edge.optimiser import AveragedAdam, Schedule
-from cdmem.theory.edge.process import grid
-from cdmem.theory.edge.study import Problem, Trainer
+from cdmem.theory.edge.mixture import grid
+from cdmem.theory.edge.training import INITIAL_VAR, AveragedAdam, Schedule, batch, noise_loss, padding, starts
+
+SIDE = 15
+Source = Literal["digits", "cifar10"]
+
+
+def templates(source: Source, count: int, folder: str | None, rng: np.random.Generator) -> Tensor:
+    """(count, 225) templates of different classes, float64.
+
+    Raises:
+        InputError: more templates than classes, or CIFAR-10 without a folder.
+    """
+    if not 1 <= count <= 10:
+        raise InputError("image_k", count, "is no number of classes", "give 1 to 10")
+    pool = load_source(source, folder if source == "cifar10" else None, grayscale=True)
+    pictures, labels = pool.images[:, 0], pool.labels.numpy()
+    classes = rng.permutation(10)[:count]
+    chosen = [pictures[rng.choice(np.flatnonzero(labels == c))].numpy() for c in classes]
+    return torch.from_numpy(np.stack([_resized(p) for p in chosen]).reshape(count, -1))
+
+
+def _resized(picture: np.ndarray) -> np.ndarray:
+    """Bicubic to 15 x 15, then stretched to [0, 1]."""
+    small = Image.fromarray(picture.astype(np.float32)).resize((SIDE, SIDE), Image.Resampling.BICUBIC)
+    values = np.asarray(small, dtype=float)
+    return (values - values.min()) / (values.max() - values.min())
+
 
 CHANNELS = 3
 
@@ -91,7 +122,7 @@ def train_images(
     seed: int,
     tick: Callable[[], None],
 ) -> list[LearnedImages]:
-    """As :func:`cdmem.theory.edge.capacity.train`, for images (N, 3, P) of the templates ``shown`` (N, P).
+    """As :func:`cdmem.theory.edge.training.train`, for images (N, 3, P) of the templates ``shown`` (N, P).
 
     Raises:
         InputError: the training diverged.

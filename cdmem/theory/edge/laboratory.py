@@ -14,17 +14,26 @@ import numpy as np
 import torch
 
 from cdmem.errors import InputError
-from cdmem.theory.edge.gaussians import crossovers, gaussian_results
-from cdmem.theory.edge.images import image_problem, image_trainer
-from cdmem.theory.edge.numbers import reference_numbers, shares, study_numbers
-from cdmem.theory.edge.optimiser import Schedule
-from cdmem.theory.edge.process import grid
-from cdmem.theory.edge.show import distillation_section, image_section, losses_section, sweep_section, trained_section
-from cdmem.theory.edge.students import compare, curve_numbers
-from cdmem.theory.edge.study import Study, gaussian_problem, gaussian_trainer, references, steps_of, study
-from cdmem.theory.edge.templates import Source, templates
-from cdmem.theory.edge.tuples import law, one, tuples_of, weights
-from cdmem.theory.frame import Outcome, Progress, Section
+from cdmem.theory.edge.capacity_sweep import (
+    Study,
+    crossovers,
+    gaussian_problem,
+    gaussian_results,
+    gaussian_trainer,
+    reference_numbers,
+    references,
+    shares,
+    steps_of,
+    study,
+    study_numbers,
+)
+from cdmem.theory.edge.distillation import compare, curve_numbers
+from cdmem.theory.edge.images import Source, image_problem, image_trainer, templates
+from cdmem.theory.edge.mixture import grid
+from cdmem.theory.edge.page import distillation_section, image_section, losses_section, sweep_section, trained_section
+from cdmem.theory.edge.scaling_law import law, one, tuples_of, weights
+from cdmem.theory.edge.training import Schedule
+from cdmem.theory.experiment import Outcome, Progress, Section
 
 LEVEL = 16  # of the grid: t = .3603, psi = 6.70
 

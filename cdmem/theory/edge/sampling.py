@@ -11,7 +11,7 @@ from torch import Tensor
 
 from cdmem.metrics.statistics import wilson_interval
 from cdmem.theory.edge.losses import Denoiser
-from cdmem.theory.edge.process import alpha
+from cdmem.theory.edge.mixture import alpha
 
 COPY = 1 / 9  # of squared distances: ratio 1/3
 

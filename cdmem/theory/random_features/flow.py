@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.linalg import eigh
 
-from cdmem.theory.random_features.constants import delta
+from cdmem.theory.random_features.model import delta
 from cdmem.theory.random_features.moments import Moments, Population
 
 Filter = Callable[[np.ndarray], np.ndarray]

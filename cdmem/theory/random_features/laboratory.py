@@ -10,12 +10,11 @@ from typing import Any, Literal
 import numpy as np
 
 from cdmem.errors import InputError
-from cdmem.theory.frame import Outcome, Progress, Section
-from cdmem.theory.random_features.constants import Constants, constants
-from cdmem.theory.random_features.limit import rho_1_edges, times
-from cdmem.theory.random_features.population import Kind, spectrum_of
-from cdmem.theory.random_features.show import constants_section, exponent, span, spectrum_section, training_section
-from cdmem.theory.random_features.spectra import Theory, describe, measure, theory
+from cdmem.theory.experiment import Outcome, Progress, Section
+from cdmem.theory.random_features.model import Constants, constants
+from cdmem.theory.random_features.moments import Kind, spectrum_of
+from cdmem.theory.random_features.page import constants_section, exponent, span, spectrum_section, training_section
+from cdmem.theory.random_features.spectrum import Theory, describe, measure, rho_1_edges, theory, times
 from cdmem.theory.random_features.sweep import (
     Onset,
     PowerLaw,

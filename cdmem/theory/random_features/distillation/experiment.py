@@ -10,18 +10,20 @@ from dataclasses import dataclass, field
 import numpy as np
 from scipy.stats import t as student_t
 
-from cdmem.theory.random_features.constants import delta
-from cdmem.theory.random_features.distillation.chain import Chain, build
-from cdmem.theory.random_features.distillation.sampling import (
+from cdmem.theory.random_features.distillation.student import (
+    Chain,
+    build,
     empirical_samples,
     f_mem,
+    flow_student,
+    ridge_student,
     student_samples,
     teacher_samples,
+    teacher_start,
     variance_ratio,
 )
-from cdmem.theory.random_features.distillation.student import flow_student, ridge_student, teacher_start
 from cdmem.theory.random_features.flow import Filter, flow_filter, ridge_filter, truncation_filter
-from cdmem.theory.random_features.model import gaussian_data, make_features
+from cdmem.theory.random_features.model import delta, gaussian_data, make_features
 
 RIDGE = 1e-6  # of the teacher, and of the student that is not regularised
 T_MIN, T_MAX = 0.01, 3.0

@@ -10,8 +10,7 @@ import numpy as np
 from scipy.stats import binomtest
 
 from cdmem.errors import InputError
-from cdmem.theory.frame import Progress, Section
-from cdmem.theory.random_features.constants import constants, delta
+from cdmem.theory.experiment import Progress, Section
 from cdmem.theory.random_features.distillation import show
 from cdmem.theory.random_features.distillation.experiment import (
     Design,
@@ -33,7 +32,7 @@ from cdmem.theory.random_features.distillation.leakage import (
     transport,
 )
 from cdmem.theory.random_features.flow import flow_filter, modes, ridge_filter
-from cdmem.theory.random_features.model import gaussian_data, make_features
+from cdmem.theory.random_features.model import constants, delta, gaussian_data, make_features
 from cdmem.theory.random_features.moments import drawn_moments
 
 GAMMAS = (0.0, *np.geomspace(0.003, 10, 22).round(6).tolist())

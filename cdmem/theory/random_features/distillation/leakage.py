@@ -15,9 +15,8 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.linalg import eigh
 
-from cdmem.theory.random_features.constants import delta
 from cdmem.theory.random_features.flow import Filter
-from cdmem.theory.random_features.model import Features, noised
+from cdmem.theory.random_features.model import Features, delta, noised
 
 BATCH = 8192
 

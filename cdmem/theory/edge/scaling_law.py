@@ -1,4 +1,4 @@
-"""The sweep over (N, d, K): M_pt of each, its law in N, and the fitted weight lambda~."""
+"""M_pt over (N, d, K): the sweep, the law in N, and the fitted weight lambda~."""
 
 from __future__ import annotations
 
@@ -8,10 +8,9 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 
-from cdmem.theory.edge.gaussians import crossovers
-from cdmem.theory.edge.study import Trainer, gaussian_problem, references, study
+from cdmem.theory.edge.capacity_sweep import Trainer, crossovers, gaussian_problem, references, study
+from cdmem.theory.edge.losses import Case, Fit, fit
 from cdmem.theory.edge.transition import Transition
-from cdmem.theory.edge.weighting import Case, Fit, fit
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Words, tables and figures of the main part."""
+"""The page of the main part: words, tables and figures."""
 
 from __future__ import annotations
 
@@ -7,11 +7,10 @@ from collections.abc import Sequence
 import numpy as np
 
 from cdmem.report.lines import Series
-from cdmem.theory.frame import Figure, Section, Table
-from cdmem.theory.random_features.constants import Constants
-from cdmem.theory.random_features.figures import ORDER, bands_of, paths, power_chart, spectrum_chart
-from cdmem.theory.random_features.limit import density, shape_of
-from cdmem.theory.random_features.spectra import Measured, Spectrum, Theory
+from cdmem.theory.experiment import Figure, Section, Table
+from cdmem.theory.random_features.charts import ORDER, bands_of, paths, power_chart, spectrum_chart
+from cdmem.theory.random_features.model import Constants
+from cdmem.theory.random_features.spectrum import Measured, Spectrum, Theory, density, shape_of
 from cdmem.theory.random_features.sweep import ONSET, Onset, PowerLaw, Sweep, least_score
 
 POINTS = 500

@@ -1,4 +1,4 @@
-"""Words, tables and figures of the distillation part; everything in it is a reconstruction."""
+"""The page of the distillation part: words, tables and figures. Everything in it is a reconstruction."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from cdmem.report.lines import Series, curves
-from cdmem.theory.frame import Figure, Section, Table
+from cdmem.theory.experiment import Figure, Section, Table
 
 INTERVAL = "95 % interval: the wider of Student's t over seeds and Wilson's over all samples."
 GAINS = (0, 10, 16, 22)  # places in the grid of ridges whose gain is drawn

@@ -1,4 +1,4 @@
-"""Words, tables and figures of edge."""
+"""The page of edge: words, tables and figures."""
 
 from __future__ import annotations
 
@@ -10,19 +10,16 @@ from torch import Tensor
 
 from cdmem.report.charts_base import Chart
 from cdmem.report.lines import Series, curves
-from cdmem.theory.edge.figures import against, lines, picture_rows, share
-from cdmem.theory.edge.gaussians import Crossovers
-from cdmem.theory.edge.losses import Estimate, generalising
-from cdmem.theory.edge.numbers import averages, mean_book, shares
-from cdmem.theory.edge.process import grid
+from cdmem.theory.edge.capacity_sweep import Crossovers, References, Study, averages, mean_book, shares
+from cdmem.theory.edge.charts import against, lines, picture_rows, share
+from cdmem.theory.edge.distillation import Curve
+from cdmem.theory.edge.images import SIDE
+from cdmem.theory.edge.losses import Estimate, Fit, generalising
+from cdmem.theory.edge.mixture import grid
 from cdmem.theory.edge.sampling import Copies, copied, integrate
-from cdmem.theory.edge.students import Curve
-from cdmem.theory.edge.study import References, Study
-from cdmem.theory.edge.templates import SIDE
+from cdmem.theory.edge.scaling_law import Law, Tuple
 from cdmem.theory.edge.transition import transition
-from cdmem.theory.edge.tuples import Law, Tuple
-from cdmem.theory.edge.weighting import Fit
-from cdmem.theory.frame import Figure, Section, Table
+from cdmem.theory.experiment import Figure, Section, Table
 
 if TYPE_CHECKING:
     from cdmem.theory.edge.laboratory import Settings

@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 
 from cdmem.report.charts_base import INK, LOOKS, Chart, format_axis, looks, new_figure, number, stem, styled
 from cdmem.report.lines import Series, data_rows, draw, frame, keys, log_scale, name_lines
-from cdmem.theory.random_features.bulks import Bulk
+from cdmem.theory.random_features.spectrum import Bulk
 
 PER_DECADE = 11  # bars of a histogram
 ORDER = ("teacher", "student", "control", "student3", "student2", "student4", "copycat")

@@ -1,24 +1,32 @@
-"""One (N, d, K): train every capacity on one data set, sample, and measure."""
+"""The isotropic experiment at one (N, d, K): losses and crossover of the untrained denoisers, and a trained model at
+every capacity, sampled and measured."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from typing import Protocol
+from dataclasses import asdict, dataclass, field
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from cdmem.theory.edge.bookkeeping import Means, count_means
-from cdmem.theory.edge.capacity import Learned, train
 from cdmem.theory.edge.denoisers import isotropic
-from cdmem.theory.edge.losses import Denoiser, Estimate, monte_carlo, nearest_loss, partly_memorising
-from cdmem.theory.edge.mixture import Mixture, on_sphere
-from cdmem.theory.edge.optimiser import Schedule
-from cdmem.theory.edge.process import grid
+from cdmem.theory.edge.losses import (
+    Denoiser,
+    Estimate,
+    constant,
+    generalising,
+    monte_carlo,
+    nearest_loss,
+    partly_memorising,
+    predicted,
+    weighted,
+)
+from cdmem.theory.edge.mixture import Mixture, grid, on_sphere
 from cdmem.theory.edge.sampling import Copies, copies, integrate, pooled, spread_ratio
-from cdmem.theory.edge.transition import Transition, refined, transition
+from cdmem.theory.edge.training import Learned, Schedule, train
+from cdmem.theory.edge.transition import Means, Transition, count_means, refined, transition
 
 
 class Model(Protocol):
@@ -219,3 +227,131 @@ def references(problem: Problem, times: Sequence[float], count: int, draws: int)
     chosen = np.array([nearest_loss(data, order[:m]) for m in capacities])
     mean = pmem + (partly_memorising(data, np.array(capacities)) - chosen)[:, None]
     return References([float(t) for t in times], capacities, gen, gen_fresh, mem, mem_fresh, pmem, pmem_fresh, mean)
+
+
+@dataclass(frozen=True)
+class Crossovers:
+    """M*/N on one data set; None where the losses do not cross.
+
+    Attributes:
+        per_time: Monte Carlo, one per time.
+        formula: per time, from d s^2 / (psi s^2 + 1) and the nearest-neighbour average of L_pmem.
+        uniform: for lambda = 1 over the grid, Monte Carlo.
+        psi: for the training weight lambda = psi.
+        uniform_bounds: (3.3) for lambda = 1 with C = 1 and C = 2.
+        nearest: L_pmem of the references' capacities by the exact average over choices of samples.
+        constants: C of (3.2) per capacity but the last, by the nearest-neighbour average.
+    """
+
+    per_time: list[float | None]
+    formula: list[float | None]
+    uniform: float | None
+    psi: float | None
+    uniform_bounds: tuple[float, float]
+    nearest: list[float]
+    constants: list[float]
+
+
+def crossovers(ref: References, data: Any, dim: int, variance: float) -> Crossovers:
+    """All crossovers of one seed's references; ``data`` are its training points."""
+    n, times = len(data), np.array(ref.times)
+    gen = np.array([e.mean for e in ref.gen])
+    fine = np.arange(1, n + 1)
+    near = partly_memorising(data, fine)
+    level = generalising(np.asarray(ref.times), dim, variance).numpy()
+    psi = (1 - times**2) / times**2
+
+    def over_n(m: float | None) -> float | None:
+        return None if m is None else m / n
+
+    eye = np.eye(len(times))
+    flat = np.repeat(near[:, None], len(times), 1)
+    return Crossovers(
+        per_time=[over_n(weighted(ref.capacities, ref.pmem, gen, w)) for w in eye],
+        formula=[over_n(weighted(list(fine), flat, level, w)) for w in eye],
+        uniform=over_n(weighted(ref.capacities, ref.pmem, gen, np.ones(len(times)))),
+        psi=over_n(weighted(ref.capacities, ref.pmem, gen, psi)),
+        uniform_bounds=tuple(predicted(times, np.ones(len(times)), variance, c) for c in (1.0, 2.0)),
+        nearest=[float(near[m - 1]) for m in ref.capacities],
+        constants=[constant(near[m - 1], m, n, dim, variance) for m in ref.capacities[:-1]],
+    )
+
+
+def gaussian_results(found: Study, ref: References, cross: Crossovers, times: Sequence[float]) -> dict[str, Any]:
+    """For results.json."""
+    return {
+        "losses": reference_numbers(ref),
+        "crossover": {
+            "per_t": cross.per_time,
+            "per_t_formula": cross.formula,
+            "uniform": cross.uniform,
+            "psi": cross.psi,
+            "uniform_formula_C_1_to_2": cross.uniform_bounds,
+            "pmem_formula": cross.nearest,
+            "C": cross.constants,
+        },
+        "trained": study_numbers(found, list(times)),
+    }
+
+
+def shares(found: Transition, n: int) -> dict[str, float | None]:
+    """A transition as shares M/N: start, end, M_pt and its interval."""
+    values = {"start": found.start, "end": found.end, "M_pt": found.middle, "low": found.low, "high": found.high}
+    return {key: None if value is None else value / n for key, value in values.items()}
+
+
+def averages(found: Study, key: str) -> list[Any]:
+    """A field of the rows, averaged over seeds, per capacity."""
+    table = np.array([[getattr(row, key) for row in rows] for rows in found.rows], dtype=float)
+    return table.mean(0).tolist()
+
+
+def mean_book(found: Study, key: str) -> list[Any]:
+    """A field of the bookkeeping of means, averaged over seeds, per capacity."""
+    table = np.array([[getattr(row.means, key) for row in rows] for rows in found.rows], dtype=float)
+    return table.mean(0).tolist()
+
+
+def study_numbers(found: Study, times: list[float]) -> dict[str, Any]:
+    """Everything measured on the trained models."""
+    n = len(found.problems[0].data)
+    both = found.pooled()
+    book = ("near_true", "near_sample", "to_true", "to_sample", "to_true_percentiles", "to_sample_percentiles")
+    return {
+        "capacity": found.capacities,
+        "ratio": [c.ratio for c in both],
+        "ratio_low": [c.low for c in both],
+        "ratio_high": [c.high for c in both],
+        "samples": both[0].samples,
+        "seeds": len(found.problems),
+        "ratio_of_each_seed": [[row.copies.ratio for row in rows] for rows in found.rows],
+        "transition": asdict(found.transition()),
+        "transition_over_n": shares(found.transition(), n),
+        "M_pt_over_n_of_each_seed": [None if t.middle is None else t.middle / n for t in found.each()],
+        "variance": averages(found, "var"),
+        "variance_ratio": averages(found, "spread"),
+        "means": {key: mean_book(found, key) for key in book},
+        "t": times,
+        "train_loss": averages(found, "train"),
+        "test_loss": averages(found, "fresh"),
+    }
+
+
+def reference_numbers(found: References) -> dict[str, Any]:
+    """Losses of generalising, memorising and partly memorising denoisers of one seed, with intervals."""
+    single = {
+        key: {"mean": [e.mean for e in value], "low": [e.low for e in value], "high": [e.high for e in value]}
+        for key, value in (
+            ("gen", found.gen),
+            ("gen_test", found.gen_fresh),
+            ("mem", found.mem),
+            ("mem_test", found.mem_fresh),
+        )
+    }
+    return {
+        "t": found.times,
+        **single,
+        "capacity": found.capacities,
+        "pmem": found.pmem,
+        "pmem_test": found.pmem_fresh,
+    }

@@ -99,7 +99,7 @@ def main() -> None:
     record |= {"population_plain_s": plain, "population_cdmem_s": ours}
 
     transcribed, plain = timed(lambda: plain_curve(U, V, fresh, t, taus))
-    path, ours = timed(lambda: curve(modes(exact, t), exact, population, features.psi_p, taus))
+    path, ours = timed(lambda: curve(modes(exact, t), population, features.psi_p, taus))
     record |= {"curve_plain_s": plain, "curve_cdmem_s": ours}
     for k, name in enumerate(("train", "test", "score")):
         mine, theirs = np.array(getattr(path, name)), np.array([row[k] for row in transcribed])

@@ -19,15 +19,15 @@ LINK = re.compile(r"\]\(([^)#\s]+)[^)]*\)|(?:src|href)=\"([^\"#]+)\"")
 @cache
 def functions(name: str) -> frozenset[str]:
     """Test functions of a file; of no file there are none."""
-    file = ROOT / "tests" / name
-    tree = ast.parse(file.read_text(encoding="utf-8")) if file.is_file() else ast.Module([], [])
+    file = next((ROOT / "tests").rglob(name), None)
+    tree = ast.parse(file.read_text(encoding="utf-8")) if file else ast.Module([], [])
     return frozenset(node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef))
 
 
 @cache
 def everywhere() -> frozenset[str]:
     """Test functions of all files."""
-    return frozenset().union(*(functions(f.name) for f in (ROOT / "tests").glob("test_*.py")))
+    return frozenset().union(*(functions(f.name) for f in (ROOT / "tests").rglob("test_*.py")))
 
 
 def wrong(text: str) -> list[str]:
@@ -39,7 +39,7 @@ def wrong(text: str) -> list[str]:
             named = TEST.fullmatch(code)
             if named:
                 file = named[1]
-                if not (ROOT / "tests" / file).is_file() or (named[2] and named[2] not in functions(file)):
+                if not list((ROOT / "tests").rglob(file)) or (named[2] and named[2] not in functions(file)):
                     found.append(code)
             elif re.fullmatch(r"test_\w+", code) and code not in (functions(file) if file else everywhere()):
                 found.append(f"{file}::{code}")

@@ -16,7 +16,7 @@ nothing is published for this model:
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
 
@@ -24,14 +24,30 @@ import torch
 from torch import Tensor
 
 from cdmem.errors import InputError
-from cdmem.theory.edge.capacity_sweep import Problem, shares
+from cdmem.theory.edge.capacity_sweep import Problem
 from cdmem.theory.edge.denoisers import isotropic
 from cdmem.theory.edge.mixture import alpha, grid, noisy
 from cdmem.theory.edge.sampling import Copies, advance, copied, integrate, spread_ratio, tally
-from cdmem.theory.edge.training import AveragedAdam, Learned, Schedule, padding
+from cdmem.theory.edge.training import AveragedAdam, Learned, Training, padding
 from cdmem.theory.edge.transition import transition
+from cdmem.theory.settings import each, number
 
 POOL = 4000  # trajectories of the teachers for regression
+REGRESSION_RATE = 3e-2
+VISIT = 12  # level of the second step, t near .52
+
+
+@dataclass(frozen=True)
+class Distillation:
+    """Consistency students.
+
+    Attributes:
+        steps: optimiser steps per noise level, the longest is the main one; an empty list leaves the distillation out.
+        lr: peak learning rate.
+    """
+
+    steps: list[int] = field(default_factory=lambda: [15, 60], metadata=each(1, 2000, optional=True))
+    lr: float = number(1e-2, 1e-9, 1)
 
 
 @dataclass(frozen=True)
@@ -72,11 +88,11 @@ class Student:
 
     def sample(self, x: Tensor, visits: Sequence[int], generator: torch.Generator) -> Tensor:
         """One step from times[0], then for each visited level fresh noise and another step."""
-        made = self(x)
+        clean = self(x)
         for level in visits:
-            z = torch.randn(made.shape, generator=generator, dtype=made.dtype)
-            made = self(noisy(made, self.times[level].to(made.dtype), z), level)
-        return made
+            z = torch.randn(clean.shape, generator=generator, dtype=clean.dtype)
+            clean = self(noisy(clean, self.times[level].to(clean.dtype), z), level)
+        return clean
 
 
 @dataclass(frozen=True)
@@ -112,8 +128,7 @@ class Teachers:
 def consistency(
     models: Sequence[Learned],
     data: Tensor,
-    schedule: Schedule,
-    draws: int,
+    training: Training,
     seed: int,
     tick: Callable[[], None] = lambda: None,
 ) -> list[Student]:
@@ -122,8 +137,7 @@ def consistency(
     Args:
         models: the teachers, of any capacities.
         data: (N, d) training points, noised for the student as for the teacher.
-        schedule: of the optimiser, per level.
-        draws: noises per training point and step.
+        training: of the optimiser, per level.
         seed: of the noise.
         tick: called after each level.
 
@@ -131,7 +145,7 @@ def consistency(
         InputError: the training diverged.
     """
     teachers, generator = Teachers.of(models), torch.Generator().manual_seed(seed)
-    times, clean = grid().float(), data.float().repeat_interleave(draws, 0)
+    times, clean = grid().float(), data.float().repeat_interleave(training.draws, 0)
     done: list[Maps] = []
     for k in reversed(range(len(times) - 1)):
         t, later = times[k], times[k + 1]
@@ -141,12 +155,12 @@ def consistency(
             after = teachers.step(x, t, later)
             return x, done[0](after) if done else after
 
-        done.insert(0, _fit(done[0] if done else teachers.maps(t), pairs, schedule))
+        done.insert(0, _fit(done[0] if done else teachers.maps(t), pairs, training))
         tick()
     return [Student([m.member(e) for m in done], grid()) for e in range(len(models))]
 
 
-def regression(models: Sequence[Learned], schedule: Schedule, rows: int, seed: int) -> list[Student]:
+def regression(models: Sequence[Learned], training: Training, rows: int, seed: int) -> list[Student]:
     """One student per model that follows the ends of trajectories; ``rows`` of them per step.
 
     Raises:
@@ -164,16 +178,16 @@ def regression(models: Sequence[Learned], schedule: Schedule, rows: int, seed: i
         pick = torch.randint(POOL, (rows,), generator=generator)
         return start[pick], end[:, pick]
 
-    made = _fit(teachers.maps(times[0]), pairs, schedule)
-    return [Student([made.member(e)], grid()) for e in range(len(models))]
+    maps = _fit(teachers.maps(times[0]), pairs, training)
+    return [Student([maps.member(e)], grid()) for e in range(len(models))]
 
 
-def _fit(start: Maps, pairs: Callable[[], tuple[Tensor, Tensor]], schedule: Schedule) -> Maps:
+def _fit(start: Maps, pairs: Callable[[], tuple[Tensor, Tensor]], training: Training) -> Maps:
     """Least squares from a start on fresh pairs of points (R, d) and targets (E, R, d)."""
     parameters = [p.clone().requires_grad_() for p in (start.means, start.intercepts, start.scalars)]
-    maps, optimiser = Maps(*parameters), AveragedAdam(parameters, schedule)
+    maps, optimiser = Maps(*parameters), AveragedAdam(parameters, training)
     padded = torch.isinf(start.intercepts)
-    for _ in range(schedule.steps):
+    for _ in range(training.steps):
         with torch.no_grad():
             x, target = pairs()
         loss = ((maps(x) - target) ** 2).sum(-1).mean(-1).sum()
@@ -181,12 +195,8 @@ def _fit(start: Maps, pairs: Callable[[], tuple[Tensor, Tensor]], schedule: Sche
         gradients[1].masked_fill_(padded, 0.0)
         optimiser.step(gradients)
     if not all(torch.isfinite(p).all() for p in (maps.means, maps.scalars)):
-        raise InputError("distil_peak_lr", schedule.peak, "made the distillation diverge", "give a smaller one")
+        raise InputError("distillation.lr", training.peak_lr, "made the distillation diverge", "give a smaller one")
     return Maps(*(p.detach() for p in parameters))
-
-
-REGRESSION_RATE = 3e-2
-VISIT = 12  # level of the second step, t near .52
 
 
 @dataclass(frozen=True)
@@ -212,16 +222,15 @@ class Curve:
     error: list[float]
 
 
-def schedule_of(steps: int, rate: float) -> Schedule:
+def training_of(steps: int, rate: float, draws: int = 1) -> Training:
     """Of a student: short memories, since every level is a small problem of its own."""
-    return Schedule(steps, rate, 1e-4, 0.1, 0.5, 1e9, 0.95)
+    return Training(steps, rate, 1e-4, 0.1, 0.5, 0.95, draws=draws)
 
 
 def compare(
     models: Sequence[Learned],
     problem: Problem,
-    steps: Sequence[int],
-    rate: float,
+    settings: Distillation,
     draws: int,
     tick: Callable[[], None] = lambda: None,
 ) -> list[Curve]:
@@ -230,18 +239,19 @@ def compare(
     Args:
         models: trained at ascending capacities.
         problem: their data.
-        steps: lengths of the consistency distillation, optimiser steps per level; the longest counts as the student,
-            the others show what its length does. Regression gets ten times the longest.
-        rate: peak learning rate.
+        settings: lengths of the consistency distillation; the longest counts as the student, the others show what its
+            length does. Regression gets ten times the longest.
         draws: noises per training point and step.
         tick: called after every level.
     """
     z, times, seed = problem.noise, grid(), problem.seed
-    lengths = sorted(steps)
-    made_cm = [consistency(models, problem.data, schedule_of(k, rate), draws, seed + 1, tick) for k in lengths]
-    cm = made_cm[-1]
+    lengths = sorted(settings.steps)
+    by_length = [
+        consistency(models, problem.data, training_of(k, settings.lr, draws), seed + 1, tick) for k in lengths
+    ]
+    students = by_length[-1]
     rows = draws * len(problem.data)
-    direct = regression(models, schedule_of(10 * lengths[-1], REGRESSION_RATE), rows, seed + 2)
+    direct = regression(models, training_of(10 * lengths[-1], REGRESSION_RATE), rows, seed + 2)
 
     def few(model: Learned, nfe: int) -> Tensor:
         return integrate(model, z, times[torch.linspace(0, len(times) - 1, nfe + 1).round().long()])
@@ -250,18 +260,18 @@ def compare(
         return student.sample(z, [VISIT], torch.Generator().manual_seed(seed))
 
     ends = [integrate(model, z, times) for model in models]
-    made = [
+    samples = [
         ("teacher", "teacher, 25 steps", len(times) - 1, ends),
-        ("consistency_1", "consistency, 1 step", 1, [s(z) for s in cm]),
-        ("consistency_2", "consistency, 2 steps", 2, [twice(s) for s in cm]),
+        ("consistency_1", "consistency, 1 step", 1, [s(z) for s in students]),
+        ("consistency_2", "consistency, 2 steps", 2, [twice(s) for s in students]),
         ("regression_1", "regression, 1 step", 1, [s(z) for s in direct]),
         ("teacher_1", "teacher, 1 step", 1, [few(m, 1) for m in models]),
         ("teacher_2", "teacher, 2 steps", 2, [few(m, 2) for m in models]),
     ]
-    for length, students in zip(lengths[:-1], made_cm):
-        short = [student(z) for student in students]
-        made.append((f"consistency_1_after_{length}", f"1 step, {length} per level", 1, short))
-    return [_curve(name, label, nfe, samples, ends, problem) for name, label, nfe, samples in made]
+    for length, short in zip(lengths[:-1], by_length):
+        label = f"1 step, {length} per level"
+        samples.append((f"consistency_1_after_{length}", label, 1, [student(z) for student in short]))
+    return [_curve(name, label, nfe, of, ends, problem) for name, label, nfe, of in samples]
 
 
 def _curve(name: str, label: str, steps: int, samples: list[Tensor], ends: list[Tensor], problem: Problem) -> Curve:
@@ -275,9 +285,8 @@ def _curve(name: str, label: str, steps: int, samples: list[Tensor], ends: list[
 
 def curve_numbers(curves: Sequence[Curve], capacities: Sequence[int], n: int) -> dict[str, Any]:
     """For results.json: ratio, interval, variance ratio and M_pt of every sampler."""
-    made: dict[str, Any] = {"capacity": list(capacities), "second_step_from_t": float(grid()[VISIT])}
-    for c in curves:
-        made[c.name] = {
+    rows = {
+        c.name: {
             "steps": c.steps,
             "ratio": [x.ratio for x in c.copies],
             "ratio_low": [x.low for x in c.copies],
@@ -286,6 +295,8 @@ def curve_numbers(curves: Sequence[Curve], capacities: Sequence[int], n: int) ->
             "variance_ratio": c.spread,
             "kept": c.kept,
             "error": c.error,
-            "transition_over_n": shares(transition(list(capacities), c.copies), n),
+            "transition_over_n": transition(list(capacities), c.copies).shares(n),
         }
-    return made
+        for c in curves
+    }
+    return {"capacity": list(capacities), "second_step_from_t": float(grid()[VISIT]), **rows}

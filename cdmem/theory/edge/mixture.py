@@ -9,6 +9,28 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from cdmem.theory.settings import number
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """One (N, d, K) and s*^2.
+
+    Attributes:
+        n: training points N.
+        d: dimension.
+        k: components of the true mixture.
+        variance: s*^2 of each.
+    """
+
+    n: int = number(60, 4, 2000)
+    d: int = number(50, 2, 1000)
+    k: int = number(12, 1, 1000)
+    variance: float = number(1.0, 1e-6, 1e6)
+
+    def __str__(self) -> str:
+        return f"N = {self.n}, d = {self.d}, K = {self.k}"
+
 
 @dataclass(frozen=True)
 class Mixture:

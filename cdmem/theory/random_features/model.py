@@ -10,6 +10,8 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.special import erf
 
+from cdmem.theory.settings import number
+
 Activation = Callable[[np.ndarray], np.ndarray]
 ACTIVATIONS: dict[str, Activation] = {
     "tanh": np.tanh,
@@ -104,6 +106,33 @@ def constants(t: float, sigma_x: float = 1.0, activation: str = "tanh") -> Const
     a, b = mu_1 / gamma, noise * mu_1 / gamma
     v2 = shared - mu_0**2 - (a * signal) ** 2
     return Constants(t, delta(t), sigma_x, gamma, mu_0, a, b, v2, norm2 - shared - b**2, norm2, mu_1)
+
+
+@dataclass(frozen=True)
+class Network:
+    """Sizes of the network and the time.
+
+    Attributes:
+        d: dimension of the data.
+        psi_p: p / d, features per dimension.
+        psi_n: n / d of the spectrum.
+        t: Ornstein-Uhlenbeck time.
+    """
+
+    d: int = number(30, 2)
+    psi_p: float = number(32.0, 2)
+    psi_n: float = number(4.0, 0, open=True)
+    t: float = number(0.1, 0, 10, open=True)
+
+    @property
+    def p(self) -> int:
+        """Number of features."""
+        return round(self.psi_p * self.d)
+
+    @property
+    def n(self) -> int:
+        """Number of training points."""
+        return round(self.psi_n * self.d)
 
 
 @dataclass(frozen=True)

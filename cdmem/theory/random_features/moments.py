@@ -41,7 +41,7 @@ def hermite_coefficients(
     """c_0..c_order, (order + 1, ...), and E[sigma^2], both for every mean and sd (broadcast)."""
     mean, sd = np.broadcast_arrays(mean, sd)
     shape, mean, sd = mean.shape, mean.ravel(), sd.ravel()
-    found, second = np.empty((order + 1, mean.size)), np.empty(mean.size)
+    coefficients, second = np.empty((order + 1, mean.size)), np.empty(mean.size)
     basis = np.array(list(_hermite(G, order))) * G_WEIGHTS
     for k in range(0, mean.size, CHUNK):
         part = slice(k, k + CHUNK)
@@ -50,12 +50,12 @@ def hermite_coefficients(
             value = ACTIVATIONS[activation](x)
             second[part] = (w * value**2).sum(-1)
             for q, h in enumerate(_hermite((x - mean[part, None]) / sd[part, None], order)):
-                found[q, part] = (w * h * value).sum(-1)
+                coefficients[q, part] = (w * h * value).sum(-1)
         else:
             value = ACTIVATIONS[activation](mean[part, None] + sd[part, None] * G)
             second[part] = value**2 @ G_WEIGHTS
-            found[:, part] = basis @ value.T
-    return found.reshape(order + 1, *shape), second.reshape(shape)
+            coefficients[:, part] = basis @ value.T
+    return coefficients.reshape(order + 1, *shape), second.reshape(shape)
 
 
 def _hermite(g: np.ndarray, order: int) -> Iterator[np.ndarray]:

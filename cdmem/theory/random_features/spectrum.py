@@ -4,15 +4,14 @@ its Gaussian equivalent (eq. 2.8), and U itself at finite size."""
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from scipy.linalg import eigvalsh
 
-from cdmem.theory.random_features.flow import Curve, Modes, curve_of_modes
 from cdmem.theory.random_features.model import Constants, Features, gaussian_data, make_features
-from cdmem.theory.random_features.moments import Population, drawn_moments, training_moments
+from cdmem.theory.random_features.moments import drawn_moments, training_moments
 
 HIGH, LOW = 1e3, 1e-9  # first and last Im z / Re z of the continuation
 STAGES, NEWTON = 90, 60
@@ -189,13 +188,13 @@ class Roles:
     memorisation: list[Bulk]
 
 
-def roles(found: Sequence[Bulk], psi_p: float) -> Roles | None:
+def roles(bulks: Sequence[Bulk], psi_p: float) -> Roles | None:
     """The uppermost intervals that hold d eigenvalues together; None if no gap lies below the d-th."""
     counted = 0.0
-    for k in range(len(found) - 1, -1, -1):
-        counted += found[k].mass * psi_p
+    for k in range(len(bulks) - 1, -1, -1):
+        counted += bulks[k].mass * psi_p
         if abs(counted - 1) <= SLACK:
-            return Roles(list(found[k:]), list(found[:k])) if k else None
+            return Roles(list(bulks[k:]), list(bulks[:k])) if k else None
         if counted > 1:
             return None
     return None
@@ -209,12 +208,6 @@ def factor(features: Features, data: np.ndarray, c: Constants, rng: np.random.Ge
     return np.hstack([G / math.sqrt(n), c.b * features.weights / scale])
 
 
-def equivalent_moment(features: Features, data: np.ndarray, c: Constants, rng: np.random.Generator) -> np.ndarray:
-    """U (p, p) itself."""
-    F = factor(features, data, c, rng)
-    return F @ F.T + c.s2 * np.eye(features.p)
-
-
 def equivalent_eigenvalues(features: Features, data: np.ndarray, c: Constants, rng: np.random.Generator) -> np.ndarray:
     """All p eigenvalues, ascending: those of the smaller Gram matrix of F, and the atom as often as is missing.
 
@@ -222,31 +215,9 @@ def equivalent_eigenvalues(features: Features, data: np.ndarray, c: Constants, r
     """
     F = factor(features, data, c, rng)
     small = F.T @ F if F.shape[1] < F.shape[0] else F @ F.T
-    found = np.clip(np.linalg.eigvalsh(small), 0.0, None)
-    rest = np.zeros(features.p - len(found))
-    return c.s2 + np.concatenate([rest, found])
-
-
-def equivalent_curve(
-    features: Features, data: np.ndarray, c: Constants, spectrum: np.ndarray, rng: np.random.Generator, taus: np.ndarray
-) -> Curve:
-    """Losses and score error of the Gaussian equivalent along training, by n + d modes instead of p.
-
-    V and the population's V are (mu_1 sqrt(Delta) / Gamma) W / sqrt d, columns of F; so gradient flow never leaves the
-    span of F, and F^T F alone holds all that is needed.
-    """
-    F = factor(features, data, c, rng)
-    n, d = len(data), features.d
-    squares, R = np.linalg.eigh(F.T @ F)
-    squares = np.clip(squares, 0.0, None)
-    # W / sqrt d in the basis of F's left singular vectors, (n + d, d)
-    weights = np.sqrt(squares)[:, None] * R[n:].T / c.b
-    slope = c.mu_1 / c.gamma
-    total = math.exp(-2 * c.t) * spectrum + c.Delta
-    U = slope**2 * (weights * total) @ weights.T + (c.norm2 - c.mu_0**2 - c.mu_1**2) * np.eye(n + d)
-    V = slope * math.sqrt(c.Delta) * weights
-    seen = Population(U, V, -slope * weights, float((1 / total).sum()), 0.0)
-    return curve_of_modes(Modes(c.t, c.s2 + squares, R, V), seen, features.psi_p, taus)
+    squares = np.clip(np.linalg.eigvalsh(small), 0.0, None)
+    rest = np.zeros(features.p - len(squares))
+    return c.s2 + np.concatenate([rest, squares])
 
 
 MANY = 1e4  # psi_n / psi_p that stands for infinity
@@ -281,16 +252,16 @@ def theory(c: Constants, psi_p: float, psi_n: float, spectrum: np.ndarray) -> Th
     """Everything from the limit."""
     s = shape_of(psi_p, psi_n, spectrum)
     bulks = find_bulks(c, s)
-    found = roles(bulks, psi_p)
+    groups = roles(bulks, psi_p)
     many = roles(find_bulks(c, Shape(psi_p, MANY * psi_p, s.levels, s.weights)), psi_p)
     rho_1 = rho_1_edges(c, psi_p, psi_n)
     if many is None:  # directions of almost no variance do not separate even then
         top = (bulks[-1].low, bulks[-1].high)
     else:
         top = (many.generalisation[0].low, many.generalisation[-1].high)
-    rho_2 = top if found is None else (found.generalisation[0].low, found.generalisation[-1].high)
+    rho_2 = top if groups is None else (groups.generalisation[0].low, groups.generalisation[-1].high)
     both = times(c, psi_p, rho_1[0], top[0])
-    return Theory(bulks, found, rho_1, rho_2, top, both.gen, both.mem, psi_p / (c.Delta * bulks[0].low))
+    return Theory(bulks, groups, rho_1, rho_2, top, both.gen, both.mem, psi_p / (c.Delta * bulks[0].low))
 
 
 @dataclass(frozen=True)
@@ -320,7 +291,6 @@ def measure(
     draws: int,
     seeds: int,
     seed: int,
-    tick: Callable[[], None] = lambda: None,
 ) -> Spectrum:
     """Fresh weights and points for every seed; ``draws`` 0 takes the exact expectation over the noise, else that many
     noises per point."""
@@ -335,10 +305,9 @@ def measure(
             floors.append(floor)
             error = np.nan
         else:
-            found = training_moments(features, data, c.t)
-            U, error = found.U, max(error, found.error)
+            moments = training_moments(features, data, c.t)
+            U, error = moments.U, max(error, moments.error)
         exact.append(eigvalsh(U, overwrite_a=True, check_finite=False))
-        tick()
     return Spectrum(np.array(exact), np.array(equivalent), error, max(floors) if floors else None)
 
 

@@ -116,16 +116,16 @@ class Leak:
     gain: np.ndarray
 
 
-def leak(found: Transport, blocks: Blocks, apply: Filter) -> Leak:
+def leak(step: Transport, blocks: Blocks, apply: Filter) -> Leak:
     """Shares of |T v|^2 by block."""
 
     def shares(of: np.ndarray, block: np.ndarray) -> np.ndarray:
         return (of[block] ** 2).sum(0) / np.maximum((of**2).sum(0), 1e-300)
 
-    sent = found.columns(apply, blocks.gen)
+    sent = step.columns(apply, blocks.gen)
     mem, null, gen = (shares(sent, block) for block in (blocks.mem, blocks.null, blocks.gen))
-    back = shares(found.columns(apply, blocks.mem), blocks.gen) if len(blocks.mem) else np.array([math.nan])
-    gain = np.sqrt(((found.C * apply(found.eigenvalues)[:, None]) ** 2).sum(0))
+    back = shares(step.columns(apply, blocks.mem), blocks.gen) if len(blocks.mem) else np.array([math.nan])
+    gain = np.sqrt(((step.C * apply(step.eigenvalues)[:, None]) ** 2).sum(0))
     low, middle, high = np.percentile(mem, [25, 50, 75])
     medians = (float(np.median(v)) for v in (null, mem + null, gen, back))
     return Leak(float(middle), float(low), float(high), *medians, gain)

@@ -1,5 +1,5 @@
-r"""The student f_k(x) = c_skip x + c_out B_k phi(x), in closed form and under gradient flow; samples of it, of the teacher
-and of the empirical score.
+r"""The student f_k(x) = c_skip x + c_out B_k phi(x), in closed form and under gradient flow; samples of it, of its
+teacher and of the empirical score.
 
 All that students under any ridge or training time need are the moments of every distillation pair (:class:`Chain`). For
 a frozen target the loss at t_k is quadratic in B_k, with the regression target y_k = (f_(k-1)(x^_(k-1)) - c_skip x_k) /
@@ -12,7 +12,7 @@ target linear between two times of a fine grid.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -130,32 +130,32 @@ def regression(chain: Chain, k: int, below: np.ndarray | None) -> np.ndarray:
 
 def ridge_student(chain: Chain, filters: Sequence[Filter] | Filter) -> Readouts:
     """By recursion, with one filter for all levels or one each."""
-    found: Readouts = []
+    readouts: Readouts = []
     for k, level in enumerate(chain.levels, 1):
         apply = filters if callable(filters) else filters[k - 1]
-        y = regression(chain, k, found[-1] if found else None)
-        found.append((y * apply(level.eigenvalues)) @ level.Q.T)
-    return found
+        y = regression(chain, k, readouts[-1] if readouts else None)
+        readouts.append((y * apply(level.eigenvalues)) @ level.Q.T)
+    return readouts
 
 
 def teacher_start(chain: Chain, apply: Filter) -> Readouts:
     """Readouts that come closest to the teacher's own denoiser, e^t (x + Delta s(x)), by regression with ``apply``."""
-    found: Readouts = []
+    readouts: Readouts = []
     for k, level in enumerate(chain.levels, 1):
         grown = np.exp(level.t)
         denoised = grown * (level.x + delta(level.t) * (chain.readouts[k] @ level.Q) * level.eigenvalues)
         y = (denoised - chain.c_skip(k) * level.x) / chain.c_out(k)
-        found.append((y * apply(level.eigenvalues)) @ level.Q.T)
-    return found
+        readouts.append((y * apply(level.eigenvalues)) @ level.Q.T)
+    return readouts
 
 
 def flow_student(
     chain: Chain, taus: np.ndarray, start: Readouts | None = None, substeps: int = 3
-) -> list[Callable[[], Readouts]]:
+) -> list[Readouts]:
     """Readouts at each time of ``taus`` (ascending, > 0), all levels trained together from ``start`` (default 0).
 
     Returns:
-        one function per time, which gives its readouts (kept in the modes until asked for).
+        readouts of every level, per time.
     """
     psi_p = chain.features.psi_p
     grid = [0.0]
@@ -184,7 +184,7 @@ def flow_student(
             if i in wanted:
                 kept[wanted[i]].append(ours[-1])
         path = ours
-    return [lambda r=r: r for r in kept]
+    return kept
 
 
 def visited(count: int, nfe: int) -> list[int]:

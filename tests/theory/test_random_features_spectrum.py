@@ -16,7 +16,6 @@ from cdmem.theory.random_features.spectrum import (
     density,
     describe,
     equivalent_eigenvalues,
-    equivalent_moment,
     find_bulks,
     mass,
     measure,
@@ -144,14 +143,17 @@ def test_bulks_that_touch_have_no_roles():
 
 
 def test_eigenvalues_by_the_small_matrix():
-    """The low-rank route against an eigen-decomposition of U itself, with the same draws; n + d below and above p."""
+    """The low-rank route against an eigen-decomposition of eq. (2.8) written out, with the same draws; n + d below and
+    above p."""
     for n in (20, 200):
         rng = np.random.default_rng(2)
         features, data = make_features(90, 10, rng), gaussian_data(n, np.ones(10), rng)
         c = constants(0.2)
         fast = equivalent_eigenvalues(features, data, c, np.random.default_rng(3))
-        slow = np.linalg.eigvalsh(equivalent_moment(features, data, c, np.random.default_rng(3)))
-        assert fast == pytest.approx(slow, abs=1e-12)
+        W, Omega = features.weights / math.sqrt(10), np.random.default_rng(3).standard_normal((90, n))
+        G = math.exp(-0.2) * c.a * W @ data.T + math.sqrt(c.v2) * Omega
+        U = G @ G.T / n + c.b**2 * W @ W.T + c.s2 * np.eye(90)
+        assert fast == pytest.approx(np.linalg.eigvalsh(U), abs=1e-12)
 
 
 def test_a_mean_is_one_more_eigenvalue():

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 
 import numpy as np
 import pytest
@@ -17,11 +16,12 @@ from cdmem.diffusion.analytic import EmpiricalDenoiser
 from cdmem.diffusion.preconditioning import Denoiser, EDMScaling
 from cdmem.errors import InputError
 from cdmem.networks import MLP, UNet
-from cdmem.theory.bridge.decision import Interval, cliffs_delta, difference, over_draws, verdict
-from cdmem.theory.bridge.gram import compare, directions, lanczos, last_features, products, readout_of
+from cdmem.theory.bridge.decision import cliffs_delta, difference, verdict
+from cdmem.theory.bridge.directions import compare, directions, lanczos, last_features, products, readout_of
 from cdmem.theory.bridge.laboratory import Settings, ratios, run
-from cdmem.theory.experiment import Progress
+from cdmem.theory.measures import Interval, mean_interval
 from cdmem.theory.trained_pair import load_pair
+from checks.laboratory import QUIET
 
 # ---- Jacobians ------------------------------------------------------------------------------------------------------
 
@@ -127,7 +127,7 @@ def test_planted_pairs(suppress, said):
         if suppress == "unstable":
             assert response.gain_stable == pytest.approx(1) and response.gain_unstable == pytest.approx(0.3)
             assert response.share_change == pytest.approx(1) and response.share_null < 1
-    assert verdict([over_draws(contrasts)]) == said
+    assert verdict([mean_interval(contrasts)]) == said
 
 
 def test_the_mean_of_a_response_is_no_direction():
@@ -149,12 +149,8 @@ def test_the_rule():
 def test_intervals_are_those_of_scipy():
     a, b = np.random.default_rng(0).normal(size=9), np.random.default_rng(1).normal(0.3, 2, size=14)
     theirs = ttest_ind(a, b, equal_var=False).confidence_interval(0.95)
-    found = difference(a, b)
-    assert (found.low, found.high) == pytest.approx((theirs.low, theirs.high))
-    wide, narrow = over_draws(a, 4), over_draws(a)
-    assert wide.low < narrow.low < narrow.high < wide.high
-    assert (narrow.high - narrow.low) / 2 == pytest.approx(2.306004 * a.std(ddof=1) / 3, rel=1e-6)
-    assert over_draws([1.0]).low == -math.inf
+    ours = difference(a, b)
+    assert (ours.low, ours.high) == pytest.approx((theirs.low, theirs.high))
     assert cliffs_delta([1, 2, 3], [0, 2]) == pytest.approx(3 / 6)
 
 
@@ -194,7 +190,7 @@ def test_a_run_by_the_command(study, tmp_path):
 
 def test_the_same_seed_gives_the_same_numbers(study):
     first, again, other = (
-        run(Settings(run=str(study), **SMALL, seed=s), Progress(quiet=True)).results for s in (0, 0, 1)
+        run(Settings(run=str(study), **SMALL, seed=s), QUIET).results for s in (0, 0, 1)
     )
     assert first == again and first["levels"] != other["levels"]
 
@@ -215,11 +211,10 @@ def load_sampler(study):
 
 @pytest.mark.parametrize(
     ("changes", "key"),
-    [({"run": "nowhere"}, "run"), ({"run": ""}, "run"), ({"run": "."}, "run"), ({"student": "x"}, "student")]
-    + [({"sigmas": []}, "sigmas"), ({"sigmas": [1e4]}, "sigmas"), ({"points": 1}, "points"), ({"share": 1.0}, "share")]
-    + [({"leading": 64}, "leading"), ({"jacobian_sigma": -1.0}, "jacobian_sigma"), ({"draws": 1}, "draws")],
+    [({"run": ""}, "run"), ({"run": "."}, "run"), ({"student": "x"}, "student"), ({"sigmas": [1e4]}, "sigmas")]
+    + [({"leading": 64}, "leading")],
     ids=str,
 )
-def test_settings_that_cannot_be_run(study, changes, key):
+def test_settings_that_do_not_fit_the_run(study, changes, key):
     with pytest.raises(InputError, match=rf"^{key}="):
-        run(Settings(**{"run": str(study), **SMALL, **changes}), Progress(quiet=True))
+        run(Settings(**{"run": str(study), **SMALL, **changes}), QUIET)

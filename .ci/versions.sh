@@ -13,26 +13,26 @@ fi
 
 # Configs and command line, training and resuming, U-Nets and pipelines, data, metrics, charts, W&B, and the warnings.
 suite=(
-  tests/test_architecture.py
-  tests/test_versions.py
-  tests/test_networks.py
-  tests/test_training_math.py
-  tests/test_training_resume.py
-  tests/test_bad_input.py
-  tests/test_sources.py
-  tests/test_stream.py
-  tests/test_pipelines.py
-  tests/test_extractors.py
-  tests/test_fidelity.py
-  tests/test_memorization.py
-  tests/test_kernel_distance.py
-  tests/test_metric_callback.py
-  tests/test_panels.py
-  tests/test_charts.py
-  tests/test_audit_command.py
-  tests/test_wandb.py
-  tests/test_docker.py
-  tests/test_entrypoint.py
+  tests/project/test_architecture.py
+  tests/project/test_versions.py
+  tests/networks/test_networks.py
+  tests/training/test_training_math.py
+  tests/training/test_training_resume.py
+  tests/study/test_bad_input.py
+  tests/data/test_sources.py
+  tests/data/test_stream.py
+  tests/models/test_pipelines.py
+  tests/metrics/test_extractors.py
+  tests/metrics/test_fidelity.py
+  tests/metrics/test_memorization.py
+  tests/metrics/test_kernel_distance.py
+  tests/callbacks/test_metric_callback.py
+  tests/callbacks/test_panels.py
+  tests/report/test_charts.py
+  tests/audit/test_audit_command.py
+  tests/tracking/test_wandb.py
+  tests/project/test_docker.py
+  tests/cli/test_entrypoint.py
 )
 
 place=$(mktemp -d)

@@ -24,7 +24,7 @@ from types import ModuleType
 import torch
 
 from cdmem.data.sources import load_source
-from cdmem.metrics.neighbors import NeighborIndex
+from cdmem.metrics.neighbors.pixels import NeighborIndex
 
 
 def peak_mib() -> float:

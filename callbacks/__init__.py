@@ -1,5 +1,6 @@
 """Callbacks: hooks, cadence and logging; the mathematics is in :mod:`cdmem.metrics`."""
 
+from callbacks.decomposition import DecompositionCallback
 from callbacks.evaluation import EvaluationCallback
 from callbacks.internal import InternalCallback
 from callbacks.memorization import MemorizationCallback
@@ -10,6 +11,7 @@ from callbacks.quality import QualityCallback
 from callbacks.samples import SampleGridCallback
 
 __all__ = [
+    "DecompositionCallback",
     "EvaluationCallback",
     "InternalCallback",
     "MemorizationCallback",

@@ -26,7 +26,7 @@ from torch import Tensor
 from cdmem.data.subset import TrainingSet
 from cdmem.diffusion.sampling import Sampler, first_seed
 from cdmem.errors import InputError
-from cdmem.run import RunFolder
+from cdmem.run.folder import RunFolder
 from cdmem.training.module import CdmemModule
 
 Spacing = Literal["log", "linear"]

@@ -14,10 +14,10 @@ from cdmem.data.subset import TrainingSet
 from cdmem.diffusion.preconditioning import DenoiserLike
 from cdmem.diffusion.sampling import NoiseSource, first_seed
 from cdmem.errors import InputError
-from cdmem.metrics.dimension import lid
-from cdmem.metrics.loss_gap import OdeEndpoint, denoising_losses, endpoint_losses, loss_gap
-from cdmem.metrics.optimum import distance_to_optimum, training_optimum
-from cdmem.metrics.roc import Estimate
+from cdmem.metrics.whitebox.empirical_optimum import distance_to_optimum, training_optimum
+from cdmem.metrics.whitebox.intrinsic_dimension import lid
+from cdmem.metrics.whitebox.loss_gap import OdeEndpoint, denoising_losses, endpoint_losses, loss_gap
+from cdmem.metrics.whitebox.roc import Estimate
 from cdmem.training.module import CdmemModule
 
 EXACT_DIMENSIONS = 64  # the exact trace of 8x8 grey images costs no more than a few probes of larger ones

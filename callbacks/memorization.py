@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from callbacks.evaluation import Evaluation, EvaluationCallback, Spacing
 from cdmem.images import to_uint8
-from cdmem.metrics.memorization import MemorizedFraction, disk_rows
-from cdmem.metrics.pairing import PairedWithTeacher
-from cdmem.metrics.search import NearDuplicates, search_of
+from cdmem.metrics.comparison.paired import PairedWithTeacher
+from cdmem.metrics.memorization.fraction import MemorizedFraction, disk_rows
+from cdmem.metrics.neighbors.index import NearDuplicates, search_of
 
 
 class MemorizationCallback(EvaluationCallback):

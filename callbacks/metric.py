@@ -18,8 +18,8 @@ class MetricCallback(EvaluationCallback):
 
     In YAML, two lines::
 
-        - class_path: callbacks.metric.MetricCallback
-          init_args: {metric: {class_path: cdmem.metrics.extraction.AdaptiveExtraction}}
+        - class_path: callbacks.MetricCallback
+          init_args: {metric: {class_path: cdmem.metrics.AdaptiveExtraction}}
 
     Args:
         metric: the metric; its states are gathered over processes by seed.

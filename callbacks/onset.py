@@ -28,10 +28,10 @@ from callbacks.memorization import MemorizationCallback
 from callbacks.quality import QualityCallback
 from cdmem.data.subset import TrainingSet
 from cdmem.errors import InputError
-from cdmem.metrics.memorization import memorized
-from cdmem.metrics.search import search_of
+from cdmem.metrics.memorization.fraction import memorized
+from cdmem.metrics.neighbors.index import search_of
 from cdmem.metrics.statistics import wilson_interval
-from cdmem.run import RunFolder
+from cdmem.run.folder import RunFolder
 from cdmem.training.module import CdmemModule
 
 F_MEM, F_MEM_LOW = "memorization/f_mem", "memorization/f_mem_low"

@@ -15,9 +15,9 @@ from torch import Tensor
 
 from callbacks.evaluation import Evaluation, EvaluationCallback, Spacing
 from cdmem.images import grid, to_uint8, write_png
-from cdmem.metrics.coverage import hit_counts, hits_by_multiplicity
-from cdmem.metrics.memorization import CDF_GRID, memorized, ratio_cdf, ratios
-from cdmem.metrics.search import NearDuplicates, NeighborMetric, Search
+from cdmem.metrics.memorization.coverage import hit_counts, hits_by_multiplicity
+from cdmem.metrics.memorization.fraction import CDF_GRID, memorized, ratio_cdf, ratios
+from cdmem.metrics.neighbors.index import NearDuplicates, NeighborMetric, Search
 
 VERMILLION = (213, 94, 0)  # #D55E00: told apart from black and grey by colour-blind readers too
 BLUE = (0, 114, 178)

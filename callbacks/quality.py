@@ -9,8 +9,8 @@ from callbacks.evaluation import Evaluation, EvaluationCallback, Spacing
 from cdmem.data.subset import TrainingSet
 from cdmem.errors import InputError
 from cdmem.images import to_uint8
-from cdmem.metrics.features import PixelFeatures
-from cdmem.metrics.fidelity import LEAST, Fidelity
+from cdmem.metrics.quality.features import PixelFeatures
+from cdmem.metrics.quality.fidelity import LEAST, Fidelity
 
 
 class QualityCallback(EvaluationCallback):

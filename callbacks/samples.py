@@ -6,7 +6,7 @@ import torch
 
 from callbacks.evaluation import Evaluation, EvaluationCallback, Spacing
 from cdmem.images import grid, to_uint8, write_png
-from cdmem.metrics.search import search_of
+from cdmem.metrics.neighbors.index import search_of
 
 
 class SampleGridCallback(EvaluationCallback):

@@ -1,6 +1,6 @@
 """``python -m cdmem``."""
 
-from cdmem.cli import main
+from cdmem.cli.main import main
 
 if __name__ == "__main__":
     main()

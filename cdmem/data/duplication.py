@@ -10,10 +10,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from cdmem.arrays import UNREADABLE, read_arrays
 from cdmem.data.stream import derived_seed
 from cdmem.errors import InputError
-from cdmem.paths import usable_path
+from cdmem.io.arrays import UNREADABLE, read_arrays
+from cdmem.io.paths import usable_path
 
 KEY = "data.duplication"
 MAX_ROWS = 2**28  # the row map alone is 2 GB at this size

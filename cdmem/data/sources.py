@@ -6,41 +6,16 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from cdmem.data.celeba import read_celeba
-from cdmem.data.cifar import read_cifar10
-from cdmem.data.files import read_array, read_folder
-from cdmem.data.pixels import ImagePool, PixelOptions, transform_array
+from cdmem.data.cifar10 import read_cifar10
+from cdmem.data.digits import read_digits
+from cdmem.data.pixels import ImagePool, PixelOptions
+from cdmem.data.user_images import read_array, read_folder
 from cdmem.errors import InputError
 
 __all__ = ["SOURCES", "ImagePool", "load_source"]
-
-
-def read_digits(path: Path | None, options: PixelOptions, download: bool) -> ImagePool:
-    """The 1797 UCI test digits that scikit-learn carries, uint8 (1797, 1, 8, 8) before the options.
-
-    The 17 levels v = 0..16 become grey levels round(255 v / 16).
-
-    Raises:
-        InputError: a path was given.
-    """
-    if path is not None:
-        raise InputError("data.path", path, "digits come with scikit-learn", "leave data.path out")
-    import sklearn
-    from sklearn.datasets import load_digits
-
-    digits = load_digits()
-    pixels = np.rint(digits.images * 255.0 / 16.0).astype(np.uint8)[:, None]
-    return ImagePool(
-        images=transform_array(pixels, options),
-        labels=torch.from_numpy(digits.target.astype(np.int64)),
-        class_names=tuple(map(str, range(10))),
-        indices=torch.arange(len(pixels)),
-        source="digits",
-        provenance={"package": f"scikit-learn {sklearn.__version__}"},
-    )
 
 
 SOURCES: dict[str, Callable[[Path | None, PixelOptions, bool], ImagePool]] = {

@@ -15,10 +15,11 @@ from cdmem.data.duplication import multiplicities
 from cdmem.data.pixels import ImagePool
 from cdmem.errors import InputError
 from cdmem.images import HALF_RANGE
-from cdmem.paths import usable_path
-from cdmem.texts import parse_json, read_text
+from cdmem.io.paths import usable_path
+from cdmem.io.text import parse_json, read_text
 
 LISTS = ("indices", "multiplicities", "held_out_indices", "shape")
+UNRECORDED = "unrecorded"  # in place of the hash, where a model does not say what it was trained on
 MAX_RECORD = 2**26  # bytes
 RECORD_KEYS = {"n", "rows", "hash", "flip", *LISTS}
 

@@ -1,1 +1,5 @@
-"""Diffusion: noise levels, preconditioning, solvers, losses, samplers, exact denoisers."""
+"""The mathematics of diffusion and consistency: noise levels, preconditioning, solvers, losses, samplers."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach(__name__, submod_attrs={"losses": ["PseudoHuber"]})

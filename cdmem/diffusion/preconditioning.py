@@ -14,7 +14,8 @@ from typing import Any, Literal, NamedTuple, Protocol
 import torch
 from torch import Tensor, nn
 
-from cdmem.diffusion.noise import DDPMSchedule, VPSchedule, expand
+from cdmem.diffusion.ddpm import DDPMSchedule, VPSchedule
+from cdmem.diffusion.noise import expand
 
 NOISE_FACTOR = 250.0
 Prediction = Literal["epsilon", "v_prediction", "sample"]

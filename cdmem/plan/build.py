@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from cdmem.errors import InputError
-from cdmem.explain import PARSING, explain, one_line
-from cdmem.quiet import quiet_libraries
-from cdmem.trainer_cli import CdmemCLI
+from cdmem.study.parsing import PARSING, explain, one_line
+from cdmem.study.quiet import quiet_libraries
+from cdmem.study.stage import CdmemCLI
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from cdmem.diffusion.preconditioning import DenoiserLike
 from cdmem.diffusion.sampling import OdeSampler
 from cdmem.diffusion.solvers import heun_step
 from cdmem.errors import InputError
-from cdmem.plan.counting import META, forward_flops, tensor_bytes
+from cdmem.models.flops import META, forward_flops, tensor_bytes
 from cdmem.plan.images import Facts
 from cdmem.training.checkpoint import load_module
 from cdmem.training.teacher import DiffusionTeacher

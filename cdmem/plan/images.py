@@ -6,10 +6,10 @@ from dataclasses import dataclass
 
 from PIL import Image
 
-from cdmem.data.datamodule import MemorizationDataModule
 from cdmem.data.duplication import multiplicities
 from cdmem.data.pixels import PixelOptions
 from cdmem.errors import InputError
+from cdmem.training.datamodule import MemorizationDataModule
 
 # Pillow mode, width and height, images, classes: as the readers in cdmem.data give them.
 KNOWN = {

@@ -12,10 +12,8 @@ from torch import Tensor, nn
 from cdmem.diffusion.losses import consistency_loss, denoising_loss
 from cdmem.diffusion.preconditioning import Denoiser
 from cdmem.errors import InputError
-from cdmem.networks import label_rows
-from cdmem.paths import usable_path
-from cdmem.plan.build import Machine, PlanCLI
-from cdmem.plan.counting import (
+from cdmem.io.paths import usable_path
+from cdmem.models.flops import (
     TrainingPass,
     build_on_meta,
     forward_flops,
@@ -25,6 +23,8 @@ from cdmem.plan.counting import (
     tensor_bytes,
     training_pass,
 )
+from cdmem.networks.config import label_rows
+from cdmem.plan.build import Machine, PlanCLI
 from cdmem.plan.frozen import Frozen, frozen, frozen_analytic, frozen_checkpoint
 from cdmem.plan.images import Facts, facts
 from cdmem.plan.work import Evaluations, Work, evaluations

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from cdmem import inside as look
-from cdmem.metrics.loss_gap import OdeEndpoint
-from cdmem.metrics.membership import attack_sigmas
+from cdmem.audit import whitebox as look
+from cdmem.metrics.whitebox.loss_gap import OdeEndpoint
+from cdmem.metrics.whitebox.membership_inference import attack_sigmas
 from cdmem.plan.images import Facts
 from cdmem.training.module import CdmemModule
 
@@ -138,7 +138,7 @@ def _internal(callback: Any, model: CdmemModule, facts: Facts, moments: int, tea
 
 @dataclass(frozen=True)
 class Inside:
-    """Network evaluations of an audit's look inside one model, see `cdmem.inside`.
+    """Network evaluations of an audit's look inside one model, see `cdmem.audit.whitebox`.
 
     Attributes:
         model: images times evaluations of the model.
@@ -152,7 +152,7 @@ class Inside:
 
 
 def inside(model: CdmemModule, facts: Facts, samples: int) -> Inside:
-    """Evaluations of `cdmem.inside.inside` for an audit of ``samples`` samples with the teacher at hand."""
+    """Evaluations of `cdmem.audit.whitebox.inside` for an audit of ``samples`` samples with the teacher at hand."""
     levels, held_out = len(look.SIGMAS), min(look.IMAGES, facts.held_out)
     images = min(look.IMAGES, facts.n) + (held_out if held_out >= 2 else 0)
     points, size = min(look.POINTS, samples), facts.shape[0] * facts.shape[1] * facts.shape[2]

@@ -8,7 +8,7 @@ from typing import Any
 import yaml
 
 from cdmem.report.html import esc, number, p_value, percent, spread, table
-from cdmem.report.read import RunData
+from cdmem.report.run_data import RunData
 
 CHECKS = {
     "amplitude": "variance ratio within 0.9–1.1",

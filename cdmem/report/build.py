@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
-from cdmem.durable import keep_inside, replacing
-from cdmem.report import answer, evidence, pictures
-from cdmem.report.charts import Chart
+from cdmem.io.atomic import keep_inside, replacing
+from cdmem.report import answer, pictures
+from cdmem.report import figures as evidence
+from cdmem.report.charts.seeds import Chart
 from cdmem.report.html import esc, figure
-from cdmem.report.read import RunData, as_recorded, read_run
+from cdmem.report.run_data import RunData, as_recorded, read_run
 from cdmem.report.style import page
 
 PAGE = "report.html"

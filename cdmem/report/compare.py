@@ -13,15 +13,15 @@ from urllib.parse import quote
 import numpy as np
 
 from cdmem.errors import InputError
+from cdmem.io.paths import usable_path
 from cdmem.metrics.statistics import mean_interval
-from cdmem.paths import usable_path
-from cdmem.report import charts
 from cdmem.report.answer import headline, model_label
 from cdmem.report.build import figures, section, write
-from cdmem.report.charts import Chart, Series
-from cdmem.report.evidence import kind_of
+from cdmem.report.charts import seeds as charts
+from cdmem.report.charts.seeds import Chart, Series
+from cdmem.report.figures import kind_of
 from cdmem.report.html import esc, number, percent, spread, table
-from cdmem.report.read import SUMMARY, RunData, as_recorded, read_run
+from cdmem.report.run_data import SUMMARY, RunData, as_recorded, read_run
 from cdmem.report.style import page
 
 SEED = "seed"

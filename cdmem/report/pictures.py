@@ -8,7 +8,7 @@ import numpy as np
 
 from cdmem.report.answer import model_label
 from cdmem.report.html import esc, picture
-from cdmem.report.read import RunData
+from cdmem.report.run_data import RunData
 
 SIDE = 64  # pixels on the page
 SEEDS = 10

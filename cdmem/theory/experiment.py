@@ -17,9 +17,9 @@ import numpy as np
 from tqdm import tqdm
 
 from cdmem.errors import InputError
-from cdmem.paths import possible_path
+from cdmem.io.paths import possible_path
 from cdmem.report.build import write
-from cdmem.report.charts import Chart
+from cdmem.report.charts.base import Chart
 from cdmem.report.html import esc, figure, table
 from cdmem.report.style import page
 

@@ -11,8 +11,8 @@ from itertools import pairwise
 from typing import Any, get_args, get_type_hints
 
 from cdmem.errors import InputError
-from cdmem.paths import usable_path
-from cdmem.texts import parse_yaml, read_text
+from cdmem.io.paths import usable_path
+from cdmem.io.text import parse_yaml, read_text
 
 
 @dataclasses.dataclass(frozen=True)

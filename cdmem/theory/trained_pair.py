@@ -10,17 +10,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cdmem.data.subset import TrainingSet
+from cdmem.audit.generators import study_subjects
+from cdmem.audit.reference_sets import from_record, is_record, load_references
+from cdmem.data.subset import UNRECORDED, TrainingSet
 from cdmem.diffusion.noise import sampler_sigmas
 from cdmem.diffusion.preconditioning import Denoiser
 from cdmem.diffusion.sampling import NoiseSource, sample_ode
 from cdmem.diffusion.solvers import heun_step
 from cdmem.errors import InputError
 from cdmem.images import to_float
-from cdmem.imported import UNRECORDED
-from cdmem.paths import usable_path
-from cdmem.references import from_record, is_record, load_references
-from cdmem.subjects import study_subjects
+from cdmem.io.paths import usable_path
 from cdmem.training.checkpoint import load_module
 from cdmem.training.module import CdmemModule
 from cdmem.training.teacher import DiffusionTeacher

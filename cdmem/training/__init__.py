@@ -1,1 +1,13 @@
-"""Lightning modules of the teacher and the student."""
+"""Teacher and student as LightningModules, their data, averages and checkpoints."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach(
+    __name__,
+    submod_attrs={
+        "checkpoint_callback": ["RunCheckpoint"],
+        "datamodule": ["MemorizationDataModule"],
+        "student": ["ConsistencyStudent"],
+        "teacher": ["DiffusionTeacher"],
+    },
+)

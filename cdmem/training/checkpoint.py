@@ -1,6 +1,6 @@
 """Reading checkpoints back: as generators, and to go on from.
 
-Nothing from disk is unpickled: files pass :mod:`cdmem.training.archive`, are read with ``weights_only=True`` and are
+Nothing from disk is unpickled: files pass :mod:`cdmem.io.torch_archive`, are read with ``weights_only=True`` and are
 rebuilt from plain types.
 """
 
@@ -16,9 +16,12 @@ from torch import nn
 
 from cdmem.diffusion.solvers import SOLVERS
 from cdmem.errors import InputError
-from cdmem.networks import DiffusersUNet, NetworkConfig, UNetNetwork, from_record, label_rows
-from cdmem.paths import usable_path
-from cdmem.training.archive import check_archive, check_tensors
+from cdmem.io.paths import usable_path
+from cdmem.io.torch_archive import check_archive, check_tensors
+from cdmem.networks import from_record
+from cdmem.networks.config import NetworkConfig, label_rows
+from cdmem.networks.diffusers import DiffusersUNet
+from cdmem.networks.unet import UNetNetwork
 
 if TYPE_CHECKING:
     from cdmem.training.module import CdmemModule
@@ -103,12 +106,12 @@ def weights_digest(network: nn.Module) -> str:
 def load_module(path: str | Path, key: str = "checkpoint") -> CdmemModule:
     """A teacher or student ready to sample, on the CPU, in eval mode.
 
-    From a checkpoint, a run folder, or what :mod:`cdmem.imported` reads: exported and diffusers folders.
+    From a checkpoint, a run folder, or what :mod:`cdmem.models.load` reads: exported and diffusers folders.
 
     Raises:
         InputError: as :func:`read_checkpoint`, and a record or weights that do not fit together.
     """
-    from cdmem.imported import is_model_folder, load_folder
+    from cdmem.models.load import is_model_folder, load_folder
 
     checkpoint = None if is_model_folder(path) else read_checkpoint(path, key)
     try:

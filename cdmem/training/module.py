@@ -13,19 +13,19 @@ from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor, nn
 
 from cdmem import __version__
-from cdmem.data.datamodule import MemorizationDataModule
 from cdmem.data.stream import Batch
 from cdmem.data.subset import TrainingSet
 from cdmem.diffusion.noise import SIGMA_MAX, SIGMA_MIN
 from cdmem.diffusion.preconditioning import Denoiser, VPScaling, make_scaling
 from cdmem.diffusion.sampling import Sampler, first_seed
+from cdmem.diffusion.step_noise import StepNoise
 from cdmem.errors import InputError
 from cdmem.images import to_float
-from cdmem.networks import NetworkConfig
-from cdmem.training.compilation import check_compiler, compile_in_place, plain
+from cdmem.networks.config import NetworkConfig
+from cdmem.training.compile import check_compiler, compile_in_place, plain
+from cdmem.training.datamodule import MemorizationDataModule
 from cdmem.training.ema import EMA
-from cdmem.training.precision import check_trainer, loss_scale
-from cdmem.training.randomness import StepNoise
+from cdmem.training.engine import check_trainer, loss_scale
 
 FORMAT = 1
 Parameterization = Literal["edm", "vp"]

@@ -13,30 +13,22 @@ from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor, nn
 
 from cdmem.data.stream import Batch
-from cdmem.data.subset import TrainingSet
+from cdmem.data.subset import UNRECORDED, TrainingSet
 from cdmem.diffusion.analytic import build_analytic
+from cdmem.diffusion.curriculum import Curriculum, adaptive_mu, num_points
 from cdmem.diffusion.losses import consistency_loss, training_step_solver
-from cdmem.diffusion.noise import (
-    Curriculum,
-    IntervalDistribution,
-    adaptive_mu,
-    interval_probabilities,
-    karras_sigmas,
-    num_points,
-    sampler_sigmas,
-)
+from cdmem.diffusion.noise import IntervalDistribution, interval_probabilities, karras_sigmas, sampler_sigmas
 from cdmem.diffusion.preconditioning import ConsistencyFunction, Denoiser, DenoiserLike
 from cdmem.diffusion.sampling import ConsistencySampler, NoiseSource, OdeSampler, first_seed, renoise
 from cdmem.diffusion.solvers import SOLVERS, heun_step
+from cdmem.diffusion.step_noise import StepNoise, dropout_seed
+from cdmem.distillation.recipes import DistanceName, Preset, SolverName, Weighting, make_recipe
 from cdmem.errors import InputError
 from cdmem.images import to_float, to_uint8
-from cdmem.imported import UNRECORDED
-from cdmem.networks import NetworkConfig, label_rows
+from cdmem.networks.config import NetworkConfig, label_rows
 from cdmem.training.checkpoint import load_module, weights_digest
-from cdmem.training.compilation import compile_in_place
+from cdmem.training.compile import compile_in_place
 from cdmem.training.module import CdmemModule, Schedule
-from cdmem.training.randomness import StepNoise, dropout_seed
-from cdmem.training.recipes import DistanceName, Preset, SolverName, Weighting, make_recipe
 from cdmem.training.teacher import DiffusionTeacher
 
 

@@ -16,10 +16,10 @@ from cdmem.diffusion.noise import sampler_sigmas
 from cdmem.diffusion.preconditioning import Denoiser
 from cdmem.diffusion.sampling import OdeSampler
 from cdmem.diffusion.solvers import SOLVERS, euler_step
+from cdmem.diffusion.step_noise import StepNoise, dropout_seed
 from cdmem.errors import InputError
-from cdmem.networks import NetworkConfig, label_rows
+from cdmem.networks.config import NetworkConfig, label_rows
 from cdmem.training.module import CdmemModule, Parameterization, Schedule
-from cdmem.training.randomness import StepNoise, dropout_seed
 
 
 class DiffusionTeacher(CdmemModule):

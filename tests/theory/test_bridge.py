@@ -10,18 +10,19 @@ import torch
 from scipy.stats import ttest_ind
 from torch import nn
 
-import checks
-from cdmem.cli import main
+import support
+from cdmem.cli.main import main
 from cdmem.diffusion.analytic import EmpiricalDenoiser
 from cdmem.diffusion.preconditioning import Denoiser, EDMScaling
 from cdmem.errors import InputError
-from cdmem.networks import MLP, UNet
+from cdmem.networks.mlp import MLP
+from cdmem.networks.unet import UNet
 from cdmem.theory.bridge.decision import cliffs_delta, difference, verdict
 from cdmem.theory.bridge.directions import compare, directions, lanczos, last_features, products, readout_of
 from cdmem.theory.bridge.laboratory import Settings, ratios, run
 from cdmem.theory.measures import Interval, mean_interval
 from cdmem.theory.trained_pair import load_pair
-from checks.laboratory import QUIET
+from support.laboratory import QUIET
 
 # ---- Jacobians ------------------------------------------------------------------------------------------------------
 
@@ -35,7 +36,7 @@ def maps(size=9, seed=0):
 
 def test_products_are_those_of_the_jacobian():
     net, jacobian = maps()
-    x, v = torch.randn(2, 3, 9, generator=checks.rng(), dtype=torch.float64)
+    x, v = torch.randn(2, 3, 9, generator=support.rng(), dtype=torch.float64)
     J = jacobian(x)
     forward, back = products(net, x, v)
     torch.testing.assert_close(forward, torch.einsum("bij,bj->bi", J, v))
@@ -44,10 +45,10 @@ def test_products_are_those_of_the_jacobian():
 
 def test_leading_pairs_of_the_symmetric_part():
     net, jacobian = maps(size=24)
-    x = torch.randn(3, 24, generator=checks.rng(), dtype=torch.float64)
+    x = torch.randn(3, 24, generator=support.rng(), dtype=torch.float64)
     J = jacobian(x)
     exact, vectors = torch.linalg.eigh((J + J.transpose(1, 2)) / 2)
-    values, found, skew = lanczos(net, x, 4, checks.rng(1))
+    values, found, skew = lanczos(net, x, 4, support.rng(1))
     torch.testing.assert_close(values, exact.flip(1)[:, :4], atol=1e-6, rtol=1e-5)
     overlap = torch.einsum("bcs,bsc->bc", found, vectors.flip(2)[:, :, :4]).abs()
     torch.testing.assert_close(overlap, torch.ones(3, 4, dtype=torch.float64), atol=1e-4, rtol=0)
@@ -56,15 +57,15 @@ def test_leading_pairs_of_the_symmetric_part():
 
 def test_an_exact_denoiser_has_the_posterior_covariance_as_its_jacobian():
     """J = Cov(x_0 | x) / sigma^2: symmetric, of rank n - 1 at most; the Krylov space ends early."""
-    images = checks.random_images(4, (1, 3, 3)).double() / 127.5 - 1
+    images = support.random_images(4, (1, 3, 3)).double() / 127.5 - 1
     denoiser, sigma = EmpiricalDenoiser(images, torch.ones(4)), 0.9
-    x = images[:2] + sigma * torch.randn(2, 1, 3, 3, generator=checks.rng(), dtype=torch.float64)
+    x = images[:2] + sigma * torch.randn(2, 1, 3, 3, generator=support.rng(), dtype=torch.float64)
     weights = torch.softmax(-((x[:, None] - images[None]) ** 2).sum((2, 3, 4)) / (2 * sigma**2), 1)
     flat = images.flatten(1)
     mean = weights @ flat
     second = torch.einsum("bn,ni,nj->bij", weights, flat, flat)
     exact = torch.linalg.eigvalsh((second - mean[:, :, None] * mean[:, None]) / sigma**2).flip(1)[:, :3]
-    values, _, skew = lanczos(lambda y: denoiser(y, torch.full((2,), sigma)).double(), x, 3, checks.rng(1))
+    values, _, skew = lanczos(lambda y: denoiser(y, torch.full((2,), sigma)).double(), x, 3, support.rng(1))
     torch.testing.assert_close(values, exact, atol=2e-5, rtol=1e-4)
     assert float(skew.max()) < 1e-4
 
@@ -78,9 +79,9 @@ def test_an_exact_denoiser_has_the_posterior_covariance_as_its_jacobian():
 def test_the_readout_is_linear_in_what_is_taken_for_its_features(config):
     network = config.build((1, 4, 4), 0, 0)
     for p in network.parameters():
-        p.data += 0.1 * torch.randn(p.shape, generator=checks.rng())
+        p.data += 0.1 * torch.randn(p.shape, generator=support.rng())
     denoiser = Denoiser(network, EDMScaling(0.5, 0.002))
-    x = torch.randn(5, 1, 4, 4, generator=checks.rng(1))
+    x = torch.randn(5, 1, 4, 4, generator=support.rng(1))
     features = last_features(denoiser, x, 0.7, None, batch=2)
     layer = readout_of(network)
     shape = (5, -1) if isinstance(layer, nn.Linear) else (5, layer.in_channels, 4, 4)
@@ -122,7 +123,7 @@ def test_planted_pairs(suppress, said):
     contrasts = []
     for seed in range(6):
         found = directions(features_with_spectrum(seed=seed), 0.9)
-        response = compare(found, *planted(found, suppress, seed=seed), checks.rng(seed))
+        response = compare(found, *planted(found, suppress, seed=seed), support.rng(seed))
         contrasts.append(response.contrast)
         if suppress == "unstable":
             assert response.gain_stable == pytest.approx(1) and response.gain_unstable == pytest.approx(0.3)
@@ -133,7 +134,7 @@ def test_planted_pairs(suppress, said):
 def test_the_mean_of_a_response_is_no_direction():
     found = directions(features_with_spectrum(), 0.9)
     teacher, student = planted(found, "unstable")
-    shifted = compare(found, teacher + 5, student - 3, checks.rng())
+    shifted = compare(found, teacher + 5, student - 3, support.rng())
     assert shifted.gain_unstable == pytest.approx(0.3) and shifted.share_change == pytest.approx(1)
 
 
@@ -165,7 +166,7 @@ def test_ratios_by_hand():
 
 @pytest.fixture(scope="module")
 def study(tmp_path_factory):
-    from checks.fuzz import furnish
+    from support.fuzz import furnish
 
     folder = tmp_path_factory.mktemp("bridge")
     with pytest.MonkeyPatch.context() as patch:

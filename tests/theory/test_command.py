@@ -8,14 +8,14 @@ from html.parser import HTMLParser
 
 import pytest
 
-from cdmem import theory_command
-from cdmem.cli import main
+from cdmem.cli import theory as theory_command
+from cdmem.cli.main import main
 from cdmem.theory.experiment import plain
 
 
 @pytest.fixture(autouse=True)
 def laboratory(monkeypatch):
-    monkeypatch.setitem(theory_command.LABORATORIES, "edge", "checks.laboratory")
+    monkeypatch.setitem(theory_command.LABORATORIES, "edge", "support.laboratory")
 
 
 def theory(capsys, *args):

@@ -11,8 +11,8 @@ import pytest
 import torch
 from scipy.stats import pearsonr, spearmanr
 
-import checks
-from cdmem.cli import main
+import support
+from cdmem.cli.main import main
 from cdmem.diffusion.analytic import EmpiricalDenoiser
 from cdmem.diffusion.noise import sampler_sigmas
 from cdmem.errors import InputError
@@ -23,14 +23,14 @@ from cdmem.theory.decomposition.paths import Guided, exact_guided, exact_schedul
 from cdmem.theory.decomposition.trained import guided_teacher, targets
 from cdmem.theory.measures import nearest_two
 from cdmem.theory.trained_pair import Pair
-from checks.laboratory import QUIET
+from support.laboratory import QUIET
 
 SIGMAS = sampler_sigmas(12, 0.01, 20.0)
 
 
 def make(n=5, seeds=6):
-    images = to_float(checks.random_images(n, (1, 3, 4))).double()
-    return images, 20.0 * torch.randn(seeds, 1, 3, 4, generator=checks.rng(1), dtype=torch.float64)
+    images = to_float(support.random_images(n, (1, 3, 4))).double()
+    return images, 20.0 * torch.randn(seeds, 1, 3, 4, generator=support.rng(1), dtype=torch.float64)
 
 
 def knowing(target):
@@ -241,7 +241,7 @@ def test_the_same_seed_gives_the_same_numbers(exact):
 
 
 def test_a_trained_run_with_its_student(tmp_path, monkeypatch):
-    from checks.fuzz import furnish
+    from support.fuzz import furnish
 
     monkeypatch.chdir(tmp_path)
     furnish(tmp_path)
@@ -261,11 +261,11 @@ def test_a_trained_run_with_its_student(tmp_path, monkeypatch):
 @pytest.mark.slow
 def test_any_teacher_alone_and_its_own_guidance(tmp_path, monkeypatch):
     """Trained with label dropout, then looked at by its stage folder, its checkpoint and exported."""
-    from checks.fuzz import DATA, MODEL, TEACHER, furnish
+    from support.fuzz import DATA, MODEL, TEACHER, furnish
 
     monkeypatch.chdir(tmp_path)
     data = DATA | {"balance": True, "n": 10, "classes": None, "duplication": None}
-    model = {"class_path": "cdmem.training.teacher.DiffusionTeacher",
+    model = {"class_path": "cdmem.training.DiffusionTeacher",
              "init_args": MODEL | {"conditional": True, "label_dropout": 0.5}}  # fmt: skip
     (tmp_path / "t.yaml").write_text(json.dumps({**TEACHER, "model": model, "data": data}))
 
@@ -298,11 +298,11 @@ def test_any_teacher_alone_and_its_own_guidance(tmp_path, monkeypatch):
 
 def test_the_callback_logs_the_parts(tmp_path):
     from callbacks.decomposition import DecompositionCallback
-    from cdmem.run import RunFolder
-    from checks.fuzz import TEACHER
+    from cdmem.run.folder import RunFolder
+    from support.fuzz import TEACHER
 
     config = {**TEACHER, "trainer": {**TEACHER["trainer"]}}
-    own = {"class_path": "callbacks.decomposition.DecompositionCallback"}
+    own = {"class_path": "callbacks.DecompositionCallback"}
     own["init_args"] = {"samples": 6, "steps": 4, "points": 2}
     config["trainer"]["callbacks"] = [own]
     (tmp_path / "teacher.yaml").write_text(json.dumps(config))

@@ -18,7 +18,7 @@ from cdmem.theory.edge.sampling import integrate
 from cdmem.theory.edge.scaling_law import Grid
 from cdmem.theory.edge.training import Learned, Training
 from cdmem.theory.experiment import plain
-from checks.laboratory import QUIET, tensor
+from support.laboratory import QUIET, tensor
 
 SMALL = Settings(
     MixtureSettings(12, 8, 3),

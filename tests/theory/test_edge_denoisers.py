@@ -10,7 +10,7 @@ from scipy.stats import multivariate_normal, norm
 
 from cdmem.theory.edge.denoisers import general, isotropic, low_rank
 from cdmem.theory.edge.mixture import alpha, grid, noisy, psi
-from checks.laboratory import tensor
+from support.laboratory import tensor
 
 TIMES = [0.001, 0.2, 0.7, 0.999]
 

@@ -23,7 +23,7 @@ from cdmem.theory.edge.sampling import Copies, copied, copies, integrate
 from cdmem.theory.edge.scaling_law import Case, fit
 from cdmem.theory.edge.training import AveragedAdam, Training, noise_loss, starts, train
 from cdmem.theory.edge.transition import count_means, refined, transition
-from checks.laboratory import tensor
+from support.laboratory import tensor
 
 SHORT = Training(1000, 1e-2, memory=0.9, draws=4)
 IMAGES = Images().training

@@ -36,7 +36,7 @@ from cdmem.theory.random_features.distillation.student import (
 from cdmem.theory.random_features.flow import flow_filter, modes, ridge_filter
 from cdmem.theory.random_features.model import Network, gaussian_data, make_features
 from cdmem.theory.random_features.moments import drawn_moments
-from checks.laboratory import QUIET
+from support.laboratory import QUIET
 
 # ---- one step -------------------------------------------------------------------------------------------------------
 

@@ -19,7 +19,7 @@ from cdmem.theory.random_features.laboratory import Distillation, Settings, run
 from cdmem.theory.random_features.model import constants, delta, gaussian_data, make_features, noised
 from cdmem.theory.random_features.moments import Moments, drawn_moments, population_moments, training_moments
 from cdmem.theory.random_features.sweep import Sweep, least_score, run_sweep, times_for
-from checks.laboratory import QUIET
+from support.laboratory import QUIET
 
 T = 0.2
 # tau: train, test loss; d = 30, psi_p = 32, psi_n = 4, t = .1 (one seed, a few hundred noise draws)

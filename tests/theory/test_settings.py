@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from cdmem.cli import main
+from cdmem.cli.main import main
 
 EDGE = [
     ({"mixture.n": 3}, "mixture.n"), ({"mixture.variance": 0.0}, "mixture.variance"),

@@ -13,7 +13,7 @@ from cdmem.errors import InputError
 from cdmem.theory.two_gaussians.laboratory import Settings, plans, run
 from cdmem.theory.two_gaussians.measures import copied, divergence, draw, entropy, log_density
 from cdmem.theory.two_gaussians.training import STEPS, Plan, StackedMLP, alpha_bars, sample, train
-from checks.laboratory import QUIET
+from support.laboratory import QUIET
 
 
 def rng(seed=0):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from cdmem.report.lines import Series, curves
+from cdmem.report.charts.curves import Series, curves
 from cdmem.theory.experiment import KINDS, Figure, Section, Table, span
 
 Results = dict[str, Any]

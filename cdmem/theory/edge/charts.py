@@ -8,9 +8,9 @@ from dataclasses import replace
 import numpy as np
 from torch import Tensor
 
-from cdmem.report.charts_base import INK, LOOKS, Chart, format_axis, new_figure, number, stem, styled
-from cdmem.report.lines import Series, data_rows, draw, frame, hover_text, keys, log_scale
-from cdmem.report.lines import looks as looks_of
+from cdmem.report.charts.base import INK, LOOKS, Chart, format_axis, new_figure, number, stem, styled
+from cdmem.report.charts.curves import Series, data_rows, draw, frame, hover_text, keys, log_scale
+from cdmem.report.charts.curves import looks as looks_of
 
 DENSE = 40
 

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 import torch
 
-from cdmem.report.charts_base import Chart
-from cdmem.report.lines import Series, curves
+from cdmem.report.charts.base import Chart
+from cdmem.report.charts.curves import Series, curves
 from cdmem.theory.edge.capacity_sweep import CapacitySweep
 from cdmem.theory.edge.charts import against, lines, picture_rows, share
 from cdmem.theory.edge.distillation import Curve

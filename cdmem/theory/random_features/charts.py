@@ -9,8 +9,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 from matplotlib.axes import Axes
 
-from cdmem.report.charts_base import INK, LOOKS, Chart, format_axis, looks, new_figure, number, stem, styled
-from cdmem.report.lines import Series, data_rows, draw, frame, keys, log_scale, name_lines
+from cdmem.report.charts.base import INK, LOOKS, Chart, format_axis, looks, new_figure, number, stem, styled
+from cdmem.report.charts.curves import Series, data_rows, draw, frame, keys, log_scale, name_lines
 from cdmem.theory.random_features.spectrum import Bulk
 
 PER_DECADE = 11  # bars of a histogram

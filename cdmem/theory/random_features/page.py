@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from cdmem.report.lines import Series
+from cdmem.report.charts.curves import Series
 from cdmem.theory.curves import PowerLaw
 from cdmem.theory.experiment import Figure, Section, Table
 from cdmem.theory.random_features.charts import ORDER, bands_of, paths, power_chart, spectrum_chart

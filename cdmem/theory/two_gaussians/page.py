@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from cdmem.report.lines import Series, curves
+from cdmem.report.charts.curves import Series, curves
 from cdmem.theory.curves import Exponent
 from cdmem.theory.experiment import KINDS, Figure, Section, Table
 from cdmem.theory.two_gaussians.training import STEPS, Run

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from cdmem.report.lines import Series, curves
+from cdmem.report.charts.curves import Series, curves
 from cdmem.theory.experiment import Figure, Section, Table
 
 INTERVAL = "95 % interval: the wider of Student's t over seeds and Wilson's over all samples."

@@ -1,0 +1,1 @@
+"""The audit: what a generator reproduces of a training set."""

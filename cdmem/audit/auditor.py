@@ -1,0 +1,324 @@
+"""One audit: what each model reproduces of the training set, at what quality, beside its controls.
+
+Every number is a function of the checkpoint, the seeds and the sample count: batch size and device do not matter.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from cdmem.audit.generators import GivenImages, Subject
+from cdmem.audit.result import AuditResult
+from cdmem.audit.suite import SuiteOptions, extractor_record, fidelity_metrics, measure, prepared
+from cdmem.audit.whitebox import inside
+from cdmem.data.subset import TrainingSet
+from cdmem.diffusion.sampling import first_seed
+from cdmem.errors import InputError
+from cdmem.images import to_float, to_uint8
+from cdmem.metrics.comparison.equal_noise import fidelity_matched
+from cdmem.metrics.comparison.paired import PairedWithTeacher, adjust, compare
+from cdmem.metrics.comparison.verdict import judge
+from cdmem.metrics.memorization.fraction import MemorizedFraction, disk_rows, fraction, ratio_cdf, ratios
+from cdmem.metrics.neighbors.index import search_of
+from cdmem.metrics.quality.features import PixelFeatures
+from cdmem.metrics.statistics import benjamini_hochberg, conformal_p_values
+from cdmem.run.folder import RunFolder
+
+FALSE_DISCOVERIES = 0.01
+WIDEST = 50  # neighbours that any metric asks for
+PICTURES = 24  # samples of each model that a report shows with their neighbours
+
+
+@dataclass
+class Measured:
+    """A subject's samples and rows while the audit runs.
+
+    Attributes:
+        images: uint8 (m, C, H, W), in seed order.
+        floats: what the model gave, float32 (m, C, H, W).
+        rows: ``seeds``, ``squared`` (m, 2), ``groups`` (m, 2).
+    """
+
+    subject: Subject
+    images: Tensor
+    floats: Tensor
+    rows: dict[str, Tensor]
+
+
+class Auditor:
+    """Measures subjects on the same seeds against one training set.
+
+    Args:
+        training_set: T and H.
+        samples: per subject, at least 2; given images are used up to this number.
+        sampling_seed: first sample seed is 1,000,000 times this.
+        options: threshold, grouping, which metrics.
+        batch_size: samples made at once; does not change any number.
+        device: where samples are made.
+        features: extractors for quality and copying.
+        folder: where rows and images are kept; None keeps nothing.
+        progress: show a bar.
+    """
+
+    def __init__(
+        self,
+        training_set: TrainingSet,
+        samples: int,
+        sampling_seed: int = 0,
+        options: SuiteOptions | None = None,
+        batch_size: int = 256,
+        device: torch.device | str = "cpu",
+        features: Sequence[nn.Module] = (),
+        folder: RunFolder | None = None,
+        progress: bool = True,
+    ) -> None:
+        if samples < 2:
+            raise InputError("audit.samples", samples, "needs at least 2", "1000 or more give a usable interval")
+        self.training_set, self.samples, self.options = training_set, samples, options or SuiteOptions()
+        self.threshold = self.options.threshold
+        self.first = first_seed(sampling_seed)
+        self.batch_size, self.device = batch_size, torch.device(device)
+        self.extractors = [m.to(self.device) for m in (features or [PixelFeatures()])]
+        self.folder, self.progress = folder, progress
+        self.search = search_of(training_set, self.options.near_duplicates)
+        # Prepared once: the references' features and moments serve every subject.
+        self.fidelity = fidelity_metrics(self.options, self.extractors)
+        self.suite = prepared(self.options, self.extractors, training_set)
+        for metric in self.fidelity:
+            metric.prepare(training_set)
+        self._held_out = training_set.held_out_images
+        self._seen: set[int] = set()
+        self._shown: set[int] = set()
+        self._control_rows = self._rows(self._held_out, torch.arange(len(self._held_out)))
+
+    # ---- samples ------------------------------------------------------------------------------------------------
+
+    def seeds(self, subject: Subject) -> list[int]:
+        """Seeds of a subject's samples: given images are numbered from 0."""
+        if isinstance(subject.sampler, GivenImages):
+            return list(range(min(self.samples, len(subject.sampler.images))))
+        return list(range(self.first, self.first + self.samples))
+
+    def _rows(self, images: Tensor, seeds: Tensor) -> dict[str, Tensor]:
+        """Neighbour rows of uint8 images, sorted by seed."""
+        metric = MemorizedFraction(self.threshold, self.options.near_duplicates)
+        metric.prepare(self.training_set)
+        metric.update(images, seeds)
+        return metric.rows()
+
+    def draw(self, subject: Subject) -> Measured:
+        """All samples of a subject with their neighbours."""
+        seeds, parts = self.seeds(subject), []
+        name = f"audit {subject.name} {subject.sampler.nfe} NFE"
+        with tqdm(total=len(seeds), desc=name, disable=not self.progress) as bar:
+            for start in range(0, len(seeds), self.batch_size):
+                parts.append(subject.sampler(seeds[start : start + self.batch_size], self.device).cpu())
+                bar.update(len(parts[-1]))
+        made = torch.cat(parts)
+        if tuple(made.shape[1:]) != self.training_set.shape:
+            problem = f"makes images of shape {list(made.shape[1:])}, T has {list(self.training_set.shape)}"
+            raise InputError("generator", subject.name, problem, "give the training set of this generator")
+        if made.is_floating_point() and not bool(torch.isfinite(made).all()):
+            raise InputError("generator", subject.name, "makes values that are not finite", "audit another checkpoint")
+        images = to_uint8(made) if made.is_floating_point() else made
+        floats = made if made.is_floating_point() else to_float(made)
+        if "memorization" in self.options.groups:
+            self.search.query(images, WIDEST)  # all metrics on neighbours share this answer
+        return Measured(subject, images, floats, self._rows(images, torch.tensor(seeds)))
+
+    # ---- one model ----------------------------------------------------------------------------------------------
+
+    def measure(self, m: Measured, reference: Measured | None) -> dict[str, Any]:
+        """One entry of ``models``; ``reference`` is the teacher at full cost on the same seeds, or None."""
+        subject, seeds = m.subject, m.rows["seeds"]
+        metric = MemorizedFraction(self.threshold, self.options.near_duplicates)
+        values = metric.prepare(self.training_set).evaluate(m.rows)  # type: ignore[attr-defined]
+        hit = metric.hits(m.rows)
+        ratio = ratios(m.rows["squared"])
+        entry: dict[str, Any] = {"name": subject.name, "role": subject.role, "method": subject.method}
+        entry |= {"nfe": subject.sampler.nfe, "weights": subject.weights, "step": subject.step}
+        entry |= {"samples": len(seeds), "seeds": [int(seeds[0]), int(seeds[-1])], "digest": subject.digest}
+        entry |= {"f_mem": fraction(hit), "unique": int(values["unique"]), "median_ratio": values["median_ratio"]}
+        entry["thresholds"] = {k: values[k] for k in values if k.startswith("f_mem_1/")}
+        entry["ratio_cdf"] = [round(x, 6) for x in ratio_cdf(ratio).tolist()]
+        entry["conformal"] = self._conformal(ratio)
+        entry["quality"] = self.quality(m.images, seeds)
+        entry["metrics"] = measure(self.suite, m.images, seeds)
+        pair: dict[str, Any] = {"variance_ratio": None, "rmse_to_teacher": None, "same_basin": None}
+        if reference is not None:
+            paired = PairedWithTeacher(self.options.near_duplicates)
+            paired.prepare(self.training_set)
+            paired.update(m.floats, reference.floats, seeds)
+            distance = paired.compute()
+            pair = {name: distance[name] for name in pair}
+        if self.folder is not None:
+            self._keep(m)
+        if self._looks_inside(subject):
+            teacher = None if reference is None else reference.subject
+            entry["inside"] = inside(subject, self.training_set, teacher, m.floats, seeds, hit, self.device)
+        return entry | pair
+
+    def _looks_inside(self, subject: Subject) -> bool:
+        """Once per model: at another NFE it is the same model."""
+        if "inside" not in self.options.groups or subject.module is None or id(subject.module) in self._seen:
+            return False
+        self._seen.add(id(subject.module))
+        return True
+
+    def _conformal(self, ratio: Tensor) -> dict[str, Any] | None:
+        """How many samples are closer to T than held-out images are, at a false-discovery rate of 1 %."""
+        if len(self._held_out) < 2:
+            return None
+        p = conformal_p_values(ratio.numpy(), ratios(self._control_rows["squared"]).numpy())
+        found = int(benjamini_hochberg(p, FALSE_DISCOVERIES).sum())
+        return {"smallest_p": float(p.min()), "discoveries": found, "false_discovery_rate": FALSE_DISCOVERIES}
+
+    def _keep(self, m: Measured) -> None:
+        arrays = disk_rows(m.rows)
+        if len(self._held_out):
+            control = ratios(self._control_rows["squared"]).numpy()
+            arrays["conformal_p"] = conformal_p_values(ratios(m.rows["squared"]).numpy(), control)
+        nearest = self.search.query(m.images, 1).nearest
+        arrays["nearest"] = nearest.numpy()
+        self._shown.update(nearest[:PICTURES].tolist())
+        self.folder.write_arrays(f"audit/{m.subject.file_stem}.npz", **arrays)
+        pixels = m.images.permute(0, 2, 3, 1).numpy()
+        self.folder.write_arrays(f"samples/{m.subject.file_stem}.npz", images=pixels, seeds=arrays["seeds"])
+
+    def _keep_pictures(self, models: Sequence[dict[str, Any]]) -> None:
+        """The training images that a report shows: neighbours of the first samples, and the most-hit ones."""
+        for entry in models:
+            top = entry["metrics"].get("coverage", {}).get("detail", {}).get("top", [])
+            self._shown.update(hit["image"] for hit in top)
+        ids = torch.tensor(sorted(self._shown), dtype=torch.int64)
+        pixels = self.training_set.images[ids].permute(0, 2, 3, 1)
+        self.folder.write_arrays("audit/pictures.npz", ids=ids.numpy(), images=pixels.numpy())
+
+    def quality(self, images: Tensor, seeds: Tensor) -> dict[str, Any]:
+        """Frechet and kernel distances of uint8 images (m, C, H, W) to H and to T, by extractor."""
+        values: dict[str, Any] = {}
+        for metric in self.fidelity:
+            metric.reset()
+            # Without enough images the keys are there all the same, and say that there is nothing to say.
+            values |= {metric.frechet_key: None, metric.kernel_key: None}
+            if len(images) >= metric.min_samples:
+                metric.update(images, seeds)
+                values |= metric.compute()
+        return values
+
+    def _quality_controls(self) -> dict[str, float]:
+        """Frechet distance of T itself to H, and between two halves of H, by extractor; empty without H."""
+        enough = len(self._held_out) >= 4
+        return {k: v for m in self.fidelity if enough for k, v in m.controls(self.samples).items()}
+
+    # ---- pairs and controls -------------------------------------------------------------------------------------
+
+    def pair(self, teacher: Measured, student: Measured, cheap: Measured | None) -> dict[str, Any]:
+        """The student against the teacher on the same seeds, see `cdmem.metrics.comparison.paired` and `matching`."""
+        found = compare(teacher.rows, student.rows, self.threshold)
+        control = ratios(self._control_rows["squared"]) if len(self._held_out) else None
+        found["matched"] = fidelity_matched(
+            teacher.images, teacher.rows, student.rows, self.search, self.threshold, control
+        )
+        found["equal_nfe"] = None if cheap is None else compare(cheap.rows, student.rows, self.threshold)
+        return found
+
+    def control(self) -> dict[str, Any]:
+        """Held-out images and T's own images in place of samples: what 'none' and 'all' look like here."""
+        held, heldout = self._held_out, None
+        metric = MemorizedFraction(self.threshold, self.options.near_duplicates)
+        metric.prepare(self.training_set)
+        if len(held):
+            heldout = fraction(metric.hits(self._control_rows)) | {"samples": len(held)}
+            heldout["ratio_cdf"] = [round(x, 6) for x in ratio_cdf(ratios(self._control_rows["squared"])).tolist()]
+        # The copycat draws rows of T at random, as a perfect copier would.
+        draw = torch.Generator().manual_seed(self.first)
+        t = self.training_set
+        copies = t.images[t.row_to_group[torch.randint(t.rows, (self.samples,), generator=draw)]]
+        seeds = torch.arange(len(copies))
+        rows = self._rows(copies, seeds)
+        return {
+            "heldout_f_mem": heldout,
+            "quality": self._quality_controls(),
+            "copycat": {
+                "samples": self.samples,
+                "f_mem": fraction(metric.hits(rows)),
+                "quality": self.quality(copies, seeds),
+                "metrics": measure(self.suite, copies, seeds),
+            },
+        }
+
+    # ---- all ----------------------------------------------------------------------------------------------------
+
+    def run(self, subjects: Sequence[Subject], distillation: dict[str, Any] | None = None) -> AuditResult:
+        """Audit all subjects; the first full-ODE teacher is the reference of the paired numbers.
+
+        Args:
+            subjects: teachers first.
+            distillation: per student the record of `cdmem.audit.distillation_curve`, for the verdict.
+        """
+        models, reference, cheap = [], None, {}
+        control, comparisons = self.control(), {}
+        for subject in subjects:
+            m = self.draw(subject)
+            if subject.role == "teacher" and reference is None:
+                reference = m
+            elif subject.role == "teacher" and subject.method == "euler":
+                cheap[subject.sampler.nfe] = m
+            entry = self.measure(m, reference)
+            if subject.role == "student" and reference is not None:
+                entry["paired"] = self.pair(reference, m, cheap.get(subject.sampler.nfe))
+                comparisons.setdefault(subject.name, []).append(entry["paired"])
+            models.append(entry)
+        for family in comparisons.values():
+            adjust(family)
+        if self.folder is not None:
+            self._keep_pictures(models)
+        for entry in models:
+            if entry["role"] == "student":
+                entry["verdict"] = self._verdict(entry, models, control, (distillation or {}).get(entry["name"]) or {})
+        return AuditResult(self._about(), models, control, self._settings(), distillation or {})
+
+    def _verdict(
+        self, entry: dict[str, Any], models: list[dict[str, Any]], control: dict[str, Any], record: dict[str, Any]
+    ) -> dict[str, Any]:
+        paired, nfe = entry.get("paired"), str(entry["nfe"])
+        teacher, held = models[0], control["heldout_f_mem"]
+        equal = (paired or {}).get("equal_nfe")
+        return judge(
+            variance_ratio=entry["variance_ratio"],
+            paired=paired,
+            teacher_ci95=tuple(teacher["f_mem"]["ci95"]) if teacher["role"] == "teacher" else None,
+            control_ci95=tuple(held["ci95"]) if held else None,
+            f_mem_trend=record.get("f_mem_trend", {}).get(nfe),
+            rmse_trend=record.get("rmse_trend", {}).get(nfe),
+            annealed=record.get("lr_schedule") == "cosine",
+            equal_nfe=equal["difference"] if equal else None,
+            as_real=self._as_real(entry["quality"], teacher["quality"]),
+            who=f"{entry['name']}, {entry['nfe']} NFE",
+        ).record()
+
+    def _as_real(self, student: dict[str, Any], teacher: dict[str, Any]) -> bool | None:
+        """Whether no extractor's Frechet distance to H is above the teacher's; None without H or quality."""
+        keys = [m.frechet_key for m in self.fidelity]
+        pairs = [(student.get(f"{k}_low"), teacher.get(f"{k}_high")) for k in keys]
+        known = [s <= t for s, t in pairs if s is not None and t is not None]
+        return all(known) if known else None
+
+    def _about(self) -> dict[str, Any]:
+        t = self.training_set
+        about = {"n": len(t.images), "rows": t.rows, "hash": t.hash, "held_out": len(t.held_out_images)}
+        about |= {"source": t.source, "flip": t.flip, "shape": list(t.shape)}
+        return about | {"groups": self.search.index.num_groups, "near_duplicates_merged": self.search.merged}
+
+    def _settings(self) -> dict[str, Any]:
+        digests = extractor_record(self.extractors)
+        settings = {"samples": self.samples, "threshold": self.threshold, "features": next(iter(digests))}
+        settings |= {"extractors": digests, "near_duplicates": self.options.near_duplicates}
+        return settings | {"groups": list(self.options.groups)}

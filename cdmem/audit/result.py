@@ -1,0 +1,51 @@
+"""What an audit leaves: plain types, as ``audit/summary.json`` has them."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any
+
+SCHEMA = 1
+
+
+def plain(value: Any) -> Any:
+    """JSON types: numbers that are not finite become None, since JSON has none of them."""
+    if isinstance(value, dict):
+        return {str(k): plain(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(v) for v in value]
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    return value
+
+
+@dataclass
+class AuditResult:
+    """What ``audit/summary.json`` holds; later versions add keys and rename none.
+
+    Attributes:
+        training_set: ``n``, ``rows``, ``hash``, ``held_out``, ``source``, ``groups``.
+        models: one entry per subject, see :meth:`Auditor.measure`.
+        control: ``heldout_f_mem`` (held-out images as if they were samples) and ``copycat`` (T itself as samples).
+        settings: samples, threshold, features with their digests, grouping.
+        distillation: per student, the curve and whether it had stopped moving.
+        notes: what was removed or is missing.
+    """
+
+    training_set: dict[str, Any]
+    models: list[dict[str, Any]]
+    control: dict[str, Any]
+    settings: dict[str, Any]
+    distillation: dict[str, Any] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+    schema: int = SCHEMA
+
+    def to_json(self) -> str:
+        return json.dumps(plain(asdict(self)), indent=2, allow_nan=False) + "\n"
+
+    @classmethod
+    def from_dict(cls, record: dict[str, Any]) -> AuditResult:
+        """Read back what :meth:`to_json` wrote; keys of later versions are ignored."""
+        return cls(**{f.name: record[f.name] for f in fields(cls) if f.name in record})

@@ -1,0 +1,118 @@
+"""``python -m cdmem export``: a checkpoint as a folder that diffusers, or cdmem, loads by itself."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from cdmem.cli.sample import OneLineParser
+from cdmem.errors import InputError
+from cdmem.io.paths import possible_path, usable_path
+from cdmem.io.text import parse_json, read_text
+
+SUMMARY = "audit/summary.json"
+MAX_AUDIT = 2**26
+
+
+def parser() -> argparse.ArgumentParser:
+    """The options of ``export``."""
+    p = OneLineParser(prog="python -m cdmem export", description=__doc__)
+    p.add_argument("--checkpoint", required=True, help=".ckpt file or run folder of a teacher or student")
+    p.add_argument("--out", required=True, help="folder to write; must not exist")
+    p.add_argument("--weights", default=None, help="raw or ema_<half-life>; the checkpoint's choice if absent")
+    p.add_argument(
+        "--audit", default=None, help="JSON of audit --out, or a study's audit/summary.json; found if absent"
+    )
+    p.add_argument("--licence", default=None, help="of the weights, for the model card; e.g. apache-2.0")
+    return p
+
+
+def read_audit(file: Path) -> dict[str, Any]:
+    """The summary of an audit.
+
+    Raises:
+        InputError: unreadable.
+    """
+    try:
+        return dict(parse_json(read_text(file, MAX_AUDIT)))
+    except (OSError, ValueError, TypeError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise InputError("audit", file, f"cannot be read ({reason[:80]})", "give the JSON of an audit") from None
+
+
+def find_rows(given: str | None, stage: Path, digest: str) -> tuple[list[dict[str, Any]], dict[str, Any] | None]:
+    """Rows of the audit about the exported weights, and its held-out control.
+
+    Args:
+        given: what the user named, or None to look in the stage's folder and in its study's.
+        stage: folder of the run.
+        digest: of the weights.
+
+    Raises:
+        InputError: a named audit that cannot be read or is about other weights.
+    """
+    from cdmem.models.model_card import audit_rows
+
+    files = [Path(given)] if given else [f for f in (stage / SUMMARY, stage.parent / SUMMARY) if f.is_file()]
+    for file in files:
+        try:
+            summary = read_audit(file)
+            rows = audit_rows(summary, digest)
+            heldout = (summary.get("control") or {}).get("heldout_f_mem") if rows else None
+            if heldout is not None:
+                low, high = heldout["ci95"]
+                heldout = {"value": float(heldout["value"]), "ci95": [float(low), float(high)]}
+        except InputError:
+            if given:
+                raise
+            continue  # nobody asked for this one
+        except (KeyError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
+            if given:
+                problem = f"is no audit ({type(error).__name__}: {error})"
+                raise InputError("audit", file, problem, "give the JSON of an audit") from None
+            continue
+        if rows:
+            return rows, heldout
+    if given:
+        raise InputError("audit", given, f"is about other weights ({digest[:12]} are exported)", "audit these weights")
+    return [], None
+
+
+def known_images(stage: Path, wanted: str) -> int | None:
+    """How many unique images the training set has, if the run's own record is about that set."""
+    from cdmem.io.text import read_json
+
+    try:
+        record = read_json(stage / "training_set.json", "checkpoint")
+    except InputError:
+        return None
+    n = record.get("n")
+    return n if record.get("hash") == wanted and type(n) is int else None
+
+
+def run_export(args: Sequence[str]) -> int:
+    """Check, then write the folder and say what it is."""
+    options = parser().parse_args(args)
+    out = possible_path("out", options.out)
+    if options.audit is not None:
+        options.audit = str(usable_path("audit", options.audit))
+    if os.path.lexists(out):
+        raise InputError("out", out, "exists already", "give another --out")
+    from cdmem.models import export
+    from cdmem.models.model_card import card
+    from cdmem.training.checkpoint import find_checkpoint, load_module, read_checkpoint
+
+    file = find_checkpoint(usable_path("checkpoint", options.checkpoint))
+    module, record = load_module(file), read_checkpoint(file)["cdmem"]
+    stage = file.resolve().parent.parent
+    made = export.prepare(module, record, options.weights, known_images(stage, module.about["training_set"]))
+    rows, heldout = find_rows(options.audit, stage, made.metadata["digest"])
+    made.metadata["audit"] = rows
+    export.write(made, card(made, rows, heldout, options.licence), out)
+    reader = {"consistency": "diffusers.ConsistencyModelPipeline", "ddpm": "diffusers.DDPMPipeline"}
+    print(f"{module.role}: {out} ({reader.get(made.form, 'unet/ and cdmem.json, read by cdmem')})")
+    print(f"audit:   {len(rows)} rows in its model card" if rows else "audit:   none of these weights was found")
+    return 0

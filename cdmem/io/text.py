@@ -1,0 +1,102 @@
+"""Text files of somebody else, as plain values: nothing endless is read, and nothing grows when it is parsed."""
+
+from __future__ import annotations
+
+import json
+import stat
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from cdmem.errors import InputError
+
+LIMIT = 2**20  # bytes of a config or record without long lists
+MAX_NODES = 200_000  # of a YAML text with every alias written out
+
+
+def read_text(file: Path, limit: int = LIMIT) -> str:
+    """The content of a small regular file; a pipe or device would be read for ever.
+
+    Raises:
+        OSError: missing or unreadable.
+        ValueError: larger than ``limit`` bytes, not UTF-8, or no regular file.
+    """
+    about = file.stat()
+    if not stat.S_ISREG(about.st_mode):
+        raise ValueError("is no regular file")
+    if about.st_size > limit:
+        raise ValueError(f"is larger than {limit:,} bytes")
+    with file.open("rb") as stream:
+        content = stream.read(limit + 1)
+    if len(content) > limit:  # files below /proc have no size
+        raise ValueError(f"is larger than {limit:,} bytes")
+    return content.decode("utf-8")
+
+
+def parse_json(text: str) -> Any:
+    """JSON as plain types.
+
+    Raises:
+        ValueError: no JSON, nested deeper than Python can follow, or a number of thousands of digits.
+    """
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+
+
+def parse_yaml(text: str) -> Any:
+    """YAML as plain types.
+
+    ``yaml.safe_load`` builds no objects, but a merge key copies what an alias names, and whoever walks the result or
+    writes it out follows every alias: nine lines become gigabytes.
+
+    Raises:
+        ValueError: no YAML, foreign tags, nested too deeply, within itself, or too large once aliases are written out.
+    """
+    try:
+        loader = yaml.SafeLoader(text)
+        try:
+            node = loader.get_single_node()
+            if node is None:
+                return None
+            _expanded(node, {})
+            return loader.construct_document(node)
+        finally:
+            loader.dispose()
+    except yaml.YAMLError as error:
+        raise ValueError(f"is no plain YAML ({' '.join(str(error).split())[:120]})") from None
+    except (RecursionError, TypeError, AttributeError) as error:  # the last two: odd keys and merge keys
+        raise ValueError(f"is no plain YAML ({type(error).__name__})") from None
+
+
+def _expanded(node: yaml.Node, sizes: dict[int, int]) -> int:
+    """Nodes below and including one, aliases written out; ``sizes`` holds those known, 0 while one is looked at."""
+    known = sizes.get(id(node))
+    if known is not None:
+        if known == 0:
+            raise ValueError("contains itself")
+        return known
+    sizes[id(node)] = 0
+    total = 1
+    if isinstance(node, yaml.MappingNode):
+        total += sum(_expanded(key, sizes) + _expanded(value, sizes) for key, value in node.value)
+    elif isinstance(node, yaml.SequenceNode):
+        total += sum(_expanded(value, sizes) for value in node.value)
+    if total > MAX_NODES:
+        raise ValueError(f"has more than {MAX_NODES:,} parts once its aliases are written out")
+    sizes[id(node)] = total
+    return total
+
+
+def read_json(file: Path, key: str) -> dict[str, Any]:
+    """A mapping from a small JSON file.
+
+    Raises:
+        InputError: missing, too large, torn, or no mapping.
+    """
+    try:
+        return dict(parse_json(read_text(file)))
+    except (OSError, ValueError, TypeError) as error:
+        raise InputError(key, file, f"unreadable ({error})", "give a diffusers folder") from None

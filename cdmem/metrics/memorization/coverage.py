@@ -1,0 +1,180 @@
+r"""Which training images come back: hits, unique images, how many more there are, and whether duplication explains it.
+
+A memorised fraction of 60 % can mean 60 images or 6,000. With hits_i the memorised samples whose nearest group is i:
+
+* unique S, and Chao's lower bound :math:`S + f_1 (f_1 - 1) / (2 (f_2 + 1))` on the number that a longer run would find
+  (Chao 1984; f_k groups were hit k times);
+* Good and Turing's covered mass :math:`1 - f_1 / m_{mem}`: the chance that the next memorised sample is a known image;
+* effective number :math:`\exp H(hits / m_{mem})`;
+* the response to duplication: slope of a Poisson regression :math:`\log E[hits_i] = a + \beta \log c_i`. The exact
+  empirical sampler has :math:`\beta = 1`.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from scipy import stats
+from torch import Tensor
+
+from cdmem.errors import InputError
+from cdmem.metrics.memorization.fraction import memorized
+from cdmem.metrics.neighbors.index import NearDuplicates, NeighborMetric
+from cdmem.metrics.statistics import wilson_interval
+
+
+def hit_counts(groups: Tensor, hit: Tensor, num_groups: int) -> Tensor:
+    """Memorised samples per group, int64 (G,): ``groups`` int64 (m,) nearest group, ``hit`` bool (m,)."""
+    return torch.bincount(groups[hit], minlength=num_groups)
+
+
+def coverage(hits: Tensor) -> dict[str, float]:
+    """How much of T came back, from hits per group int64 (G,).
+
+    Returns:
+        ``unique``, ``unique_share``, ``chao1`` with ``_low`` and ``_high`` (95 %, Chao 1987), ``good_turing`` (NaN
+        without hits), ``effective``, ``most_hits``.
+    """
+    unique, total = int((hits > 0).sum()), int(hits.sum())
+    once, twice = int((hits == 1).sum()), int((hits == 2).sum())
+    share = hits[hits > 0].double() / max(total, 1)
+    extra, low, high = _unseen(unique, once, twice)
+    return {
+        "unique": float(unique),
+        "unique_share": unique / len(hits),
+        "chao1": unique + extra,
+        "chao1_low": low,
+        "chao1_high": high,
+        "good_turing": 1 - once / total if total else math.nan,
+        "effective": float(torch.exp(-(share * share.log()).sum())) if total else 0.0,
+        "most_hits": float(hits.max()),
+    }
+
+
+def _unseen(unique: int, once: int, twice: int) -> tuple[float, float, float]:
+    """Chao's estimate of the groups not seen yet, and the 95 % interval of the total: log-normal in the unseen part."""
+    a, b = once, twice + 1
+    extra = a * (a - 1) / (2 * b)
+    if extra == 0:
+        return 0.0, float(unique), float(unique)
+    variance = extra + a * (2 * a - 1) ** 2 / (4 * b**2) + a**2 * twice * (a - 1) ** 2 / (4 * b**4)
+    factor = math.exp(float(stats.norm.ppf(0.975)) * math.sqrt(math.log1p(variance / extra**2)))
+    return extra, unique + extra / factor, unique + extra * factor
+
+
+def duplication_slope(hits: Tensor, copies: Tensor) -> tuple[float, float, float] | None:
+    """Poisson slope of hits on log multiplicity with a 95 % interval.
+
+    Newton's method on the concave log likelihood. The interval uses White's sandwich variance, since hits vary more
+    between images than a Poisson count does, times G / (G - 2), and Student's t with G - 2 degrees of freedom: without
+    them it covers 88 % instead of 95 % for G = 12 groups (400 samples, three multiplicities, 400 repetitions).
+
+    Args:
+        hits: int64 (G,).
+        copies: rows of T per group, int64 (G,), at least 1.
+
+    Returns:
+        slope, low, high; None where it cannot be known: fewer than three groups, one multiplicity, or hits at one only.
+    """
+    x = torch.stack([torch.ones(len(copies), dtype=torch.float64), copies.double().log()], 1)
+    y = hits.double()
+    if len(copies) < 3 or len(torch.unique(copies)) < 2 or len(torch.unique(copies[hits > 0])) < 2:
+        return None
+    beta = torch.tensor([math.log(float(y.mean())), 0.0], dtype=torch.float64)
+    for _ in range(100):
+        mean = (x @ beta).exp()
+        fisher = x.T @ (mean[:, None] * x)
+        step = torch.linalg.solve(fisher, x.T @ (y - mean))
+        beta = beta + step * min(1.0, 2.0 / float(step.abs().max().clamp_min(1e-12)))
+        if float(step.abs().max()) < 1e-10:
+            break
+    mean = (x @ beta).exp()
+    bread = torch.linalg.inv(x.T @ (mean[:, None] * x))
+    meat = x.T @ (((y - mean) ** 2)[:, None] * x)
+    freedom = len(hits) - 2
+    half = float(stats.t.ppf(0.975, freedom)) * math.sqrt(float((bread @ meat @ bread)[1, 1]) * len(hits) / freedom)
+    return float(beta[1]), float(beta[1]) - half, float(beta[1]) + half
+
+
+def hits_by_multiplicity(hits: Tensor, copies: Tensor, samples: int) -> list[dict[str, Any]]:
+    """One row per multiplicity: ``copies``, ``groups``, ``p_hit`` (share hit at least once) with ``ci95`` (Wilson),
+    ``hits_per_sample`` (mean over its groups of hits / samples)."""
+    table = []
+    for c in torch.unique(copies).tolist():
+        mine = hits[copies == c]
+        found = int((mine > 0).sum())
+        row = {"copies": c, "groups": len(mine), "p_hit": found / len(mine)}
+        row["ci95"] = list(wilson_interval(found, len(mine)))
+        table.append(row | {"hits_per_sample": float(mine.double().mean()) / samples})
+    return table
+
+
+def hits_against_spacing(hits: Tensor, spacing: Tensor, bins: int = 4) -> dict[str, Any]:
+    """Are isolated images memorised first? Spearman's rho of hits against the distance to the nearest other group.
+
+    Args:
+        hits: int64 (G,).
+        spacing: float64 (G,), grey levels.
+        bins: groups of equal size by spacing.
+
+    Returns:
+        ``spearman``, ``p_value`` (None where a side is constant), and ``bins``: ``spacing`` (mean), ``groups``,
+        ``hits``.
+    """
+    constant = len(torch.unique(hits)) < 2 or len(torch.unique(spacing)) < 2
+    rho = None if constant else stats.spearmanr(hits.numpy(), spacing.numpy())
+    order = torch.argsort(spacing, stable=True)
+    parts = [p for p in torch.tensor_split(order, min(bins, len(order))) if len(p)]
+    table = [
+        {"spacing": float(spacing[p].mean()), "groups": len(p), "hits": float(hits[p].double().mean())} for p in parts
+    ]
+    return {
+        "spearman": None if rho is None else float(rho.statistic),
+        "p_value": None if rho is None else float(rho.pvalue),
+        "bins": table,
+    }
+
+
+class HitCoverage(NeighborMetric):
+    """Unique memorised images, estimates of how many there are, and the response to duplication and isolation.
+
+    Args:
+        threshold: memorised means d1 / d2 below it.
+        near_duplicates: grouping.
+    """
+
+    def __init__(self, threshold: float = 1 / 3, near_duplicates: NearDuplicates = "off") -> None:
+        super().__init__(2, near_duplicates)
+        if not 0 < threshold <= 1:
+            raise InputError("threshold", threshold, "must be in (0, 1]", "1/3 is customary")
+        self.threshold = threshold
+
+    def hits(self, rows: dict[str, Tensor]) -> Tensor:
+        """Memorised samples per group of T, int64 (G,)."""
+        hit = memorized(rows["squared"][:, 0], rows["squared"][:, 1], self.threshold)
+        return hit_counts(rows["groups"][:, 0], hit, self.search.index.num_groups)
+
+    def evaluate(self, rows: dict[str, Tensor]) -> dict[str, float]:
+        """:func:`coverage`, and ``duplication_slope`` with ``_low`` and ``_high`` where multiplicities differ."""
+        hits = self.hits(rows)
+        values = coverage(hits)
+        slope = duplication_slope(hits, self.search.multiplicities)
+        if slope is not None:
+            values |= dict(zip(("duplication_slope", "duplication_slope_low", "duplication_slope_high"), slope))
+        return values
+
+    def detail(self, rows: dict[str, Tensor]) -> dict[str, Any]:
+        """What a report shows beyond single numbers: ``by_multiplicity``, ``by_spacing``, ``top`` (most-hit groups) and
+        ``histogram`` (hits -> how many groups have so many)."""
+        hits = self.hits(rows)
+        order = torch.argsort(hits, descending=True, stable=True)[:20]
+        first = self.search.index.representatives.cpu()
+        top = [{"image": int(first[g]), "hits": int(hits[g])} for g in order.tolist() if hits[g] > 0]
+        return {
+            "by_multiplicity": hits_by_multiplicity(hits, self.search.multiplicities, len(rows["squared"])),
+            "by_spacing": hits_against_spacing(hits, self.search.spacing()),
+            "top": top,
+            "histogram": {int(h): int((hits == h).sum()) for h in torch.unique(hits)},
+        }

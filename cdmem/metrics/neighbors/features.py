@@ -1,0 +1,164 @@
+"""Nearest training images in feature space: float32 products to find candidates, float64 differences to rank them.
+
+|a|^2 + |b|^2 - 2 a.b subtracts large numbers to get a small one, so near copies drown in rounding. Here features are
+centred, products are float32 (no TF32, no autocast), the nearest candidates are recomputed as sum (a - b)^2 in float64,
+and every answer carries a *certificate*: all rows that are no candidates are farther, even if their products are as
+wrong as they can be, than the last group that is returned. What is not certified is tried with more candidates, then
+against all rows. So the answer is that of brute force in float64, whatever the blocks.
+
+The rounding of one product form is at most e (|a| + |b|)^2 <= 2 e (|a|^2 + |b|^2), with e = F 2^-24 and a few more, so
+(1 - 2e) (|a|^2 + |b|^2) - 2 a.b bounds the distance from below, row by row: a far row loosens its own bound only.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from cdmem.errors import InputError
+from cdmem.metrics.neighbors.float32 import full_float32
+
+TABLE_ENTRIES = 2**22  # of a block of distances: 16 MiB in float32
+PAIR_ENTRIES = 2**18  # of a block of differences: 2 MiB in float64 stay in the cache
+CANDIDATES = 16
+WIDER = 16  # times as many for a second attempt
+HALF_ULP = 2.0**-24
+LARGEST = 1e37  # squares beyond it could overflow float32
+
+
+@dataclass(frozen=True)
+class FeatureNeighbors:
+    """The nearest groups of each query.
+
+    Attributes:
+        squared: squared distances, float64 (B, K), ascending; infinite where there is no further group.
+        groups: their groups, int64 (B, K); ties go to the group of the lowest row; -1 where there is none.
+        nearest: the nearest row, int64 (B,); 0 where there is none.
+        certified: the candidates sufficed, bool (B,); the others were compared with all rows in float64.
+    """
+
+    squared: Tensor
+    groups: Tensor
+    nearest: Tensor
+    certified: Tensor
+
+
+def direct_squared(a: Tensor, b: Tensor) -> Tensor:
+    """Squared distances of paired rows from differences, float64: (B, F), (B, F) -> (B,); 0 for equal rows."""
+    step = max(PAIR_ENTRIES // max(a.shape[1], 1), 1)
+    parts = [(x.double() - y).square_().sum(1) for x, y in zip(a.split(step), b.split(step))]
+    return torch.cat(parts) if parts else a.new_zeros(0, dtype=torch.float64)
+
+
+class FeatureIndex:
+    """Search over groups of feature vectors.
+
+    Args:
+        features: float (n, F), n at least 1, finite.
+        groups: group of every row, int64 (n,); every row its own by default.
+        candidates: rows that are ranked in float64, besides the k nearest.
+
+    Raises:
+        InputError: not float (n, F), or not finite.
+    """
+
+    def __init__(self, features: Tensor, groups: Tensor | None = None, candidates: int = CANDIDATES) -> None:
+        if features.ndim != 2 or not len(features) or not features.is_floating_point():
+            raise InputError("features", tuple(features.shape), "must be float (n, F) with n >= 1", "extract them")
+        self.features = features
+        self.groups = torch.arange(len(features)) if groups is None else groups
+        self.candidates = candidates
+        step = max(PAIR_ENTRIES // max(features.shape[1], 1), 1)
+        self.centre = torch.stack([part.double().sum(0) for part in features.split(step)]).sum(0) / len(features)
+        _need_finite(self.centre)
+        self.centred = torch.cat([(part.double() - self.centre).float() for part in features.split(step)])
+        self.squares = torch.cat([part.double().square().sum(1) for part in self.centred.split(step)])
+        # Products of F terms, features rounded to float32, squares rounded, one more sum: twice that, to be generous.
+        self.shrink = 1 - 4 * (features.shape[1] + 4) * HALF_ULP
+        self.lowered = (self.squares * self.shrink).float()
+
+    def query(self, features: Tensor, k: int = 2, exclude: Tensor | None = None) -> FeatureNeighbors:
+        """The k nearest groups of float features (B, F).
+
+        Args:
+            features: queries.
+            k: groups wanted.
+            exclude: a group per query to leave out, int64 (B,).
+
+        Raises:
+            InputError: features of another length, or not finite.
+        """
+        if features.shape[1:] != self.features.shape[1:]:
+            problem = f"the index holds features of length {self.features.shape[1]}"
+            raise InputError("features", tuple(features.shape), problem, "use one extractor for both")
+        _need_finite(features)
+        total, count = len(self.features), len(features)
+        answer = FeatureNeighbors(
+            torch.full((count, k), torch.inf, dtype=torch.float64),
+            torch.full((count, k), -1),
+            torch.zeros(count, dtype=torch.int64),
+            torch.zeros(count, dtype=torch.bool),
+        )
+        left = torch.arange(count)
+        # Fewer groups than asked for end with all rows: only these can prove that there are no more.
+        for width in (k + self.candidates, k + WIDER * self.candidates, total):
+            width = min(width, total)
+            for some in left.split(max(TABLE_ENTRIES // (total if width < total else 8 * total), 1)):
+                skip = None if exclude is None else exclude[some]
+                rows, beyond = self._candidates(features[some], width, skip)
+                found = self._rank(features[some], rows, k, skip)
+                answer.squared[some], answer.groups[some] = found.squared, found.groups
+                answer.nearest[some] = found.nearest
+                answer.certified[some] = (found.squared[:, -1] < beyond) & (width < total)
+            left = left[~answer.certified[left]] if width < total else left[:0]
+        return answer
+
+    def _candidates(self, queries: Tensor, width: int, exclude: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Rows to rank (b, width), ascending, and a bound from below on the squared distance of all others, (b,)."""
+        total = len(self.features)
+        if width >= total:
+            return torch.arange(total)[None], torch.full((len(queries),), torch.inf, dtype=torch.float64)
+        centred = (queries.double() - self.centre).float()
+        squares = centred.double().square().sum(1)
+        with full_float32(queries.device):
+            table = torch.addmm(self.lowered[None], centred, self.centred.T, alpha=-2)
+        if exclude is not None:
+            table.masked_fill_(exclude[:, None] == self.groups, torch.inf)
+        values, rows = table.topk(width + 1, dim=1, largest=False)
+        # Below the smallest normal number rounding is absolute.
+        beyond = values[:, -1].double() + self.shrink * squares - 4 * queries.shape[1] * torch.finfo(torch.float32).tiny
+        overflow = torch.maximum(squares, self.squares.max()) > LARGEST
+        return rows[:, :-1].sort(1).values, beyond.masked_fill(overflow, -torch.inf)
+
+    def _rank(self, queries: Tensor, rows: Tensor, k: int, exclude: Tensor | None) -> FeatureNeighbors:
+        """The k nearest groups among ``rows`` (b, c), by float64 differences; rows ascend, so ties go to the lowest."""
+        b, c = len(queries), rows.shape[1]
+        pairs = rows.expand(b, c).reshape(-1)
+        squared = torch.empty(b * c, dtype=torch.float64)
+        step = max(PAIR_ENTRIES // max(queries.shape[1], 1), 1)
+        owner = torch.arange(b).repeat_interleave(c)
+        for start in range(0, b * c, step):
+            part = slice(start, start + step)
+            squared[part] = direct_squared(queries[owner[part]], self.features[pairs[part]])
+        squared, groups = squared.reshape(b, c), self.groups[pairs].reshape(b, c)
+        if exclude is not None:
+            squared = squared.masked_fill(groups == exclude[:, None], torch.inf)
+        values = torch.full((b, k), torch.inf, dtype=torch.float64)
+        ids = torch.full((b, k), -1)
+        nearest = torch.zeros(b, dtype=torch.int64)
+        for rank in range(k):
+            least, column = squared.min(1)
+            group = groups.gather(1, column[:, None])
+            there = least.isfinite()
+            values[:, rank], ids[:, rank] = least, torch.where(there, group.flatten(), -1)
+            if rank == 0:
+                nearest = torch.where(there, rows.expand(b, c).gather(1, column[:, None]).flatten(), 0)
+            squared = squared.masked_fill(groups == group, torch.inf)
+        return FeatureNeighbors(values, ids, nearest, torch.ones(b, dtype=torch.bool))
+
+
+def _need_finite(features: Tensor) -> None:
+    if not bool(features.isfinite().all()):
+        raise InputError("features", "nan or inf", "distances need finite numbers", "check the extractor's weights")

@@ -1,0 +1,1 @@
+"""What a model's own losses and scores give away."""

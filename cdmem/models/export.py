@@ -1,0 +1,193 @@
+"""A checkpoint as a folder for others: a pipeline of diffusers where that is exact, else the network and our metadata.
+
+=====================  ==============================================================================================
+model                  folder
+=====================  ==============================================================================================
+EDM student            ``ConsistencyModelPipeline`` with ``CMStochasticIterativeScheduler``: the same c_skip, c_out,
+                       c_in and c_noise = 1000 ln(sigma) / 4
+EDM teacher            ``unet/`` and ``cdmem.json``: diffusers' EDM schedulers feed the network ln(sigma) / 4
+DDPM teacher           ``DDPMPipeline``, if it has no classes (that pipeline gives none to the network)
+any other student      ``unet/`` and ``cdmem.json``: the boundary form of a DDPM student, and the c_noise of an imported
+                       EDM network, are not the consistency scheduler's
+=====================  ==============================================================================================
+
+Every folder also has ``cdmem.json`` and a model card, and :func:`cdmem.models.load.load_folder` reads it back.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import shutil
+import uuid
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from cdmem import __version__
+from cdmem.diffusion.noise import RHO, karras_sigmas
+from cdmem.diffusion.preconditioning import NOISE_FACTOR, EDMScaling, VPScaling
+from cdmem.errors import InputError
+from cdmem.models.load import METADATA
+from cdmem.models.pipelines import save_pipeline
+from cdmem.networks.diffusers import save_diffusers
+from cdmem.networks.unet import UNetNetwork
+from cdmem.training.checkpoint import weights_digest
+from cdmem.training.student import ConsistencyStudent
+
+if TYPE_CHECKING:
+    from cdmem.training.module import CdmemModule
+
+FORMAT = 1
+DEFAULT_POINTS = 18  # of students that were trained before their grid was recorded
+Form = Literal["consistency", "ddpm", "network"]
+
+
+@dataclass(frozen=True)
+class Export:
+    """What a folder will hold.
+
+    Attributes:
+        form: ``consistency`` and ``ddpm`` are pipelines of diffusers, ``network`` is read by cdmem.
+        network: the bare F.
+        metadata: the content of ``cdmem.json``.
+        scheduler: settings of the pipeline's scheduler; empty for ``network``.
+    """
+
+    form: Form
+    network: UNetNetwork
+    metadata: dict[str, Any]
+    scheduler: dict[str, Any]
+
+
+def form_of(module: CdmemModule) -> Form:
+    """Which folder represents a model exactly, see the table above."""
+    scaling, rectangular = module.raw.scaling, module.shape[1] != module.shape[2]
+    if module.role == "student":
+        ours = isinstance(scaling, EDMScaling) and scaling.noise_factor == NOISE_FACTOR
+        # The pipeline knows square images only.
+        return "consistency" if ours and scaling.prediction == "epsilon" and not rectangular else "network"
+    return "ddpm" if isinstance(scaling, VPScaling) and not module.num_classes else "network"
+
+
+def prepare(module: CdmemModule, record: dict[str, Any], weights: str | None = None, n: int | None = None) -> Export:
+    """Everything but the writing.
+
+    Args:
+        module: teacher or student.
+        record: what its checkpoint says of itself.
+        weights: ``raw`` or ``ema_<half-life>``; None is the model's own choice.
+        n: unique training images, if known.
+
+    Raises:
+        InputError: a network that is not a UNet2DModel, or no such weights.
+    """
+    name = weights or module.weights
+    network = module.function(name).network
+    if not isinstance(network, UNetNetwork):
+        kind = type(network).__name__
+        raise InputError("checkpoint", kind, "is not a UNet2DModel, which is all that diffusers holds", "train a UNet")
+    scaling, form = module.raw.scaling, form_of(module)
+    points = int(record.get("grid_points", DEFAULT_POINTS))
+    student = isinstance(module, ConsistencyStudent)
+    if student:
+        sampler: dict[str, Any] = {"solver": "consistency", "points": points, "mid_sigmas": list(module.mid_sigmas)}
+    else:
+        sampler = {"solver": module.solver, "points": module.sampler_points}
+    sampler["nfe"] = module.default_nfe
+    edm = isinstance(scaling, EDMScaling)
+    metadata = {
+        "format": FORMAT,
+        "cdmem": __version__,
+        "role": module.role,
+        "form": form,
+        "weights": name,
+        "digest": weights_digest(network),
+        "step": module.step,
+        "training_set": {
+            "hash": module.about["training_set"],
+            "n": n,
+            "status": module.about.get("training_set_status", "recorded"),
+        },
+        "shape": list(module.shape),
+        "num_classes": module.num_classes,
+        "parameterization": module.about["parameterization"],
+        "sigma_data": module.about["sigma_data"],
+        "sigma_min": module.sigma_min,
+        "sigma_max": module.sigma_max,
+        "rho": RHO,
+        "c_noise": f"{scaling.noise_factor:g} ln(sigma)" if edm else "time step t(sigma), ln(sigma) interpolated",
+        "scaling": module.about.get("scaling"),
+        "sampler": sampler,
+        "sampling_seed": module.sampling_seed,
+    }
+    if module.about.get("null_label"):
+        metadata["null_label"] = True
+    if student:
+        metadata["teacher_digest"] = record.get("teacher_digest")
+    return Export(form, network, metadata, _scheduler(form, module, points))
+
+
+def _scheduler(form: Form, module: CdmemModule, points: int) -> dict[str, Any]:
+    scaling = module.raw.scaling
+    if form == "consistency":
+        return {
+            "num_train_timesteps": points,
+            "sigma_min": module.sigma_min,
+            "sigma_max": module.sigma_max,
+            "sigma_data": scaling.sigma_data,
+            "rho": RHO,
+            "clip_denoised": False,
+        }
+    if form == "ddpm":
+        schedule = scaling.schedule
+        return {
+            "num_train_timesteps": schedule.steps,
+            "beta_schedule": schedule.betas,
+            "beta_start": schedule.beta_start,
+            "beta_end": schedule.beta_end,
+            "prediction_type": scaling.prediction,
+            "clip_sample": False,
+        }
+    return {}
+
+
+def nearest_indices(metadata: dict[str, Any]) -> list[tuple[float, int, float]]:
+    """For each mid sigma of a student: itself, the index of the nearest point of the pipeline's grid, that point."""
+    m = metadata
+    grid = karras_sigmas(m["sampler"]["points"], m["sigma_min"], m["sigma_max"], m["rho"]).log()
+    found = []
+    for sigma in m["sampler"]["mid_sigmas"]:
+        k = int((grid - math.log(sigma)).abs().argmin())
+        found.append((sigma, k, float(grid[k].exp())))
+    return found
+
+
+def write(export: Export, card: str, out: Path) -> Path:
+    """Write the folder beside its place and rename it.
+
+    Raises:
+        InputError: ``out`` exists or cannot be written.
+    """
+    if os.path.lexists(out):
+        raise InputError("out", out, "exists already", "give another --out")
+    temporary = out.with_name(f".{out.name}.part-{uuid.uuid4().hex[:8]}")
+    try:
+        temporary.mkdir(parents=True)
+        if export.form == "network":
+            save_diffusers(export.network, str(temporary / "unet"))
+        else:
+            names = {
+                "consistency": ("ConsistencyModelPipeline", "CMStochasticIterativeScheduler"),
+                "ddpm": ("DDPMPipeline", "DDPMScheduler"),
+            }
+            save_pipeline(export.network, temporary, *names[export.form], **export.scheduler)
+        (temporary / METADATA).write_text(json.dumps(export.metadata, indent=2) + "\n", encoding="utf-8")
+        (temporary / "README.md").write_text(card, encoding="utf-8")
+        os.rename(temporary, out)
+    except OSError as error:
+        raise InputError("out", out, f"cannot be written ({error.strerror})", "give another --out") from None
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return out

@@ -1,0 +1,128 @@
+"""The run folder: where a run's settings, provenance, metrics and results live. Nobody else creates folders.
+
+::
+
+    runs/<name>/
+      config.yaml            every setting, resolved; usable as --config
+      environment.json       versions, git state, threads, command
+      training_set.json      which images, how often, content hash
+      metrics.jsonl          one line per logging event
+      checkpoints/           last.ckpt and snapshots
+      evaluations/           per-seed rows of every evaluation (.npz)
+      panels/                sample grids (.png)
+      audit/  samples/       results of an audit; generated images
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import uuid
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cdmem.errors import InputError
+from cdmem.io.atomic import keep_inside, replacing
+from cdmem.io.secrets import redact
+from cdmem.io.text import LIMIT, parse_json, parse_yaml, read_text
+
+CONFIG = "config.yaml"
+MAX_RECORD = 2**26  # bytes; training_set.json with its lists is the largest
+WANDB_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")  # W&B makes a folder of that name
+FINISHED = "finished.json"
+
+
+class RunFolder:
+    """One run's folder; created by the first write.
+
+    Args:
+        path: for example ``runs/quickstart``.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+
+    def __truediv__(self, name: str) -> Path:
+        return self.path / name
+
+    def file(self, name: str) -> Path:
+        """Path of a file inside the folder, with its parents made; not through a link that leaves it."""
+        target = self.path / name
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InputError("run_dir", self.path, f"cannot be created ({error.strerror})", "choose another") from None
+        return keep_inside(self.path, target)
+
+    def write_text(self, name: str, text: str) -> Path:
+        """Write a file that a crash leaves old or new, never torn; the user's W&B key is in none."""
+        target = self.file(name)
+        with replacing(target) as temporary:
+            temporary.write_text(redact(text), encoding="utf-8")
+        return target
+
+    def write_json(self, name: str, value: Any) -> Path:
+        """Write plain types as indented JSON."""
+        return self.write_text(name, json.dumps(value, indent=2, sort_keys=False) + "\n")
+
+    def read_json(self, name: str) -> Any:
+        """Read a JSON file of the folder."""
+        file = self.path / name
+        try:
+            return parse_json(read_text(file, MAX_RECORD))
+        except FileNotFoundError:
+            raise InputError("run_dir", self.path, f"has no {name}", "give the folder of a run") from None
+        except (OSError, ValueError):
+            raise InputError("run_dir", self.path, f"{name} is torn", "remove the file and run again") from None
+
+    def read_config(self) -> dict[str, Any]:
+        """The settings that the run was made with.
+
+        Raises:
+            InputError: :data:`CONFIG` is missing, torn, or no mapping of usual size.
+        """
+        try:
+            found = parse_yaml(read_text(self.path / CONFIG))
+            if not isinstance(found, dict):
+                raise ValueError("is no mapping")
+        except (OSError, ValueError) as error:
+            problem = f"cannot be read ({error.strerror if isinstance(error, OSError) else error})"
+            raise InputError("run_dir", self.path / CONFIG, problem, "give another --run_dir") from None
+        return found
+
+    def write_arrays(self, name: str, **arrays: np.ndarray) -> Path:
+        """Write an ``.npz``, old or new after a crash."""
+        target = self.file(name)
+        with replacing(target) as temporary:
+            np.savez_compressed(temporary, **arrays)
+        return target
+
+    @property
+    def last_checkpoint(self) -> Path:
+        return self.path / "checkpoints" / "last.ckpt"
+
+    def finished(self) -> dict[str, Any] | None:
+        """What :data:`FINISHED` says, or None while the run is not complete."""
+        found = self.read_json(FINISHED) if (self.path / FINISHED).is_file() else None
+        if found is not None and (not isinstance(found, dict) or type(found.get("step")) is not int):
+            raise InputError("run_dir", self.path, f"{FINISHED} names no step", "remove the file and run again")
+        return found
+
+    def wandb_id(self) -> str:
+        """The W&B run id that belongs to this folder; made once, so that a resumed run continues the same W&B run."""
+        known = read_wandb_id(self.path)
+        if known is None:
+            known = uuid.uuid4().hex[:12]
+            self.write_text("wandb_id", known + "\n")
+        return known
+
+
+def read_wandb_id(folder: Path) -> str | None:
+    """The W&B run id that a run folder names; None without one, or where it could not be one."""
+    try:
+        text = read_text(folder / "wandb_id", LIMIT).strip()
+    except (OSError, ValueError):
+        return None
+    return text if WANDB_ID.fullmatch(text) else None

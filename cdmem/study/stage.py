@@ -1,0 +1,387 @@
+"""``fit``, ``validate``, ``test`` and ``predict``: Lightning's command line with our folder and checkpoint rules."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import time
+from collections.abc import Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+import yaml
+from jsonargparse import Namespace, set_parsing_settings
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.plugins.environments import SLURMEnvironment
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+
+from cdmem.errors import InputError
+from cdmem.io.atomic import owned
+from cdmem.io.paths import possible_path, usable_path
+from cdmem.io.secrets import redact
+from cdmem.run.folder import CONFIG, FINISHED, RunFolder
+from cdmem.run.metrics_log import MetricsRecord
+from cdmem.run.provenance import environment
+from cdmem.run.settings import check_same_settings
+from cdmem.study.numbers import check_numbers
+from cdmem.study.parsing import PARSING, explain, one_line
+from cdmem.study.quiet import quiet_libraries
+from cdmem.study.trust import admit
+from cdmem.tracking.jsonl import JsonlLogger
+from cdmem.training.checkpoint import PREVIOUS, read_checkpoint, resumable_checkpoint
+from cdmem.training.checkpoint_callback import RunCheckpoint
+from cdmem.training.datamodule import MemorizationDataModule
+from cdmem.training.engine import check_launch, check_precision, watching_peers
+from cdmem.training.module import CdmemModule
+from cdmem.training.progress import StepProgress
+from cdmem.training.restoring import check_restorable
+from cdmem.training.student import ConsistencyStudent  # noqa: F401  (short class names in configs)
+from cdmem.training.teacher import DiffusionTeacher
+
+with contextlib.suppress(ModuleNotFoundError):
+    import callbacks  # noqa: F401  (the one place that looks callbacks up: short class names in configs)
+
+DERIVED_DATA_SEEDS = ("subset_seed", "order_seed")
+DERIVED_MODEL_SEEDS = ("training_seed", "sampling_seed")
+MAX_THREADS = 256
+set_parsing_settings(omegaconf_absolute_to_relative_paths=True)
+
+
+def config_name(args: Sequence[str]) -> str:
+    """The name of a run: its last config file, relative to ``configs/`` if it lies there, without suffix."""
+    names = [b for a, b in pairwise(args) if a in ("--config", "-c")]
+    names += [a.split("=", 1)[1] for a in args if a.startswith("--config=")]
+    files = [n for n in names if n.endswith((".yaml", ".yml")) and "\n" not in n]
+    if not files:
+        return "unnamed"
+    parts = Path(files[-1]).with_suffix("").parts
+    if "configs" in parts:
+        parts = parts[len(parts) - parts[::-1].index("configs") :]
+        return "/".join(parts)
+    return parts[-1]
+
+
+def processes_here(devices: Any) -> int:
+    """Processes that share this machine's cores: as torchrun or SLURM says, or as many as ``devices``."""
+    said = [os.environ.get(name, "") for name in ("LOCAL_WORLD_SIZE", "SLURM_NTASKS_PER_NODE")]
+    return max([int(text) for text in (*said, str(devices)) if text.isdigit()] + [1])
+
+
+def _tensors(checkpoint: dict[str, Any]) -> dict[str, torch.Tensor]:
+    return {k: v for k, v in checkpoint["state_dict"].items() if isinstance(v, torch.Tensor)}
+
+
+class CdmemCLI(LightningCLI):
+    """One subcommand of Lightning's CLI.
+
+    Args:
+        command: ``fit``, ``validate``, ``test`` or ``predict``.
+        args: the arguments after it.
+
+    Construction only parses, checks and builds; :meth:`execute` runs (a study checks all of its stages first).
+    """
+
+    def __init__(self, command: str, args: Sequence[str]) -> None:
+        self.command, self.arguments = command, admit(args)
+        super().__init__(
+            model_class=CdmemModule,
+            datamodule_class=MemorizationDataModule,
+            subclass_mode_model=True,
+            save_config_callback=None,
+            seed_everything_default=False,
+            auto_configure_optimizers=False,
+            trainer_defaults={"num_sanity_val_steps": 0, "check_val_every_n_epoch": None},
+            parser_kwargs={"parser_mode": "omegaconf+", "exit_on_error": False},
+            args=[command, *self.arguments],
+        )
+
+    def subcommands(self) -> dict[str, set[str]]:  # only the one asked for: each parser costs a second to build
+        known = LightningCLI.subcommands()
+        return {self.command: known[self.command]}
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        parser.add_argument("--run_dir", type=str | None, default=None, help="run folder; runs/<config name>")
+        parser.add_argument("--seed", type=int, default=0, help="subset, training and sampling seeds derive from it")
+        parser.add_argument("--threads", type=int | None, default=None, help="CPU threads; cores / devices if null")
+        parser.add_argument(
+            "--wandb", type=bool, default=True, help="log to Weights & Biases (offline without a login)"
+        )
+
+    def _parse_ckpt_path(self) -> None:
+        """The configuration decides what is built, never the settings inside a checkpoint file."""
+
+    @property
+    def settings(self) -> Namespace:
+        """The parsed settings of the subcommand."""
+        return self.config[self.command]
+
+    def check_sections(self) -> None:
+        """Raises InputError for a section that is a list: an empty one passes the parser for an empty mapping."""
+        for name in ("trainer", "data", "model"):
+            found = self.settings.get(name)
+            if not isinstance(found, Namespace):
+                raise InputError(name, found, "is no mapping of settings", "see configs/quickstart/teacher.yaml")
+
+    def before_instantiate_classes(self) -> None:
+        self.check_sections()
+        s = self.settings
+        check_numbers(s)
+        for name in DERIVED_DATA_SEEDS:
+            if s.data[name] is None:
+                s.data[name] = s.seed
+        for name in DERIVED_MODEL_SEEDS:
+            if s.model.init_args.get(name) is None:
+                s.model.init_args[name] = s.seed
+        if s.run_dir is None:
+            s.run_dir = f"runs/{config_name(self.arguments)}"
+        possible_path("run_dir", s.run_dir)
+        named = {"ckpt_path": s.ckpt_path, "data.path": s.data.path, "data.held_out_path": s.data.held_out_path}
+        for key, value in (named | {"model.teacher": s.model.init_args.get("teacher")}).items():
+            if value is not None:
+                usable_path(key, value)
+        if s.threads is not None and not 1 <= s.threads <= MAX_THREADS:
+            raise InputError("threads", s.threads, f"must be 1 to {MAX_THREADS}", "leave it out to take all cores")
+        # Nothing from a checkpoint is unpickled, on resume either.
+        s.weights_only = True
+        check_precision(s.trainer.precision, str(s.trainer.accelerator))
+        self.record = redact(yaml.safe_load(self._parser(self.command).dump(s, skip_validation=True)))
+        s.trainer.default_root_dir = s.run_dir
+        torch.set_num_threads(s.threads or max(1, (os.cpu_count() or 1) // processes_here(s.trainer.devices)))
+        pl.seed_everything(s.seed, verbose=False)
+
+    def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
+        """Add what every run has: JSONL record, W&B, checkpoints under the run folder, a bar that knows the end."""
+        s = self.settings
+        run_dir = s.run_dir
+        wanted = self._get(self.config_init, "trainer")["callbacks"] or []
+        if not isinstance(wanted, list):
+            wanted = [wanted]
+        if not any(isinstance(c, RunCheckpoint) for c in wanted):
+            wanted = [*wanted, RunCheckpoint()]
+        for callback in wanted:
+            if isinstance(callback, RunCheckpoint):
+                callback.dirpath = str(Path(run_dir).resolve() / "checkpoints")
+        if s.trainer.enable_progress_bar is not False:
+            wanted = [*wanted, StepProgress()]
+        self.config_init[self.command].trainer.callbacks = wanted
+        if s.trainer.logger in (None, True):
+            self.config_init[self.command].trainer.logger = self._loggers(run_dir)
+        trainer = self._trainer(**kwargs)
+        cluster = trainer._accelerator_connector.cluster_environment
+        if isinstance(cluster, SLURMEnvironment):
+            # Its own checkpoints (hpc_ckpt_*.ckpt) would take precedence over newer ones of ours; see docs/clusters.md.
+            cluster.auto_requeue = False
+        check_launch(trainer, self.settings.data.batch_size)
+        return trainer
+
+    def _trainer(self, **kwargs: Any) -> pl.Trainer:
+        """Lightning's own; what it cannot be with these settings, or on this machine, is told in one line."""
+        asked = self.settings.trainer
+        try:
+            return super().instantiate_trainer(**kwargs)
+        except (MisconfigurationException, ModuleNotFoundError, RuntimeError) as error:
+            key = next((k for k in ("precision", "devices", "strategy") if k in str(error)), "accelerator")
+            problem = f"no trainer can be made with it ({one_line(str(error))})"
+            raise InputError(f"trainer.{key}", asked.get(key), problem, "give what this machine has") from None
+
+    def _loggers(self, run_dir: str) -> list[Any]:
+        loggers: list[Any] = [JsonlLogger(run_dir)] if self.command == "fit" else []
+        if self.command == "fit" and self.settings.wandb and os.environ.get("WANDB_MODE") != "disabled":
+            from cdmem.tracking.wandb import wandb_logger
+
+            loggers.append(wandb_logger(RunFolder(run_dir), self.record, self.model))
+        return loggers
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        """Called at the end of construction: read the data, so that what is wrong with them is known now."""
+        self.datamodule.setup(subcommand)
+        if self.trainer.max_steps < 1:
+            raise InputError(
+                "trainer.max_steps", self.trainer.max_steps, "the stream of images never ends", "set a number"
+            )
+        if isinstance(self.model, DiffusionTeacher):
+            self.model.prepare(self.datamodule.training_set)
+        for callback in self.trainer.callbacks if subcommand == "fit" else ():
+            if hasattr(callback, "check_run"):
+                callback.check_run(self.trainer, self.datamodule.training_set)
+
+    # ---- running ------------------------------------------------------------------------------------------------
+
+    def execute(self) -> None:
+        """Check the folder and the checkpoint, then hand over to Lightning."""
+        if self.model.raw is None:  # a student's teacher may not exist before now
+            self.model.prepare(self.datamodule.training_set)
+        folder = RunFolder(self.settings.run_dir)
+        writes = self.command == "fit" and not self.settings.trainer.fast_dev_run
+        with owned(folder.path, writes and self.trainer.is_global_zero):
+            checkpoint = self._check_folder(folder, writes)
+            done = folder.finished() if writes else None
+            if done and done["step"] == self._checkpoint_step:
+                why = f": {done['stopped']}" if done.get("stopped") else ""
+                how = "stopped" if why else "finished"
+                print(f"      {how} before, at step {done['step']}{why}", flush=True)
+                return
+            if writes:
+                self._prepare_folder(folder, checkpoint)
+            self._hand_over(folder)
+
+    def _hand_over(self, folder: RunFolder) -> None:
+        self._tell_loggers_the_teacher()
+        # Lightning reads the instantiated copy of the settings.
+        self.config_init[self.command].ckpt_path = self.settings.ckpt_path
+        if self.command == "fit" and self.settings.ckpt_path is None:
+            pl.seed_everything(self.settings.seed, verbose=False)
+        started = time.time()
+        with watching_peers(self.trainer):
+            super()._run_subcommand(self.command)
+        if not self.trainer.is_global_zero or self.trainer.fast_dev_run:
+            return
+        # A callback may end a run before max_steps on purpose; it says why.
+        stopped = next((c.stopped for c in self.trainer.callbacks if getattr(c, "stopped", None)), None)
+        if self.command == "fit" and (stopped or self.trainer.global_step >= self.trainer.max_steps):
+            done = {"step": self.trainer.global_step, "seconds": round(time.time() - started, 1)}
+            if self.trainer.global_step < self.trainer.max_steps:
+                done["stopped"] = stopped
+            folder.write_json(FINISHED, done)
+            self._log_checkpoint(folder)
+        elif self.command in ("validate", "test"):
+            metrics = {k: float(v) for k, v in self.trainer.callback_metrics.items()}
+            folder.write_json(f"{self.command}/step={self._checkpoint_step:08d}.json", metrics)
+        elif self.command == "predict":
+            self._write_predictions(folder)
+
+    def _tell_loggers_the_teacher(self) -> None:
+        """Only now is the teacher of a study known, and read."""
+        for logger in self.trainer.loggers:
+            if hasattr(logger, "log_checkpoint"):
+                from cdmem.tracking.wandb import teacher_link
+
+                logger.teacher = teacher_link(self.model)
+
+    def _log_checkpoint(self, folder: RunFolder) -> None:
+        about = {"step": self.trainer.global_step, "training_set": self.datamodule.training_set.hash}
+        for logger in self.trainer.loggers:
+            if hasattr(logger, "log_checkpoint") and folder.last_checkpoint.is_file():
+                logger.log_checkpoint(folder.last_checkpoint, self.model.role, about)
+
+    def _check_folder(self, folder: RunFolder, writes: bool) -> dict[str, Any] | None:
+        """The checkpoint to start from, None for a fresh start; what does not belong together is refused."""
+        s = self.settings
+        if writes and (folder / CONFIG).is_file():
+            check_same_settings(folder, folder.read_config(), self.record)
+        stray = next(iter(folder.path.glob("hpc_ckpt*")), None)
+        if stray is not None:
+            raise InputError("run_dir", stray, "is no checkpoint of cdmem, and Lightning would prefer it", "remove it")
+        if s.ckpt_path == "last" or self.command != "fit" or writes:
+            # The same command again goes on where the run stopped; a trained state is never overwritten.
+            found = resumable_checkpoint(folder.path) if s.ckpt_path in (None, "last") else s.ckpt_path
+            if found is None and self.command != "fit":
+                raise InputError(
+                    "ckpt_path", "last", f"{folder.path} holds no checkpoint", "train first or give --ckpt_path FILE"
+                )
+            s.ckpt_path = str(found) if found else None
+        checkpoint = None
+        if s.ckpt_path is not None:
+            checkpoint = read_checkpoint(s.ckpt_path, "ckpt_path")
+            self._check_checkpoint(checkpoint)
+        self._checkpoint_step = int(checkpoint["global_step"]) if checkpoint else 0
+        return checkpoint
+
+    def _prepare_folder(self, folder: RunFolder, checkpoint: dict[str, Any] | None) -> None:
+        if not self.trainer.is_global_zero:
+            return
+        if not (folder / CONFIG).is_file():
+            folder.write_text(CONFIG, yaml.safe_dump(self.record, sort_keys=False))
+        folder.write_json("environment.json", environment(torch.get_num_threads()))
+        folder.write_json("training_set.json", self.datamodule.training_set.record())
+        last = folder.last_checkpoint
+        if last.is_file() and self.settings.ckpt_path == str(last.with_name(PREVIOUS)):
+            last.replace(last.with_name("torn.ckpt"))  # or it would become the one to fall back on
+        if checkpoint is None:
+            MetricsRecord(folder).rewind(0, -1)
+        else:
+            MetricsRecord(folder).rewind(checkpoint.get("metrics_bytes"), self._checkpoint_step)
+
+    def _check_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        about, path = checkpoint["cdmem"], self.settings.ckpt_path
+        step = checkpoint.get("global_step")
+        if not isinstance(step, int) or step < 0 or about.get("role") not in ("teacher", "student"):
+            raise InputError("ckpt_path", path, "its record makes no sense (step or role)", "use another checkpoint")
+        if about["role"] != self.model.role:
+            raise InputError(
+                "ckpt_path",
+                path,
+                f"is a {about['role']}, the config describes a {self.model.role}",
+                "give the teacher to a student as --model.teacher; --ckpt_path only resumes the same model",
+            )
+        digest = getattr(self.model, "teacher_digest", None)
+        if about.get("teacher_digest") != digest:
+            raise InputError(
+                "model.teacher",
+                getattr(self.model, "teacher_name", None),
+                f"is not the teacher that {path} was distilled from",
+                "give that teacher, or another --run_dir",
+            )
+        if about.get("training_set") != self.datamodule.training_set.hash:
+            raise InputError(
+                "ckpt_path",
+                path,
+                "was trained on another training set than the data section describes",
+                "use the data section of that run (its config.yaml)",
+            )
+        ours, theirs = (
+            {k: tuple(v.shape) for k, v in d.items()} for d in (self.model.state_dict(), _tensors(checkpoint))
+        )
+        other = sorted(k for k in {*ours, *theirs} if ours.get(k) != theirs.get(k))
+        if other:
+            raise InputError(
+                "ckpt_path",
+                path,
+                f"does not hold the network that the config describes ({other[0]} differs)",
+                "use the model section of that run (its config.yaml)",
+            )
+        check_restorable(self.trainer, self.model, checkpoint, path, self.command)
+
+    def _write_predictions(self, folder: RunFolder) -> None:
+        from cdmem.images import to_uint8
+
+        seeds, images = zip(*self.trainer.predict_loop.predictions)
+        folder.write_arrays(
+            "samples/predict.npz",
+            seeds=torch.cat(list(seeds)).cpu().numpy(),
+            images=to_uint8(torch.cat(list(images))).permute(0, 2, 3, 1).numpy(),
+        )
+        print(f"images: {folder / 'samples/predict.npz'}")
+
+
+def build(command: str, args: Sequence[str]) -> CdmemCLI:
+    """Parse, check and build without running; all parsing mistakes become :class:`InputError`."""
+    quiet_libraries()
+    wants_help = bool({"-h", "--help"} & set(args))
+    quiet = io.StringIO()
+    try:
+        with contextlib.nullcontext() if wants_help else contextlib.redirect_stderr(quiet):
+            return CdmemCLI(command, args)
+    except PARSING as error:
+        raise explain(error) from None
+    except SystemExit as stop:
+        if stop.code in (0, None):
+            raise
+        raise InputError(command, " ".join(args), one_line(quiet.getvalue()), "see --help") from None
+
+
+def run_trainer_command(command: str, args: Sequence[str]) -> int:
+    """``python -m cdmem fit|validate|test|predict``."""
+    quiet_libraries()
+    cli = build(command, args)
+    cli.execute()
+    if command == "fit" and cli.trainer.is_global_zero and not cli.trainer.fast_dev_run:
+        print(f"run folder: {cli.settings.run_dir}")
+    from cdmem.tracking.wandb import finish_wandb
+
+    finish_wandb()
+    return 0

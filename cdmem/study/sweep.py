@@ -1,0 +1,232 @@
+"""A grid of studies in one folder: ``python -m cdmem study --config FILE --sweep data.n=32,64,128 seed=0,1,2``.
+
+Every cell is a study of its own, in ``<run_dir>/data.n=32/seed=0/``; run again, finished cells are skipped and the
+others go on where they stopped. ``sweep.json`` says what was asked for and how far it is; the comparison page shows the
+answer.
+"""
+
+from __future__ import annotations
+
+import gc
+import itertools
+import re
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from cdmem.errors import InputError, RunFailure
+from cdmem.io.atomic import NO_SPACE, owned
+from cdmem.run.folder import RunFolder
+
+RECORD = "sweep.json"
+SCHEMA = 1
+MAX_CELLS = 10_000
+KEY = re.compile(r"[A-Za-z_][A-Za-z0-9_.\-]{0,120}")
+VALUE = re.compile(r"[A-Za-z0-9_.+\-\[\]{}: ]{1,80}")
+
+
+@dataclass
+class Cell:
+    """One study of the grid.
+
+    Attributes:
+        settings: swept key -> value, as written.
+        folder: below the sweep's.
+        status: ``waiting``, ``finished`` or ``failed``.
+        seconds: of the last run, None before it.
+        error: one line, None without.
+    """
+
+    settings: dict[str, str]
+    folder: str
+    status: str = "waiting"
+    seconds: float | None = None
+    error: str | None = None
+
+
+@dataclass
+class Sweep:
+    """What ``sweep.json`` holds.
+
+    Attributes:
+        grid: swept key -> values.
+        base: the study's other arguments.
+        cells: in the order in which they run.
+    """
+
+    grid: dict[str, list[str]]
+    base: list[str]
+    cells: list[Cell] = field(default_factory=list)
+    schema: int = SCHEMA
+
+
+def split_arguments(args: Sequence[str]) -> tuple[list[str], list[str] | None]:
+    """Separate ``--sweep K=V,V ...`` from the other arguments; None without it."""
+    if "--sweep" not in args:
+        return list(args), None
+    start = list(args).index("--sweep")
+    stop = next((k for k in range(start + 1, len(args)) if args[k].startswith("--")), len(args))
+    return [*args[:start], *args[stop:]], list(args[start + 1 : stop])
+
+
+def _values(text: str) -> list[str]:
+    """Split at commas outside brackets: ``[0.2,0.8],[0.4]`` are two values."""
+    parts, depth, current = [], 0, ""
+    for c in text:
+        depth += (c in "[{") - (c in "]}")
+        if c == "," and depth == 0:
+            parts.append(current)
+            current = ""
+        else:
+            current += c
+    return [*parts, current]
+
+
+def parse_grid(items: Sequence[str]) -> dict[str, list[str]]:
+    """``data.n=32,64`` ... to key -> values.
+
+    Raises:
+        InputError: no values, a key twice, a value twice, characters that no folder name should have, too many cells.
+    """
+    grid: dict[str, list[str]] = {}
+    for item in items:
+        key, equals, text = item.partition("=")
+        if not equals or not KEY.fullmatch(key):
+            raise InputError("sweep", item, "is not KEY=VALUE,VALUE,...", "e.g. --sweep data.n=32,64 seed=0,1,2")
+        values = _values(text)
+        for value in values:
+            if not VALUE.fullmatch(value.replace(",", "")) or ".." in value:
+                raise InputError(
+                    f"sweep.{key}", value, "is no value that can name a folder", "use plain numbers or words"
+                )
+        if key in grid or len(set(values)) < len(values):
+            raise InputError(f"sweep.{key}", text, "is there twice", "name every key and value once")
+        grid[key] = values
+    cells = 1
+    for values in grid.values():
+        cells *= len(values)
+    if not grid or cells > MAX_CELLS:
+        raise InputError("sweep", f"{cells} cells", f"needs 1 to {MAX_CELLS}", "name at least one KEY=VALUE,VALUE")
+    return grid
+
+
+def cells_of(grid: dict[str, list[str]]) -> list[Cell]:
+    """All combinations, the last key running fastest."""
+    found = []
+    for values in itertools.product(*grid.values()):
+        settings = dict(zip(grid, values))
+        parts = (f"{k}={v}".replace(" ", "") for k, v in settings.items())
+        found.append(Cell(settings, "/".join(parts)))
+    return found
+
+
+def read_sweep(folder: str | Path) -> Sweep:
+    """Read ``sweep.json`` of a sweep's folder.
+
+    Raises:
+        InputError: there is none, or it is torn.
+    """
+    record = RunFolder(folder).read_json(RECORD)
+    try:
+        cells = [Cell(**cell) for cell in record["cells"]]
+        return Sweep(dict(record["grid"]), list(record["base"]), cells)
+    except (KeyError, TypeError) as error:
+        raise InputError("run_dir", folder, f"{RECORD} is torn ({error})", "remove it and run again") from None
+
+
+def _merged(folder: RunFolder, sweep: Sweep) -> Sweep:
+    """Take over what an earlier run of the sweep did; the grid may grow, the base may not change.
+
+    Raises:
+        InputError: the folder holds a sweep of other settings.
+    """
+    if not (folder / RECORD).is_file():
+        return sweep
+    old = read_sweep(folder.path)
+    if old.base != sweep.base or list(old.grid) != list(sweep.grid):
+        was = " ".join([*old.base, *(f"{k}={','.join(v)}" for k, v in old.grid.items())])
+        raise InputError("run_dir", folder.path, f"holds another sweep ({was[:160]})", "give another --run_dir")
+    known = {cell.folder: cell for cell in old.cells}
+    asked = {cell.folder for cell in sweep.cells}
+    sweep.cells = [known.get(cell.folder, cell) for cell in sweep.cells]
+    sweep.cells += [cell for cell in old.cells if cell.folder not in asked]
+    for key, values in sweep.grid.items():
+        values += [v for v in old.grid[key] if v not in values]
+    return sweep
+
+
+def _option(arguments: Sequence[str], name: str) -> tuple[str | None, list[str]]:
+    """Value of ``--name`` and the arguments without it."""
+    rest, value, k = [], None, 0
+    while k < len(arguments):
+        if arguments[k] == f"--{name}" and k + 1 < len(arguments):
+            value, k = arguments[k + 1], k + 2
+            continue
+        if arguments[k].startswith(f"--{name}="):
+            value = arguments[k].partition("=")[2]
+        else:
+            rest.append(arguments[k])
+        k += 1
+    return value, rest
+
+
+def run_sweep(
+    arguments: Sequence[str], items: Sequence[str], check: Callable[[list[str]], Any], run: Callable[[list[str]], Any]
+) -> tuple[RunFolder, Sweep]:
+    """Run the grid.
+
+    Args:
+        arguments: of the study, without ``--sweep``.
+        items: ``KEY=VALUE,VALUE``.
+        check: parses one cell's study and raises :class:`InputError`; called for every cell before the first runs.
+        run: runs one cell's study to its end.
+
+    Raises:
+        InputError: before anything trains.
+    """
+    run_dir, base = _option(arguments, "run_dir")
+    config, _ = _option(base, "config")
+    if run_dir is None:
+        run_dir = f"runs/{Path(config or 'study').stem}_sweep"
+    grid = parse_grid(items)
+    for key in grid:
+        if key == "run_dir" or any(a == f"--{key}" or a.startswith(f"--{key}=") for a in base):
+            raise InputError(f"sweep.{key}", key, "is set outside the sweep too", "set it once")
+    folder = RunFolder(run_dir)
+    sweep = _merged(folder, Sweep(grid, base, cells_of(grid)))
+
+    def command(cell: Cell) -> list[str]:
+        swept = [part for k, v in cell.settings.items() for part in (f"--{k}", v)]
+        return [*base, *swept, "--run_dir", f"{run_dir}/{cell.folder}"]
+
+    waiting = [cell for cell in sweep.cells if cell.status != "finished"]
+    for cell in waiting:
+        check(command(cell))
+        gc.collect()
+    with owned(folder.path):
+        _run_cells(folder, sweep, waiting, lambda cell: run(command(cell)))
+    return folder, sweep
+
+
+def _run_cells(folder: RunFolder, sweep: Sweep, waiting: Sequence[Cell], run: Callable[[Cell], Any]) -> None:
+    for number, cell in enumerate(waiting, 1):
+        print(f"=== {number}/{len(waiting)}: {cell.folder}", flush=True)
+        started = time.time()
+        try:
+            run(cell)
+            cell.status, cell.error = "finished", None
+        except (InputError, RunFailure):
+            raise
+        except Exception as error:
+            if getattr(error, "errno", None) in NO_SPACE:
+                raise
+            # One bad cell must not cost the others; the sweep's exit code tells.
+            cell.status, cell.error = "failed", " ".join(f"{type(error).__name__}: {error}".split())[:300]
+            traceback.print_exc()
+        cell.seconds = round(time.time() - started, 1)
+        folder.write_json(RECORD, asdict(sweep))
+        gc.collect()
+    folder.write_json(RECORD, asdict(sweep))

@@ -1,0 +1,1 @@
+"""Loggers: W&B, its workspace, and the local record."""

@@ -1,0 +1,237 @@
+"""Weights & Biases: online with a login, offline otherwise, never a prompt; one W&B run per run folder.
+
+A dashboard must not end an experiment: whatever W&B raises is caught, told once, and W&B is left alone from then on.
+The local record (``metrics.jsonl``, ``panels/``) is complete without it. Keys: ``docs/wandb.md``.
+"""
+
+from __future__ import annotations
+
+import netrc
+import os
+import sys
+import warnings
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from lightning.pytorch.loggers import WandbLogger
+from lightning.pytorch.loggers.logger import rank_zero_experiment
+from lightning.pytorch.utilities import rank_zero_only
+
+from cdmem.run.folder import RunFolder, read_wandb_id
+
+STEP, IMAGES = "trainer/global_step", "images_seen"
+PAIR_COLUMNS = ["seed", "ratio", "memorized", "sample", "nearest", "second", "nearest_row", "second_row"]
+MULTIPLICITY_COLUMNS = ["copies", "images", "p_hit", "p_hit_low", "p_hit_high"]
+OWN_DATA_DIR = os.environ.get("WANDB_DATA_DIR")  # the user's wish, before any run set its own
+PART = 10_000_000  # first W&B-internal step of each further offline part, beyond what any part logs
+
+
+def has_login() -> bool:
+    """An API key in the environment or in the user's netrc file."""
+    if os.environ.get("WANDB_API_KEY"):
+        return True
+    try:
+        return netrc.netrc(Path.home() / ".netrc").authenticators("api.wandb.ai") is not None
+    except (FileNotFoundError, netrc.NetrcParseError, OSError):
+        return False
+
+
+class Ignored:
+    """Stands in for a W&B run: takes every call and attribute, does nothing."""
+
+    def __getattr__(self, name: str) -> Callable[..., None]:
+        return lambda *args, **kwargs: None
+
+
+class SafeWandbLogger(WandbLogger):
+    """Lightning's logger that never fails a run, with our axes and tables.
+
+    Args:
+        teacher: what a student knows of its teacher (``run_id``, ``path``, ``digest``), linked when the run starts.
+        parts: offline parts that the run folder holds already.
+        settings: of Lightning's `WandbLogger`.
+    """
+
+    def __init__(self, teacher: dict[str, Any] | None = None, parts: int = 0, **settings: Any) -> None:
+        super().__init__(**settings)
+        self.teacher, self.parts, self.broken = teacher, parts, False
+
+    def _try(self, action: Callable[[], Any]) -> Any:
+        if self.broken:
+            return None
+        try:
+            return action()
+        # Anything at all: network, disk, service process, an API that changed.
+        except Exception as error:
+            self.broken = True
+            reason = str(error).split("\n")[0][:120]
+            warnings.warn(f"W&B failed ({type(error).__name__}: {reason}); the run goes on without it", stacklevel=3)
+            return None
+
+    @property
+    @rank_zero_experiment
+    def experiment(self) -> Any:
+        """The W&B run, started at first use; a stand-in that ignores everything once W&B has failed."""
+        if self._experiment is None and not self.broken:
+            self._try(self._start)
+        return Ignored() if self.broken or self._experiment is None else self._experiment
+
+    def _start(self) -> None:
+        if OWN_DATA_DIR is None:
+            # Pictures of tables wait for the sync outside the run's folder otherwise, in a home that may not last.
+            os.environ["WANDB_DATA_DIR"] = str(Path(self.save_dir or ".").resolve() / "wandb")
+        run = WandbLogger.experiment.fget(self)
+        # Evaluations may be drawn against either axis; W&B's own counter is neither.
+        for axis in (STEP, IMAGES):
+            run.define_metric(axis, hidden=True)
+        for keys in ("memorization/*", "distillation/*", "quality/*", "internal/*", "panels/*", "samples/*"):
+            run.define_metric(keys, step_metric=STEP, step_sync=True)
+        run.define_metric("memorization/f_mem", step_metric=STEP, step_sync=True, summary="max,last")
+        if self.parts and run.offline:
+            # A new part counts from 0 again; after syncing, equal counts would be dropped as logged already.
+            run.log({}, step=self.parts * PART)
+        if self.teacher is not None:
+            run.config.update({"teacher": self.teacher}, allow_val_change=True)
+            self._link_teacher(run, self.teacher)
+
+    def _link_teacher(self, run: Any, teacher: dict[str, Any]) -> None:
+        """The edge teacher -> student; offline W&B cannot draw it, so it is written down."""
+        if not run.offline and teacher["run_id"]:
+            try:
+                run.use_artifact(f"teacher-{teacher['run_id']}:latest")
+                return
+            except Exception as error:  # the teacher was never synced: no reason to give W&B up
+                reason = str(error).split("\n")[0][:80]
+                warnings.warn(
+                    f"the teacher's artifact is not on W&B yet ({reason}): linked in the config", stacklevel=2
+                )
+        run.notes = f"teacher: run {teacher['run_id']}, {teacher['path']}, weights {teacher['digest']}"
+        run.summary["teacher/run_id"], run.summary["teacher/digest"] = teacher["run_id"], teacher["digest"]
+
+    @rank_zero_only
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        self._try(lambda: super(SafeWandbLogger, self).log_metrics(metrics, step))
+
+    @rank_zero_only
+    def log_hyperparams(self, params: Any) -> None:
+        self._try(lambda: super(SafeWandbLogger, self).log_hyperparams(params))
+
+    @rank_zero_only
+    def log_image(self, key: str, images: list[Any], step: int | None = None, **kwargs: Any) -> None:
+        self._try(lambda: super(SafeWandbLogger, self).log_image(key, images, step, **kwargs))
+
+    @rank_zero_only
+    def log_panel_data(
+        self,
+        step: int,
+        ratio: np.ndarray,
+        cdf: list[tuple[float, float]],
+        by_multiplicity: list[list[float]],
+        pairs: list[list[Any]],
+    ) -> None:
+        """Tables and histograms of one evaluation.
+
+        Args:
+            step: optimizer step.
+            ratio: d1 / d2 of every sample, (m,).
+            cdf: (ratio, share of samples below it).
+            by_multiplicity: rows of :data:`MULTIPLICITY_COLUMNS`.
+            pairs: rows of :data:`PAIR_COLUMNS`; pictures as uint8 (H, W, 3).
+        """
+        self._try(lambda: self._log_panel_data(step, ratio, cdf, by_multiplicity, pairs))
+
+    def _log_panel_data(
+        self,
+        step: int,
+        ratio: np.ndarray,
+        cdf: list[tuple[float, float]],
+        by_multiplicity: list[list[float]],
+        pairs: list[list[Any]],
+    ) -> None:
+        import wandb
+
+        rows = [[wandb.Image(v) if isinstance(v, np.ndarray) else v for v in row] for row in pairs]
+        values = {
+            "panels/ratio": wandb.Histogram(np_histogram=np.histogram(ratio, bins=50, range=(0.0, 1.0))),
+            "panels/ratio_cdf": wandb.Table(columns=["ratio", "share"], data=[list(row) for row in cdf]),
+            "panels/hits_by_multiplicity": wandb.Table(columns=MULTIPLICITY_COLUMNS, data=by_multiplicity),
+            "panels/pairs_table": wandb.Table(columns=PAIR_COLUMNS, data=rows),
+        }
+        super().log_metrics(values, step)
+
+    @rank_zero_only
+    def log_checkpoint(self, path: Path, role: str, about: dict[str, Any]) -> None:
+        """The final checkpoint as artifact ``<role>-<run id>``: a reference with its hash; the weights stay here.
+
+        Weights that reproduce training images are not to be uploaded by default.
+        """
+
+        def log() -> None:
+            import wandb
+
+            artifact = wandb.Artifact(f"{role}-{self._id}", type="model", metadata=about)
+            artifact.add_reference(path.resolve().as_uri(), name=path.name)
+            self.experiment.log_artifact(artifact)
+
+        self._try(log)
+
+    @rank_zero_only
+    def finalize(self, status: str) -> None:
+        self._try(lambda: super(SafeWandbLogger, self).finalize(status))
+
+
+def group_name(folder: RunFolder) -> str:
+    """What a run is filed under: its study, or itself where it stands alone under ``runs/``."""
+    parent = folder.path.parent.name
+    return folder.path.name if parent in ("", ".", "runs") else parent
+
+
+def run_tags(config: Mapping[str, Any]) -> list[str]:
+    """Source, number of images and preset: what runs are looked up by."""
+    data, model = config.get("data") or {}, (config.get("model") or {}).get("init_args") or {}
+    tags = [str(data[k]) if k == "source" else f"{k}={data[k]}" for k in ("source", "n") if data.get(k) is not None]
+    # W&B refuses tags over 64 characters; a source may be a path.
+    return [tag[-64:] for tag in [*tags, *([model["preset"]] if model.get("preset") else [])]]
+
+
+def teacher_link(model: Any) -> dict[str, Any] | None:
+    """Run id, path and weights of the teacher of a student, as far as known before training; None without one."""
+    name = getattr(model, "teacher_name", None)
+    if name is None:
+        return None
+    path = Path(name)
+    folder = path if path.suffix != ".ckpt" else path.parent.parent
+    return {"run_id": read_wandb_id(folder), "path": str(name), "digest": getattr(model, "teacher_digest", None)}
+
+
+def wandb_logger(folder: RunFolder, config: dict[str, Any], model: Any) -> SafeWandbLogger:
+    """A logger that continues the folder's own W&B run; nothing is started before the first log."""
+    os.environ.setdefault("WANDB_SILENT", "true")
+    offline = os.environ.get("WANDB_MODE") == "offline" or not has_login()
+    if offline:
+        # Asked for before wandb is imported anywhere, so that no code path can prompt.
+        os.environ.setdefault("WANDB_MODE", "offline")
+    return SafeWandbLogger(
+        parts=len(list((folder / "wandb").glob("offline-run-*"))),
+        project=os.environ.get("WANDB_PROJECT", "cdmem"),
+        name=str(folder.path).removeprefix("runs/"),
+        save_dir=str(folder.path),
+        id=folder.wandb_id(),
+        offline=offline,
+        group=group_name(folder),
+        job_type=getattr(model, "role", None),
+        tags=run_tags(config),
+        config=config,
+    )
+
+
+def finish_wandb() -> None:
+    """Close the current W&B run, if W&B was used at all."""
+    wandb = sys.modules.get("wandb")
+    if wandb is not None and getattr(wandb, "run", None) is not None:
+        try:
+            wandb.finish()
+        except Exception as error:
+            warnings.warn(f"W&B could not close its run ({type(error).__name__})", stacklevel=2)

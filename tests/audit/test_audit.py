@@ -1,0 +1,178 @@
+"""A whole audit of teachers whose answer is known."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from scipy import stats
+
+from cdmem.audit.auditor import Auditor
+from cdmem.audit.generators import Subject
+from cdmem.audit.result import AuditResult
+from cdmem.data.pixels import ImagePool
+from cdmem.data.subset import SubsetSpec, choose
+from cdmem.diffusion.analytic import EmpiricalDenoiser, GaussianDenoiser
+from cdmem.diffusion.noise import sampler_sigmas
+from cdmem.diffusion.sampling import OdeSampler
+from cdmem.diffusion.solvers import heun_step
+from cdmem.errors import InputError
+from cdmem.images import to_float
+from cdmem.metrics.statistics import wilson_interval
+
+SHAPE = (1, 8, 8)
+SAMPLES = 400
+
+
+def training_set(held_out=30):
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 256, (60, *SHAPE), generator=generator, dtype=torch.uint8)
+    pool = ImagePool(images, torch.zeros(60, dtype=torch.int64), (), torch.arange(60), "random", {})
+    groups = [{"fraction": 0.25, "copies": 8}, {"fraction": 0.25, "copies": 2}]
+    return choose(pool, SubsetSpec(n=12, duplication=groups, held_out=held_out))
+
+
+def subject(denoiser, name="teacher", role="teacher"):
+    sampler = OdeSampler(denoiser, sampler_sigmas(18), heun_step, SHAPE)
+    return Subject(name, role, "heun", sampler, "raw", 0)
+
+
+def empirical(t):
+    return EmpiricalDenoiser(to_float(t.images), t.multiplicities)
+
+
+def auditor(t, samples=SAMPLES, **options):
+    return Auditor(t, samples, progress=False, **options)
+
+
+@pytest.fixture(scope="module")
+def t():
+    return training_set()
+
+
+@pytest.fixture(scope="module")
+def result(t):
+    gaussian = GaussianDenoiser.fit(to_float(t.images), t.multiplicities)
+    return auditor(t).run([subject(empirical(t)), subject(gaussian, "smooth", "student")])
+
+
+def test_the_exact_teacher_copies_in_proportion_to_the_multiplicities(t):
+    assert sorted(t.multiplicities.tolist()) == [1] * 6 + [2] * 3 + [8] * 3
+    audit = auditor(t)
+    drawn = audit.draw(subject(empirical(t)))
+    entry = audit.measure(drawn, None)
+    assert entry["f_mem"]["value"] == 1.0 and entry["f_mem"]["ci95"] == list(wilson_interval(SAMPLES, SAMPLES))
+    assert entry["unique"] == 12 and entry["median_ratio"] == 0.0
+    assert entry["rmse_to_teacher"] is entry["same_basin"] is entry["variance_ratio"] is None
+    hits = torch.bincount(drawn.rows["groups"][:, 0], minlength=12)
+    slope = entry["metrics"]["coverage"]
+    assert 0.8 < slope["duplication_slope"] < 1.2 and slope["unique"] == 12
+    expected = t.multiplicities.double() / t.rows * SAMPLES
+    assert stats.chisquare(hits.numpy(), expected.numpy()).pvalue > 1e-4
+    # The test has the power to tell this from copying every image equally often.
+    assert stats.chisquare(hits.numpy()).pvalue < 1e-9
+
+
+def test_entries(result, t):
+    teacher, smooth = result.models
+    assert (teacher["name"], teacher["role"], teacher["method"], teacher["nfe"]) == ("teacher", "teacher", "heun", 35)
+    assert teacher["samples"] == SAMPLES and teacher["seeds"] == [0, SAMPLES - 1]
+    assert teacher["rmse_to_teacher"] == 0.0 and teacher["same_basin"] == 1.0 and teacher["variance_ratio"] == 1.0
+    assert smooth["rmse_to_teacher"] > 0.1 and smooth["same_basin"] < 1.0
+    about = result.training_set
+    assert (about["n"], about["rows"], about["held_out"], about["hash"]) == (12, 36, 30, t.hash)
+    settings = {"samples": SAMPLES, "threshold": 1 / 3, "features": "pixels", "extractors": {"pixels": "exact"}}
+    assert settings.items() <= result.settings.items()
+    again = AuditResult.from_dict(json.loads(result.to_json()) | {"key of a later version": 1})
+    assert again.to_json() == result.to_json()
+
+
+def test_a_teacher_that_generalises_is_far_below(result):
+    teacher, smooth = result.models
+    assert teacher["f_mem"]["value"] == 1.0
+    assert smooth["f_mem"]["ci95"][1] < 0.2
+    assert smooth["median_ratio"] > 0.4
+
+
+def test_controls(result):
+    control = result.control
+    held = {"value": 0.0, "ci95": list(wilson_interval(0, 30)), "samples": 30}
+    assert held.items() <= control["heldout_f_mem"].items()
+    assert control["quality"]["fd_pixels_copycat"] > 0 and control["quality"]["fd_pixels_floor"] > 0
+    assert control["copycat"]["f_mem"] == {"value": 1.0, "ci95": list(wilson_interval(SAMPLES, SAMPLES))}
+    # The exact optimum is a copycat: as far from the held-out images, up to the draw.
+    copycat, teacher = control["copycat"]["quality"], result.models[0]["quality"]
+    assert set(copycat) == set(teacher) >= {"fd_pixels", "kid_pixels", "fd_pixels_train", "kid_pixels_low"}
+    assert teacher["fd_pixels_low"] < teacher["fd_pixels"] < teacher["fd_pixels_high"]
+    assert teacher["fd_pixels"] == pytest.approx(copycat["fd_pixels"], rel=0.1)
+
+
+@pytest.mark.parametrize("batch_size", [7, 64])
+def test_batch_size_changes_no_number(t, batch_size):
+    def numbers(size):
+        audit = auditor(t, 60, batch_size=size)
+        gaussian = GaussianDenoiser.fit(to_float(t.images), t.multiplicities)
+        return audit.run([subject(empirical(t)), subject(gaussian, "smooth", "student")])
+
+    def flatten(value, key=""):
+        if isinstance(value, dict):
+            return {k: v for name, part in value.items() for k, v in flatten(part, f"{key}/{name}").items()}
+        if isinstance(value, list):
+            return {k: v for n, part in enumerate(value) for k, v in flatten(part, f"{key}/{n}").items()}
+        return {key: value}
+
+    a, b = (flatten(json.loads(numbers(size).to_json())) for size in (256, batch_size))
+    assert a.keys() == b.keys() and len(a) > 40
+    for key, value in a.items():
+        if isinstance(value, float):
+            assert b[key] == pytest.approx(value, rel=1e-6, abs=1e-9), key
+        else:
+            assert b[key] == value, key
+        if "f_mem" in key or "unique" in key or "same_basin" in key:
+            assert b[key] == value, key
+
+
+def test_sampling_seeds_share_no_sample(t):
+    a, b = auditor(t, 20), auditor(t, 20, sampling_seed=3)
+    gaussian = subject(GaussianDenoiser.fit(to_float(t.images)))
+    assert b.seeds(gaussian) == list(range(3_000_000, 3_000_020))
+    assert not torch.equal(a.draw(gaussian).images, b.draw(gaussian).images)
+    assert torch.equal(a.draw(gaussian).images[:5], auditor(t, 5).draw(gaussian).images)
+
+
+def test_without_held_out_images():
+    alone = training_set(held_out=0)
+    result = auditor(alone, 20).run([subject(empirical(alone))])
+    assert result.control["heldout_f_mem"] is None
+    quality = result.models[0]["quality"]
+    assert quality["fd_pixels"] is quality["kid_pixels"] is None and quality["fd_pixels_train"] >= 0
+    assert "held_out" in result.models[0]["metrics"]["copy_test_pixels"]["unavailable"]
+    assert result.models[0]["f_mem"]["value"] == 1.0
+
+
+def test_one_sample_is_refused(t):
+    with pytest.raises(InputError, match=r"audit\.samples"):
+        auditor(t, 1)
+
+
+def test_the_same_student_is_kept_and_a_forgetful_one_loses(result, t):
+    """The exact teacher against itself under another name, and against a smooth student: fates of all seeds."""
+    twins = auditor(t).run([subject(empirical(t)), subject(empirical(t), "twin", "student")])
+    twin = twins.models[1]["paired"]
+    assert twin["transfer"]["kept_same"] == SAMPLES and twin["difference"]["value"] == 0
+    assert twin["difference"]["p_holm"] == 1 and twin["identity"]["kappa"] == 1
+    assert twin["matched"]["noise"] == 0 and twin["matched"]["difference"]["value"] == 0
+    smooth = result.models[1]["paired"]
+    assert smooth["transfer"]["lost"] > 0.8 * SAMPLES and smooth["difference"]["ci95"][1] < -0.8
+    assert sum(smooth["transfer"].values()) == SAMPLES
+    # Nobody followed these students along a distillation.
+    assert twins.models[1]["verdict"]["reason"] == "convergence unknown"
+    assert result.models[1]["verdict"]["claim"] in ("not_distilled", "undecided")
+
+
+def test_a_converged_twin_is_unchanged(t):
+    still = {"trend": "stopped", "change": 0.0, "low": -0.01, "high": 0.01, "from_step": 1, "to_step": 2, "samples": 9}
+    record = {"twin": {"f_mem_trend": {"35": still}, "rmse_trend": {"35": still}, "lr_schedule": "constant"}}
+    twins = auditor(t).run([subject(empirical(t)), subject(empirical(t), "twin", "student")], record)
+    assert twins.models[1]["verdict"]["claim"] == "unchanged"

@@ -1,0 +1,278 @@
+"""``audit`` as a user runs it: on a run, a checkpoint, a pipeline folder and images; the gate; bad input."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import struct
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from PIL import Image
+
+from cdmem.cli.main import main
+from cdmem.data.sources import load_source
+from cdmem.data.subset import SubsetSpec, choose
+
+CALLBACKS = [
+    {
+        "class_path": "callbacks.MemorizationCallback",
+        "init_args": {"samples": 24, "points": 6, "spacing": "linear"},
+    },
+    {"class_path": "cdmem.training.RunCheckpoint", "init_args": {"every_n_steps": 6}},
+]
+TRAINER = {"accelerator": "cpu", "max_steps": 6, "enable_progress_bar": False, "enable_model_summary": False}
+NETWORK = {"class_path": "cdmem.networks.MLP", "init_args": {"width": 16, "depth": 1}}
+DATA = {"n": 8, "held_out": 32, "batch_size": 4, "duplication": [{"fraction": 0.25, "copies": 3}]}
+
+
+def stage(class_path: str, **options) -> dict:
+    model = {"class_path": class_path, "init_args": {"ema_half_lives": [2], **options}}
+    return {"threads": 1, "data": DATA, "model": model, "trainer": TRAINER | {"callbacks": CALLBACKS}}
+
+
+def write(path: Path, config: dict) -> str:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(yaml.safe_dump(config))
+    return str(path)
+
+
+def audit(*args: object) -> int:
+    with pytest.raises(SystemExit) as stop:
+        main(["audit", "--quiet", *map(str, args)])
+    return int(stop.value.code)
+
+
+def refused(capsys, *args: object) -> str:
+    assert audit(*args) == 2
+    error = capsys.readouterr().err.strip()
+    assert error.startswith("cdmem: error: ") and "\n" not in error
+    return error
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A finished tiny study."""
+    folder = tmp_path_factory.mktemp("audited")
+    write(folder / "teacher.yaml", stage("cdmem.training.DiffusionTeacher", network=NETWORK, sampler_points=4))
+    write(folder / "student.yaml", stage("cdmem.training.ConsistencyStudent", preset="small", points=5))
+    study = {"teacher": "teacher.yaml", "students": {"student": "student.yaml"}}
+    study |= {"audit": {"samples": 24, "metrics": ["memorization"]}}
+    config = write(folder / "study.yaml", study)
+    with pytest.raises(SystemExit) as stop:
+        main(["study", "--config", config, "--run_dir", str(folder / "run"), "--seed", "1"])
+    assert stop.value.code == 0
+    return folder / "run"
+
+
+@pytest.fixture(scope="module")
+def t():
+    return choose(load_source("digits"), SubsetSpec(n=60, seed=2, held_out=120))
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory, t):
+    """T, H and two generators as files: exact copies, and held-out images."""
+    folder = tmp_path_factory.mktemp("files")
+
+    def save(name, images):
+        np.savez(folder / f"{name}.npz", images=images.permute(0, 2, 3, 1).numpy())
+
+    save("train", t.images.repeat(2, 1, 1, 1))
+    save("held", t.held_out_images[:60])
+    save("fresh", t.held_out_images[60:])
+    save("copies", t.images[torch.arange(80) % 60])
+    return folder
+
+
+def test_a_run_folder_with_pairs_and_verdict(run, tmp_path, capsys):
+    out = tmp_path / "out" / "audit.json"
+    assert audit("--generator", run, "--training_set", run, "--samples", 24, "--nfe", 1, "--seed", 1, "--out", out) == 0
+    printed = capsys.readouterr().out
+    record = json.loads(out.read_text())
+    kinds = [(m["role"], m["method"], m["nfe"]) for m in record["models"]]
+    assert kinds == [("teacher", "heun", 7), ("teacher", "euler", 1), ("student", "consistency", 1)]
+    student = record["models"][2]
+    transfer = student["paired"]["transfer"]
+    assert sum(transfer.values()) == 24 and set(transfer) == {"kept_same", "kept_other", "lost", "gained", "neither"}
+    assert student["verdict"]["statement"] in printed and student["verdict"]["claim"]
+    assert set(student["metrics"]) >= {"coverage", "authenticity_pixels", "likelihood_pixels", "manifold_pixels"}
+    assert student["inside"] and len(student["digest"]) == 64
+    # What the study measured and what the audit command measures are the same numbers.
+    stored = json.loads((run / "audit/summary.json").read_text())
+    same = next(m for m in stored["models"] if m["role"] == "student" and m["nfe"] == 1)
+    for key in ("f_mem", "unique", "variance_ratio", "rmse_to_teacher", "seeds", "ratio_cdf"):
+        assert student[key] == same[key], key
+
+
+def test_a_student_alone_finds_its_teacher_or_says_so(run, tmp_path, capsys):
+    checkpoint = run / "student/checkpoints/last.ckpt"
+    common = ["--training_set", run, "--samples", 8, "--nfe", 1, "--metrics", "memorization"]
+    assert audit("--generator", checkpoint, *common) == 0
+    assert "kept same" in capsys.readouterr().out
+    # A moved study keeps its teacher beside the student; a place without a checkpoint is passed over.
+    moved = tmp_path / "moved"
+    shutil.copytree(run, moved)
+    assert audit("--generator", moved / "student", *common) == 0
+    assert "kept same" in capsys.readouterr().out
+    shutil.rmtree(moved / "teacher/checkpoints")
+    alone = tmp_path / "alone.ckpt"
+    content = torch.load(checkpoint, weights_only=True)
+    content["cdmem"]["teacher"] = "/no/such/place"
+    torch.save(content, alone)
+    assert audit("--generator", alone, *common) == 0
+    printed = capsys.readouterr().out
+    assert "teacher was not found" in printed and "no teacher was sampled" in printed
+    assert audit("--generator", alone, *common, "--teacher", run / "teacher") == 0
+    assert "kept same" in capsys.readouterr().out
+    assert "is a student" in refused(capsys, "--generator", alone, *common, "--teacher", run / "student")
+
+
+def test_a_study_whose_teacher_was_exchanged_is_no_pair(run, tmp_path, capsys):
+    study = tmp_path / "study"
+    shutil.copytree(run, study)
+    common = ["--training_set", study, "--samples", 8, "--metrics", "memorization"]
+    out = tmp_path / "o.json"
+    assert audit("--generator", study, *common, "--nfe", 2, 1, 2, "--weights", "raw", "--out", out) == 0
+    models = json.loads(out.read_text())["models"]
+    assert [m["nfe"] for m in models if m["role"] == "student"] == [1, 2]
+    # The weights asked for are the student's; what was distilled is the reference, whatever is asked for.
+    stored = json.loads((run / "audit/summary.json").read_text())["models"]
+    assert models[0]["digest"] == stored[0]["digest"] and models[0]["weights"] != "raw"
+    assert json.loads(out.read_text())["distillation"] == {}  # the evaluations were of other weights
+    file = study / "teacher/checkpoints/last.ckpt"
+    content = torch.load(file, weights_only=True)
+    for value in content["state_dict"].values():
+        if value.is_floating_point():
+            value.add_(0.01)
+    torch.save(content, file)
+    assert "another teacher" in refused(capsys, "--generator", study, *common)
+    del content["cdmem"]["network"]
+    torch.save(content, file)
+    assert "makes no sense" in refused(capsys, "--generator", study, *common)
+
+
+@pytest.mark.parametrize("form", ["npz", "folder", "arr_0"])
+def test_images_made_elsewhere(files, tmp_path, capsys, t, form):
+    generator = files / "copies.npz"
+    if form == "arr_0":
+        np.savez(tmp_path / "plain.npz", np.load(generator)["images"][..., 0])
+        generator = tmp_path / "plain.npz"
+    elif form == "folder":
+        generator = tmp_path / "pictures"
+        generator.mkdir()
+        for k, image in enumerate(np.load(files / "copies.npz")["images"]):
+            Image.fromarray(image[..., 0]).save(generator / f"{k:04d}.png")
+    out = tmp_path / "a.json"
+    args = ["--generator", generator, "--training_set", files / "train.npz", "--held_out", files / "held.npz"]
+    assert audit(*args, "--out", out) == 0
+    record = json.loads(out.read_text())
+    (model,) = record["models"]
+    assert model["f_mem"]["value"] == 1.0 and model["unique"] == 60 and model["samples"] == 80
+    assert record["training_set"]["rows"] == 120 and record["training_set"]["n"] == 60
+    assert model["metrics"]["authenticity_pixels"]["authenticity"] == 0.0
+    assert model["metrics"]["adaptive_extraction"]["extracted"] == 1.0
+    assert model["quality"]["fd_pixels_train"] < model["quality"]["fd_pixels"]
+    assert record["control"]["heldout_f_mem"]["samples"] == 60 and "convergence is unknown" in " ".join(record["notes"])
+
+
+def test_the_gate(files, tmp_path, capsys):
+    common = ["--training_set", files / "train.npz", "--metrics", "memorization"]
+    assert audit("--generator", files / "copies.npz", *common, "--fail_above", 0.5) == 1
+    assert "FAILED" in capsys.readouterr().out
+    # 0 of 60: the upper end is 6 %, so a gate of 1 % cannot be passed by 60 images, whatever they show.
+    assert audit("--generator", files / "fresh.npz", *common, "--fail_above", 0.01) == 1
+    assert audit("--generator", files / "fresh.npz", *common, "--fail_above", 0.08) == 0
+    assert "passed" in capsys.readouterr().out
+
+
+def test_without_held_out_images_it_says_what_is_missing(files, tmp_path, capsys):
+    out = tmp_path / "a.json"
+    assert audit("--generator", files / "fresh.npz", "--training_set", files / "train.npz", "--out", out) == 0
+    assert "no held-out images" in capsys.readouterr().out
+    record = json.loads(out.read_text())
+    assert record["control"]["heldout_f_mem"] is None
+    assert "data.held_out" in record["models"][0]["metrics"]["copy_test_pixels"]["unavailable"]
+
+
+def test_flip_and_near_duplicates(files, tmp_path, t):
+    np.savez(tmp_path / "mirrored.npz", images=t.images.flip(-1).permute(0, 2, 3, 1).numpy())
+    common = [
+        "--generator",
+        tmp_path / "mirrored.npz",
+        "--training_set",
+        files / "train.npz",
+        "--metrics",
+        "memorization",
+    ]
+
+    def f_mem(*more):
+        out = tmp_path / f"{len(list(tmp_path.iterdir()))}.json"
+        assert audit(*common, "--out", out, *more) == 0
+        return json.loads(out.read_text())
+
+    assert f_mem()["models"][0]["f_mem"]["value"] < 0.1
+    assert f_mem("--flip")["models"][0]["f_mem"]["value"] == 1.0
+    assert f_mem("--near_duplicates", "0.9")["training_set"]["near_duplicates_merged"] > 0
+
+
+def test_bad_input_is_one_line(run, files, tmp_path, capsys):
+    good = ["--generator", files / "fresh.npz", "--training_set", files / "train.npz"]
+    assert "generator=" in refused(capsys, "--generator", tmp_path / "none", "--training_set", run)
+    assert "training_set=" in refused(capsys, "--generator", run, "--training_set", tmp_path / "none.npz")
+    assert "held_out=" in refused(capsys, *good, "--held_out", tmp_path / "none.npz")
+    assert "samples=" in refused(capsys, *good, "--samples", 1)
+    assert "samples=61" in refused(capsys, *good, "--samples", 61)
+    assert "nfe=" in refused(capsys, *good, "--nfe", 1)
+    assert "nfe=" in refused(capsys, "--generator", run, "--training_set", run, "--nfe", 9)
+    assert "fail_above=" in refused(capsys, *good, "--fail_above", 1.5)
+    assert "near_duplicates=" in refused(capsys, *good, "--near_duplicates", "maybe")
+    assert "near_duplicates=" in refused(capsys, *good, "--near_duplicates", "1.5")
+    assert "metrics=" in refused(capsys, *good, "--metrics", "all")
+    assert "features=" in refused(capsys, *good, "--features", "vgg")
+    assert "out=" in refused(capsys, *good, "--out", files / "train.npz")
+    assert "device=" in refused(capsys, *good, "--device", "tpu9")
+    assert "weights=" in refused(capsys, "--generator", run, "--training_set", run, "--weights", "ema_7")
+    assert "arguments=" in refused(capsys, *good, "--no_such_option", 1)
+    np.savez(tmp_path / "wide.npz", images=np.zeros((4, 8, 9, 1), np.uint8))
+    assert "generator=" in refused(capsys, "--generator", tmp_path / "wide.npz", "--training_set", files / "train.npz")
+    np.savez(tmp_path / "one.npz", images=np.zeros((4, 8, 8, 1), np.uint8))
+    assert "training_set" in refused(capsys, "--generator", files / "fresh.npz", "--training_set", tmp_path / "one.npz")
+    np.savez(tmp_path / "float.npz", images=np.zeros((4, 8, 8, 1)))
+    assert "uint8" in refused(capsys, "--generator", tmp_path / "float.npz", "--training_set", files / "train.npz")
+
+
+def bomb(path: Path) -> None:
+    """A PNG header that promises 60,000 x 60,000 pixels."""
+
+    def chunk(kind: bytes, body: bytes) -> bytes:
+        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+    header = struct.pack(">IIBBBBB", 60_000, 60_000, 8, 0, 0, 0, 0)
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", b"") + chunk(b"IEND", b""))
+
+
+def test_hostile_files_run_nothing(files, tmp_path, capsys):
+    common = ["--training_set", files / "train.npz"]
+    pictures = tmp_path / "bomb"
+    pictures.mkdir()
+    bomb(pictures / "a.png")
+    assert "too large" in refused(capsys, "--generator", pictures, *common)
+    escape = tmp_path / "escape"
+    escape.mkdir()
+    (escape / "a.png").symlink_to("/etc/passwd")
+    assert "link" in refused(capsys, "--generator", escape, *common)
+
+    class Canary:
+        def __reduce__(self):
+            return (open, (str(tmp_path / "sung"), "w"))
+
+    np.save(tmp_path / "evil.npy", np.array([Canary()], dtype=object), allow_pickle=True)
+    refused(capsys, "--generator", tmp_path / "evil.npy", *common)
+    torch.save(Canary(), tmp_path / "evil.ckpt")
+    refused(capsys, "--generator", tmp_path / "evil.ckpt", *common)
+    assert not (tmp_path / "sung").exists()

@@ -1,0 +1,129 @@
+"""The internal callback: keys, who knows T, real runs of teacher and student, the same on every call."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+import support
+from callbacks import InternalCallback
+from callbacks.internal import Remembered
+from cdmem.diffusion.analytic import EmpiricalDenoiser, GaussianDenoiser
+from cdmem.diffusion.noise import sampler_sigmas
+from cdmem.diffusion.sampling import OdeSampler
+from cdmem.diffusion.solvers import heun_step
+from cdmem.errors import InputError
+from cdmem.images import to_float
+from cdmem.metrics.whitebox.loss_gap import OdeEndpoint
+
+SHAPE = (1, 4, 4)
+T = support.make_training_set(support.random_images(20, SHAPE), held_out=support.random_images(24, SHAPE, seed=1))
+
+
+def fake(function, role="teacher", teacher=None):
+    """What the callback asks of a module."""
+    sampler = OdeSampler(EmpiricalDenoiser(to_float(T.images)), sampler_sigmas(8), heun_step, SHAPE)
+    module = SimpleNamespace(
+        role=role,
+        num_classes=0,
+        shape=SHAPE,
+        sampling_seed=3,
+        device=torch.device("cpu"),
+        sigma_min=0.002,
+        function=lambda weights=None: function,
+        sampler=lambda nfe=None, weights=None: sampler,
+        teacher_denoiser=teacher,
+        move_teacher=lambda: None,
+    )
+    return SimpleNamespace(module=module, training_set=T)
+
+
+def test_the_optimum_is_caught():
+    values = InternalCallback(sigmas=[0.05, 0.5, 50], samples=4).measure(fake(EmpiricalDenoiser(to_float(T.images))))
+    assert values["auc_s0.05"] == 1 and values["tpr1_s0.05"] == 1 and values["loss_gap_low_s0.05"] > 0
+    assert abs(values["loss_gap_s50"]) < 0.2 * values["loss_gap_s0.05"]
+    assert values["optimum_heldout_s0.05"] < 1e-12 and values["optimum_s50"] < 1e-12
+    assert "optimum_s0.05" not in values  # 0 / 0
+    assert values["optimum_mse_s0.05"] < 1e-25
+    assert abs(values["lid_s0.05"]) < 1e-6
+
+
+def test_the_gaussian_is_not():
+    generator = torch.Generator().manual_seed(0)
+    smooth = GaussianDenoiser.fit(torch.rand(400, *SHAPE, generator=generator) * 2 - 1)
+    values = InternalCallback(sigmas=[0.5], samples=4).measure(fake(smooth))
+    assert values["auc_low_s0.5"] < 0.5 < values["auc_high_s0.5"]
+    assert values["optimum_heldout_s0.5"] > 0.1 and values["lid_s0.5"] > 1
+
+
+def test_the_exact_student_ends_where_its_teacher_does():
+    teacher = EmpiricalDenoiser(to_float(T.images))
+    values = InternalCallback(sigmas=[0.1, 1.0], samples=4).measure(fake(OdeEndpoint(teacher), "student", teacher))
+    assert values["endpoint_s1"] == values["endpoint_heldout_s1"] == 0
+    assert values["optimum_f_heldout_s0.1"] < 1e-10
+    assert values["auc_f_s0.1"] == 1
+    assert not any(key.startswith(("auc_s", "lid_s", "loss_gap_s", "optimum_s")) for key in values)
+
+
+def test_frozen_answers_are_computed_once():
+    calls = []
+
+    def frozen(x, sigma, labels=None):
+        calls.append(labels)
+        return 2 * x
+
+    remembered, x = Remembered(frozen), torch.ones(2, 1, 2, 2)
+    for labels in (None, torch.tensor([0, 1]), None, torch.tensor([0, 1])):
+        assert torch.equal(remembered(x, torch.ones(2), labels), 2 * x)
+    remembered(x, 2 * torch.ones(2))
+    assert len(calls) == 3
+
+
+def run(module, callback, **data):
+    support.fit(module, 2, support.make_data(**data), callbacks=[callback])
+    first, second = (callback.run(module.trainer, module) for _ in range(2))
+    assert first == second
+    assert all(key.startswith("internal/") for key in first)
+    return first
+
+
+def test_teacher_run_with_classes():
+    values = run(support.make_teacher(conditional=True), InternalCallback(samples=3, points=1), balance=True, n=20)
+    for s in ("0.1", "0.5", "2"):
+        assert values[f"internal/auc_low_s{s}"] <= values[f"internal/auc_s{s}"] <= values[f"internal/auc_high_s{s}"]
+        assert f"internal/lid_s{s}" in values and f"internal/tpr1_s{s}" in values
+        assert values[f"internal/optimum_heldout_s{s}"] > 0
+
+
+def test_student_run():
+    values = run(support.make_student(), InternalCallback(samples=3, points=1, sigmas=[5.0]))
+    wanted = {"loss_gap_f", "auc_f", "tpr1_f", "endpoint_gap"}
+    wanted = {f"{name}{end}" for name in wanted for end in ("", "_low", "_high")}
+    wanted |= {
+        "optimum_mse_f",
+        "optimum_mse_f_heldout",
+        "endpoint",
+        "endpoint_heldout",
+        "optimum_f",
+        "optimum_f_heldout",
+        "lid_f",
+    }
+    assert {key.removeprefix("internal/").removesuffix("_s5") for key in values} == wanted
+
+
+def test_held_out_classes_that_training_lacks():
+    """Two images of T have at most two classes; the optimum of the others does not exist."""
+    callback = InternalCallback(samples=2, points=1, sigmas=[1.0])
+    values = run(support.make_teacher(conditional=True), callback, n=2, held_out=20)
+    assert "internal/optimum_mse_s1" in values and "internal/optimum_mse_heldout_s1" not in values
+
+
+def test_unusable_settings_are_refused():
+    with pytest.raises(InputError, match="must be positive"):
+        InternalCallback(sigmas=[0.0])
+    with pytest.raises(InputError, match="2 images"):
+        InternalCallback(images=1)
+    with pytest.raises(InputError, match="held-out images"):
+        support.fit(support.make_teacher(), 2, support.make_data(held_out=0), callbacks=[InternalCallback()])

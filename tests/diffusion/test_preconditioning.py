@@ -1,0 +1,100 @@
+"""From a network to a denoiser and to a consistency function."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+import support
+from cdmem.diffusion import noise, preconditioning
+
+BOTH = pytest.mark.parametrize("make_scaling", [support.edm, support.vp], ids=["edm", "vp"])
+
+
+@BOTH
+@pytest.mark.parametrize("autocast", [False, True], ids=["fp32", "bf16"])
+@pytest.mark.parametrize("training", [False, True], ids=["eval", "train"])
+def test_consistency_function_is_the_identity_at_sigma_min(make_scaling, autocast, training):
+    support.check_boundary(make_scaling, autocast, training)
+
+
+def test_boundary_holds_at_the_rounded_sigma_min_of_vp_runs():
+    scaling = preconditioning.VPScaling(0.010001)
+    function = preconditioning.ConsistencyFunction(support.small_network(), scaling)
+    x = torch.randn(3, 1, 4, 4, generator=support.rng())
+    lowest = noise.karras_sigmas(18, 0.010001).float()[-1:].expand(3)
+    assert torch.equal(function(x, lowest), x)
+
+
+@BOTH
+def test_the_teachers_denoiser_is_no_identity_there(make_scaling):
+    scaling = make_scaling()
+    denoiser = preconditioning.Denoiser(support.small_network(), scaling)
+    x = torch.randn(3, 1, 4, 4, generator=support.rng())
+    assert not torch.equal(denoiser(x, torch.full((3,), scaling.sigma_min)), x)
+
+
+def test_a_broken_network_is_not_hidden():
+    support.check_nan_is_visible()
+
+
+def test_network_target_has_unit_variance():
+    support.check_edm_identities()
+
+
+@BOTH
+def test_teacher_and_student_feed_the_network_alike(make_scaling):
+    support.check_shared_inputs(make_scaling)
+
+
+def test_c_noise_is_a_quarter_log_sigma_times_thousand():
+    sigma = torch.logspace(-3, 2, 20, dtype=torch.float64)
+    torch.testing.assert_close(support.edm().denoiser(sigma).c_noise, 1000 * sigma.log() / 4, rtol=1e-14, atol=1e-12)
+
+
+def test_only_the_network_runs_in_low_precision():
+    support.check_network_only_in_low_precision()
+
+
+@pytest.mark.parametrize("sigma_data", [0.2, 0.5, 1.7])
+def test_shifted_factors_are_those_of_song_et_al(sigma_data):
+    sigma = torch.logspace(-2, 1.9, 15, dtype=torch.float64)
+    c = support.edm(sigma_data).consistency(sigma)
+    shifted = sigma - 0.002
+    torch.testing.assert_close(c.c_skip, sigma_data**2 / (shifted**2 + sigma_data**2))
+    torch.testing.assert_close(c.c_out, sigma_data * shifted / (sigma**2 + sigma_data**2).sqrt())
+    # Far from sigma_min student and teacher are the same function: relative difference O(sigma_min / sigma).
+    d = support.edm(sigma_data).denoiser(sigma)
+    assert bool(((c.c_out / d.c_out - 1).abs() <= 1.001 * 0.002 / sigma).all())
+
+
+class Eps(nn.Module):
+    def forward(self, x, c_noise, labels=None):
+        return torch.tanh(x) + 1e-3 * noise.expand(c_noise, x)
+
+
+def test_vp_denoiser_is_x_minus_sigma_epsilon():
+    scaling = support.vp()
+    x = torch.randn(6, 1, 4, 4, generator=support.rng()) * 3
+    sigma = torch.tensor([0.011, 0.05, 0.5, 2.0, 20.0, 150.0])
+    out = preconditioning.Denoiser(Eps(), scaling)(x, sigma)
+    for k, s in enumerate(sigma.tolist()):
+        t = scaling.schedule.time(sigma[k : k + 1]).item()
+        by_hand = x[k].double() - s * (torch.tanh(x[k].double() / (1 + s * s) ** 0.5) + 1e-3 * t)
+        # Three float32 roundings of terms of size |x| and sigma (|F| <= 2).
+        assert float((out[k] - by_hand).abs().max()) < 8 * support.EPS32 * (float(x.abs().max()) + 2 * s)
+
+
+def test_vp_student_is_the_denoiser_shifted_by_sigma_min():
+    scaling = support.vp()
+    sigma = torch.tensor([0.011, 0.5, 20.0], dtype=torch.float64)
+    c, d = scaling.consistency(sigma), scaling.denoiser(sigma)
+    assert torch.equal(c.c_skip, torch.ones_like(sigma))
+    torch.testing.assert_close(c.c_out, d.c_out + scaling.sigma_min, rtol=1e-14, atol=0)
+
+
+def test_vp_weight_turns_the_error_into_that_of_epsilon():
+    scaling = support.vp()
+    sigma = torch.tensor([0.05, 0.5, 20.0], dtype=torch.float64)
+    torch.testing.assert_close(scaling.loss_weight(sigma) * scaling.denoiser(sigma).c_out ** 2, torch.ones_like(sigma))

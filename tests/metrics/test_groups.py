@@ -1,0 +1,81 @@
+"""Near-duplicates by the gap rule: pairs and larger families, and what must not be joined."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from cdmem.errors import InputError
+from cdmem.metrics.neighbors.near_duplicates import near_duplicate_labels
+from cdmem.metrics.neighbors.pixels import NeighborIndex
+
+
+def random_images(n, seed):
+    return torch.randint(0, 256, (n, 3, 12, 12), generator=torch.Generator().manual_seed(seed), dtype=torch.uint8)
+
+
+def noisy(image, count, seed):
+    noise = torch.randint(-6, 7, (count, *image.shape), generator=torch.Generator().manual_seed(seed))
+    return (image.int() + noise).clamp(0, 255).to(torch.uint8)
+
+
+def test_unrelated_images_stay_apart():
+    """Distances of unrelated images concentrate, so no gap of a factor of two arises."""
+    found = near_duplicate_labels(random_images(200, 0))
+    assert found.merged == 0 and found.labels.tolist() == list(range(200)) and found.rule == 0.5
+
+
+@pytest.mark.parametrize("family", [1, 2, 5, 8])
+def test_families_of_up_to_nine_are_found(family):
+    """With two or more near-copies the first two distances are alike: d1 / d2 alone would join nothing."""
+    base = random_images(50, 1)
+    copies = noisy(base[7], family, 2)
+    found = near_duplicate_labels(torch.cat([base, copies]))
+    assert found.merged == family
+    assert set(found.labels[50:].tolist()) == {7} and found.labels[:50].tolist() == list(range(50))
+
+
+def test_larger_families_stay_apart_as_documented():
+    base = random_images(50, 1)
+    assert near_duplicate_labels(torch.cat([base, noisy(base[7], 12, 2)])).merged == 0
+
+
+def test_exact_duplicates_and_mirror_images_are_one_image_before():
+    base = random_images(20, 3)
+    rows = torch.cat([base, base[:4], noisy(base[5].flip(-1), 1, 4)])
+    plain = near_duplicate_labels(rows)
+    assert plain.labels[20:24].tolist() == [0, 1, 2, 3] and plain.merged == 0
+    flipped = near_duplicate_labels(rows, flip=True)
+    assert flipped.merged == 1 and flipped.labels[24] == flipped.labels[5]
+
+
+def test_labels_join_groups_in_the_index():
+    base = random_images(30, 5)
+    images = torch.cat([base, noisy(base[3], 2, 6)])
+    found = near_duplicate_labels(images)
+    index = NeighborIndex(images, labels=found.labels)
+    assert index.num_groups == 30
+    answer = index.query(base[3:4])
+    assert answer.squared1.item() == 0 and answer.group1.item() == 3 and answer.ratio.item() == 0
+    # Ungrouped, a copy of a near-duplicated image has its twin as second neighbour, and slight noise hides it.
+    sample = noisy(base[3], 1, 7)
+    assert NeighborIndex(images).query(sample).ratio.item() > 1 / 3 > index.query(sample).ratio.item()
+
+
+def test_the_ratio_decides():
+    base = random_images(40, 8)
+    images = torch.cat([base, noisy(base[0], 1, 9)])
+    d = NeighborIndex(images).query(images[:1], 2, exclude=torch.tensor([0])).ratio.item()
+    assert near_duplicate_labels(images, rule=d * 1.001).merged == 1
+    assert near_duplicate_labels(images, rule=d * 0.5).merged == 0
+
+
+@pytest.mark.parametrize("rule", [0.0, 1.0, -1.0, 2.0, "often"])
+def test_impossible_rules(rule):
+    with pytest.raises(InputError, match="near_duplicates"):
+        near_duplicate_labels(random_images(5, 0), rule=rule)
+
+
+def test_two_images_are_never_joined():
+    base = random_images(1, 0)
+    assert near_duplicate_labels(torch.cat([base, noisy(base[0], 1, 1)])).merged == 0

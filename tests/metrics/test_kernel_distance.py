@@ -1,0 +1,102 @@
+"""Kernel distance (KID): the double loop, a closed form, and intervals that cover."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from cdmem.metrics.quality.fidelity import fidelity, kernel_distance, kernel_interval, reference_of
+
+
+def normal(n, d, seed):
+    return torch.randn(n, d, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def test_kid_is_the_double_loop():
+    x, y = normal(7, 5, 13), normal(9, 5, 14) + 0.5
+
+    def kernel(a, b):
+        return (sum(p * q for p, q in zip(a, b)) / 5 + 1) ** 3
+
+    def within(z):
+        pairs = [kernel(z[i], z[j]) for i in range(len(z)) for j in range(len(z)) if i != j]
+        return sum(pairs) / len(pairs)
+
+    between = [kernel(p, q) for p in x.tolist() for q in y.tolist()]
+    want = within(x.tolist()) + within(y.tolist()) - 2 * sum(between) / len(between)
+    assert kernel_distance(x, y) == pytest.approx(want, rel=1e-10)
+    assert fidelity(x, y)["kid"] == pytest.approx(want, rel=1e-10)
+
+
+@pytest.mark.parametrize("block", [1, 7, 64])
+def test_kid_blocks_do_not_matter(block):
+    x, y = normal(50, 6, 15), normal(33, 6, 16) + 0.2
+    assert kernel_distance(x, y, block) == pytest.approx(kernel_distance(x, y), rel=1e-10, abs=1e-13)
+
+
+def expected_kernel(d, a_b, a2, b2):
+    second = a_b**2 + a2 + b2 + d
+    third = a_b**3 + 3 * a_b * (a2 + b2 + d + 2)
+    return 1 + 3 * a_b / d + 3 * second / d**2 + third / d**3
+
+
+def mean_shift(d, b):
+    b2 = d * b * b
+    return expected_kernel(d, 0, 0, 0) + expected_kernel(d, b2, b2, b2) - 2 * expected_kernel(d, 0, 0, b2)
+
+
+def test_kid_of_a_mean_shift():
+    d, b = 64, 0.3
+    want = mean_shift(d, b)
+    assert want == pytest.approx(0.30014, abs=1e-5)
+    values = [kernel_distance(normal(500, d, 20 + k), normal(500, d, 60 + k) + b) for k in range(20)]
+    error = np.std(values, ddof=1) / math.sqrt(len(values))
+    assert abs(np.mean(values) - want) < 4 * error and error < 0.02 * want
+    same = [kernel_distance(normal(100, d, 100 + k), normal(100, d, 200 + k)) for k in range(40)]
+    # Unbiased: around zero, and below it about half of the time.
+    assert abs(np.mean(same)) < 4 * np.std(same, ddof=1) / math.sqrt(len(same)) and min(same) < 0 < max(same)
+
+
+def test_kid_interval_is_the_jackknife():
+    x, y = normal(8, 4, 30), normal(11, 4, 31) + 0.5
+    found = kernel_interval(x, reference_of(y))
+    total = 0.0
+    for side, rows in enumerate((x, y)):
+        left = [rows[torch.arange(len(rows)) != i] for i in range(len(rows))]
+        values = np.array([kernel_distance(r, y) if side == 0 else kernel_distance(x, r) for r in left])
+        total += (len(rows) - 1) / len(rows) * ((values - values.mean()) ** 2).sum()
+    half = 1.959963984540054 * math.sqrt(total)
+    assert found == pytest.approx((kernel_distance(x, y), found.value - half, found.value + half), rel=1e-9)
+
+
+@pytest.mark.parametrize("b, least, most", [(0.3, 0.88, 0.99), (0.0, 0.93, 1.0)])
+def test_kid_interval_covers(b, least, most):
+    d, runs, want, hits = 16, 300, mean_shift(16, b), 0
+    for k in range(runs):
+        found = kernel_interval(normal(80, d, 1000 + k), reference_of(normal(100, d, 2000 + k) + b))
+        hits += found.low <= want <= found.high
+    assert least <= hits / runs <= most
+
+
+def test_kid_interval_to_a_given_distribution_covers():
+    y, w = normal(40, 8, 32) + 0.3, torch.randint(1, 5, (40,), generator=torch.Generator().manual_seed(3))
+    reference, big = reference_of(y, w), normal(6000, 8, 33)
+    want, hits = kernel_interval(big, reference).value, 0
+    for k in range(200):
+        found = kernel_interval(normal(100, 8, 3000 + k), reference)
+        hits += found.low <= want <= found.high
+    assert 0.87 <= hits / 200 <= 0.99
+
+
+def test_a_copier_is_at_kid_zero_to_a_given_distribution():
+    y, w = normal(30, 8, 34), torch.randint(1, 5, (30,), generator=torch.Generator().manual_seed(4))
+    reference, generator = reference_of(y, w), torch.Generator().manual_seed(5)
+    draws = [y[torch.multinomial(w.double(), 200, True, generator=generator)] for _ in range(200)]
+    values = [kernel_interval(x, reference).value for x in draws]
+    assert abs(np.mean(values)) < 4 * np.std(values) / math.sqrt(200)
+    # As a sample of a population the same rows would put the copier below zero.
+    rows = y.repeat_interleave(w, 0)
+    assert np.mean([kernel_distance(x, rows) for x in draws]) < -4 * np.std(values) / math.sqrt(200)

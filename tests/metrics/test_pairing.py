@@ -1,0 +1,249 @@
+"""Same seeds through teacher and student: fates and agreement by hand, distances against a float64 reference."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+
+from cdmem.errors import InputError
+from cdmem.images import to_float, to_uint8
+from cdmem.metrics.comparison.paired import (
+    TRANSFER,
+    PairedWithTeacher,
+    adjust,
+    compare,
+    difference,
+    identity_agreement,
+    transfer_table,
+)
+from cdmem.metrics.statistics import mcnemar_exact, newcombe_paired_difference, wilson_interval
+from support import make_training_set, random_images
+
+SHAPE = (3, 8, 8)
+
+
+def yes(*values):
+    return torch.tensor(values, dtype=torch.bool)
+
+
+# ---- fates ----------------------------------------------------------------------------------------------------------
+
+
+def test_each_fate_by_hand():
+    teacher, student = yes(1, 1, 1, 0, 0, 1, 0), yes(1, 1, 0, 1, 0, 1, 0)
+    groups = torch.tensor([4, 4, 2, 1, 3, 0, 5]), torch.tensor([4, 2, 2, 1, 3, 0, 6])
+    table = transfer_table(teacher, student, *groups)
+    assert table == {"kept_same": 2, "kept_other": 1, "lost": 1, "gained": 1, "neither": 2}
+    assert tuple(table) == TRANSFER
+
+
+@pytest.mark.parametrize("fate", range(5))
+def test_one_sample_has_one_fate(fate):
+    teacher, student, group = [(1, 1, 7), (1, 1, 8), (1, 0, 7), (0, 1, 7), (0, 0, 7)][fate]
+    table = transfer_table(yes(teacher), yes(student), torch.tensor([7]), torch.tensor([group]))
+    assert table == {name: int(k == fate) for k, name in enumerate(TRANSFER)}
+
+
+def test_fates_sum_to_the_samples():
+    g = torch.Generator().manual_seed(0)
+    flags, groups = torch.rand(2, 500, generator=g) < 0.5, torch.randint(4, (2, 500), generator=g)
+    table = transfer_table(*flags, *groups)
+    assert sum(table.values()) == 500 and min(table.values()) > 0
+    back = transfer_table(*flags.flip(0), *groups.flip(0))
+    assert (back["lost"], back["gained"]) == (table["gained"], table["lost"])
+    assert table["kept_same"] + table["kept_other"] + table["lost"] == int(flags[0].sum())
+
+
+# ---- identity -------------------------------------------------------------------------------------------------------
+
+
+def test_kappa_is_zero_where_identities_are_independent():
+    """Every pair of p_i x q_j exactly in proportion: p = (1/2, 1/3, 1/6), q = (1/4, 3/4, 0): agreement is chance."""
+    first, second = torch.tensor([0, 0, 0, 1, 1, 2]), torch.tensor([0, 1, 1, 1])
+    found = identity_agreement(first.repeat_interleave(4), second.repeat(6))
+    assert found["chance"] == pytest.approx(1 / 8 + 1 / 4, abs=1e-15)
+    assert found["same"] == 9 / 24 and found["kappa"] == pytest.approx(0, abs=1e-15)
+    assert found["ci95"] == list(wilson_interval(9, 24))
+
+
+def test_kappa_is_one_for_identical_and_negative_for_exchanged_identities():
+    groups = torch.tensor([0, 0, 5, 5, 5, 9])
+    found = identity_agreement(groups, groups)
+    assert found["same"] == found["kappa"] == 1.0 and found["chance"] == pytest.approx(14 / 36)
+    assert identity_agreement(torch.tensor([0, 1]), torch.tensor([1, 0]))["kappa"] == pytest.approx(-1.0)
+
+
+def test_kappa_by_hand():
+    """Same: 1 of 5; p = q = (3/5, 2/5), so chance 13/25 and kappa (5 - 13) / (25 - 13)."""
+    found = identity_agreement(torch.tensor([0, 0, 0, 1, 1]), torch.tensor([0, 1, 1, 0, 0]))
+    assert (found["same"], found["chance"], found["kappa"]) == pytest.approx((1 / 5, 13 / 25, -8 / 12))
+
+
+def test_agreement_without_choice_or_without_seeds():
+    one = identity_agreement(torch.tensor([3, 3]), torch.tensor([3, 3]))
+    assert one["chance"] == 1 and one["kappa"] is None
+    assert identity_agreement(torch.zeros(0, dtype=torch.int64), torch.zeros(0, dtype=torch.int64)) is None
+
+
+# ---- difference -----------------------------------------------------------------------------------------------------
+
+
+def test_difference_is_student_minus_teacher():
+    """20 both, 5 only the teacher, 15 only the student, 60 neither."""
+    teacher, student = (
+        torch.tensor(v, dtype=torch.bool).repeat_interleave(torch.tensor([20, 5, 15, 60]))
+        for v in ([1, 1, 0, 0], [1, 0, 1, 0])
+    )
+    found = difference(teacher, student)
+    assert found["value"] == pytest.approx(0.10)
+    assert [found["value"], *found["ci95"]] == list(newcombe_paired_difference(20, 15, 5, 60))
+    assert found["p_mcnemar"] == mcnemar_exact(15, 5) == pytest.approx(stats.binomtest(5, 20).pvalue)
+    back = difference(student, teacher)
+    assert back["ci95"] == pytest.approx([-found["ci95"][1], -found["ci95"][0]])
+    assert back["value"] == -found["value"] and back["p_mcnemar"] == found["p_mcnemar"]
+
+
+def rows(*squared, groups=None, seeds=None):
+    squared = torch.tensor(squared)
+    groups = torch.zeros(len(squared), 1, dtype=torch.int64) if groups is None else torch.tensor(groups)[:, None]
+    return {"seeds": torch.arange(len(squared)) if seeds is None else seeds, "squared": squared, "groups": groups}
+
+
+def test_comparison_by_hand():
+    teacher = rows((1, 100), (4, 100), (81, 100), (0, 64), groups=[0, 1, 2, 3])
+    student = rows((4, 100), (64, 100), (1, 100), (0, 64), groups=[0, 1, 2, 0])
+    found = compare(teacher, student, 1 / 3)
+    assert found["transfer"] == {"kept_same": 1, "kept_other": 1, "lost": 1, "gained": 1, "neither": 0}
+    assert found["difference"]["value"] == 0 and found["samples"] == 4
+    assert found["identity"]["same"] == 1 / 2
+    # log ratios: student .2, .8, .1, copy; teacher .1, .2, .9, copy.
+    assert found["log_ratio"]["median"] == pytest.approx(math.log(2) / 2)
+    assert compare(teacher, student, 0.15)["transfer"]["lost"] == 1
+    assert compare(teacher, student, 0.85)["transfer"]["kept_same"] == 2
+
+
+def test_log_ratios_of_exact_copies_are_finite_and_extreme():
+    """A copy (ratio 0) counts as one grey level in one pixel off, and no sample of another ratio comes out closer."""
+    teacher = rows(*[(0, 10_000)] * 12)
+    student = rows(*[(100 * k * k, 10_000) for k in range(1, 13)])
+    found = compare(teacher, student, 1 / 3)["log_ratio"]
+    assert found["p_value"] == pytest.approx(2 / 2**12)
+    assert found["median"] == pytest.approx(np.median(np.log(np.arange(1, 13) / 10 / (1 / 100))))
+    assert compare(student, teacher, 1 / 3)["log_ratio"]["median"] == -found["median"]
+    assert compare(teacher, teacher, 1 / 3)["log_ratio"] == {"median": 0.0, "p_value": 1.0}
+
+
+def test_other_seeds_are_refused():
+    with pytest.raises(InputError, match="different seeds"):
+        compare(rows((1, 9)), rows((1, 9), seeds=torch.tensor([5])), 1 / 3)
+    with pytest.raises(InputError, match="different seeds"):
+        compare(rows((1, 9)), rows((1, 9), (1, 9)), 1 / 3)
+
+
+def test_step_numbers_are_one_family():
+    comparisons = [{"difference": {"p_mcnemar": p}} for p in (0.01, 0.04, 0.03, 0.005)]
+    adjust(comparisons)
+    assert [c["difference"]["p_holm"] for c in comparisons] == pytest.approx([0.03, 0.06, 0.06, 0.02])
+
+
+# ---- distances ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def train():
+    return random_images(10, SHAPE, 0)
+
+
+def pair(n=60, seed=1):
+    generator = torch.Generator().manual_seed(seed)
+    teacher = torch.randn(n, *SHAPE, generator=generator) * 0.6
+    return teacher + 0.7 * torch.randn(n, *SHAPE, generator=generator), teacher
+
+
+def measured(train, student, teacher, batch=1000):
+    metric = PairedWithTeacher().prepare(make_training_set(train))
+    for columns in zip(student.split(batch), teacher.split(batch), torch.arange(len(student)).split(batch)):
+        metric.update(*columns)
+    return metric
+
+
+def measure(*arguments):
+    return measured(*arguments).compute()
+
+
+def basins(train, x):
+    points, rows = (v.flatten(1).numpy().astype(np.int64) for v in (to_uint8(x), train))
+    return ((points[:, None] - rows[None]) ** 2).sum(2).argmin(1)
+
+
+def test_equals_numpy(train):
+    student, teacher = pair()
+    s, t = (x.numpy().astype(np.float64) for x in (student, teacher))
+    found = measure(train, student, teacher)
+    assert found["rmse_to_teacher"] == pytest.approx(math.sqrt(((s - t) ** 2).mean()), rel=1e-12)
+    assert found["variance_ratio"] == pytest.approx(s.var(0).sum() / t.var(0).sum(), rel=1e-10)
+    same = basins(train, student) == basins(train, teacher)
+    assert 0 < same.mean() < 1
+    assert found["same_basin"] == same.mean()
+    assert (found["same_basin_low"], found["same_basin_high"]) == wilson_interval(int(same.sum()), len(same))
+
+
+def test_squared_errors_are_those_of_the_seeds(train):
+    student, teacher = pair()
+    metric = measured(train, student, teacher, 7)
+    errors = metric.squared_errors(metric.rows())
+    want = ((student.double() - teacher.double()) ** 2).flatten(1).mean(1)
+    assert errors.dtype == torch.float64 and torch.allclose(errors, want, rtol=1e-12)
+    assert math.sqrt(errors.mean()) == pytest.approx(metric.compute()["rmse_to_teacher"], rel=1e-12)
+
+
+@pytest.mark.parametrize("batch", [1, 7, 59])
+def test_batches_do_not_matter(train, batch):
+    student, teacher = pair()
+    assert measure(train, student, teacher, batch) == measure(train, student, teacher)
+
+
+def test_identical_samples(train):
+    _, teacher = pair()
+    found = measure(train, teacher, teacher)
+    assert (found["rmse_to_teacher"], found["variance_ratio"], found["same_basin"]) == (0.0, 1.0, 1.0)
+    assert found["same_basin_high"] == 1.0
+
+
+@pytest.mark.parametrize("scale", [0.5, 0.9, 2.0])
+def test_a_scaled_student_scales_the_variance(train, scale):
+    """Images are kept in float32: relative errors of 2^-24."""
+    _, teacher = pair()
+    found = measure(train, teacher * scale + 0.1, teacher)
+    assert found["variance_ratio"] == pytest.approx(scale**2, rel=1e-6)
+    constant = measure(train, teacher[:1].expand_as(teacher), teacher)
+    assert constant["variance_ratio"] == pytest.approx(0.0, abs=1e-12)
+
+
+def test_a_constant_shift_is_the_rmse(train):
+    _, teacher = pair()
+    found = measure(train, teacher.double() + 0.25, teacher.double())
+    assert found["rmse_to_teacher"] == pytest.approx(0.25, rel=1e-6)
+    assert found["variance_ratio"] == pytest.approx(1.0, rel=1e-6)
+
+
+def test_basins_are_training_images(train):
+    x = to_float(train)
+    assert measure(train, x, x.roll(1, 0))["same_basin"] == 0.0
+    swapped = x.clone()
+    swapped[:4] = x[:4].roll(1, 0)
+    assert measure(train, swapped, x)["same_basin"] == 0.6
+
+
+def test_reset_and_checkpoints(train):
+    student, teacher = pair()
+    metric = PairedWithTeacher().prepare(make_training_set(train))
+    metric.update(*pair(seed=5), torch.arange(60))
+    metric.reset()
+    metric.update(student, teacher, torch.arange(60))
+    assert metric.compute() == measure(train, student, teacher)
+    assert not metric.state_dict() and not list(metric.parameters())

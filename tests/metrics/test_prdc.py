@@ -1,0 +1,181 @@
+"""Precision, recall, density and coverage: hand-computed grids, an independent brute force, repeated rows."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from cdmem.data.subset import TrainingSet
+from cdmem.errors import InputError
+from cdmem.metrics.quality import feature_space
+from cdmem.metrics.quality.prdc import ManifoldQuality, precision_recall_density_coverage
+
+
+def line(*points):
+    return torch.tensor(points, dtype=torch.float64)[:, None]
+
+
+def normal(n, d, seed):
+    return torch.randn(n, d, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def shares(precision, recall, density, coverage):
+    return {"precision": precision, "recall": recall, "density": density, "coverage": coverage}
+
+
+def brute_force(real, fake, k):
+    """The definitions, pair by pair, in numpy."""
+
+    def distance(a, b):
+        return np.sqrt(((a[:, None, :] - b[None, :, :]) ** 2).sum(-1))
+
+    real, fake = real.numpy(), fake.numpy()
+    real_radii = np.sort(distance(real, real), 1)[:, k]  # column 0 is the point itself
+    fake_radii = np.sort(distance(fake, fake), 1)[:, k]
+    table = distance(real, fake)
+    inside = table < real_radii[:, None]
+    recall = (table < fake_radii[None]).any(1).mean()
+    return shares(inside.any(0).mean(), recall, inside.sum(0).mean() / k, inside.any(1).mean())
+
+
+def test_grid_by_hand():
+    # Balls of radius 1 around 0, 1, 2, 3 (k = 1), of radius 1 around 0.5, 1.5 and 2.5 around 4.
+    found = precision_recall_density_coverage(line(0, 1, 2, 3), line(0.5, 1.5, 4), k=1)
+    # 0.5 is in the balls of 0 and 1, 1.5 in those of 1 and 2, 4 lies on the boundary of 3's.
+    assert found == pytest.approx(shares(2 / 3, 1, 4 / 3, 3 / 4))
+
+
+def test_boundaries_are_outside():
+    real = line(0, 1, 2, 3)
+    # No real ball holds a fake; the fake at -1 reaches to 4, past every real point.
+    assert precision_recall_density_coverage(real, line(-1, 4, 5), k=1) == pytest.approx(shares(0, 1, 0, 0))
+    # Thirds have no exact binary form, and the neighbours still tie exactly with the radius.
+    found = precision_recall_density_coverage(real / 3 + 7, real / 3 + 7, k=1)
+    assert found["precision"] == 1 and found["coverage"] == 1
+
+
+def test_exact_copies_by_hand():
+    # Every ball (k = 1) of an exact copy holds its own centre alone.
+    x = line(0, 1, 2, 3, 4)
+    assert precision_recall_density_coverage(x, x, k=1) == pytest.approx(shares(1, 1, 1, 1))
+    # k = 2: the two ends reach to distance 2 and hold two points, the others reach to 1 and hold themselves.
+    assert precision_recall_density_coverage(x, x, k=2) == pytest.approx(shares(1, 1, 7 / 10, 1))
+
+
+def test_far_samples_have_none():
+    x = normal(20, 4, 0)
+    assert precision_recall_density_coverage(x, x + 100, k=3) == shares(0, 0, 0, 0)
+
+
+@pytest.mark.parametrize("n, m, d, k", [(40, 30, 2, 1), (30, 40, 8, 3), (100, 100, 3, 5), (6, 6, 20, 5)])
+def test_equals_brute_force(n, m, d, k):
+    real, fake = normal(n, d, 1), normal(m, d, 2) * 0.9 + 0.2
+    assert precision_recall_density_coverage(real, fake, k) == pytest.approx(brute_force(real, fake, k), rel=1e-12)
+
+
+@pytest.mark.parametrize("k", [1, 3, 5])
+def test_equals_brute_force_on_grids_full_of_ties(k):
+    draw = torch.Generator().manual_seed(3)
+    points = torch.stack(torch.meshgrid(torch.arange(6), torch.arange(5), indexing="ij"), -1).reshape(-1, 2).double()
+    fake = torch.randint(0, 7, (35, 2), generator=draw).double() + 0.0
+    assert precision_recall_density_coverage(points, fake, k) == pytest.approx(brute_force(points, fake, k), rel=1e-12)
+
+
+def test_ties_survive_a_far_offset():
+    points = torch.stack(torch.meshgrid(torch.arange(6), torch.arange(5), indexing="ij"), -1).reshape(-1, 2).double()
+    want = precision_recall_density_coverage(points, points, 3)
+    assert precision_recall_density_coverage(points + 2.0**20, points + 2.0**20, 3) == want
+
+
+@pytest.mark.parametrize("copies", [1, 2, 6, 60])
+def test_repeated_real_rows_change_nothing(copies):
+    real, fake = normal(30, 5, 4), normal(40, 5, 5)
+    want = precision_recall_density_coverage(real, fake)
+    assert precision_recall_density_coverage(real.repeat(copies, 1), fake) == want
+    groups = torch.arange(30).repeat_interleave(copies)
+    assert precision_recall_density_coverage(real.repeat_interleave(copies, 0), fake, real_groups=groups) == want
+
+
+def test_blocks_do_not_matter(monkeypatch):
+    real, fake = normal(50, 5, 6), normal(60, 5, 7)
+    want = precision_recall_density_coverage(real, fake)
+    monkeypatch.setattr(feature_space, "TABLE_ENTRIES", 170)
+    assert precision_recall_density_coverage(real, fake) == want
+
+
+@pytest.mark.parametrize("n, m, k", [(5, 9, 5), (9, 5, 5), (9, 9, 0)])
+def test_too_few_points_are_refused(n, m, k):
+    with pytest.raises(InputError):
+        precision_recall_density_coverage(normal(n, 2, 8), normal(m, 2, 9), k)
+    with pytest.raises(InputError, match="real"):
+        precision_recall_density_coverage(normal(5, 2, 8).repeat(3, 1), normal(20, 2, 9))
+
+
+def images(n, seed):
+    return torch.randint(0, 256, (n, 1, 4, 4), generator=torch.Generator().manual_seed(seed), dtype=torch.uint8)
+
+
+def metric_of(train, held_out, copies=1, flip=False, k=5):
+    n, h = len(train), len(held_out)
+    zeros, multiplicities = torch.zeros(max(n, h), dtype=torch.int64), torch.full((n,), copies)
+    metric = ManifoldQuality(k=k)
+    metric.prepare(
+        TrainingSet(
+            train, zeros[:n], zeros[:n], multiplicities, held_out, zeros[:h], zeros[:h], flip, (), "test", {}, {}
+        )
+    )
+    return metric
+
+
+def test_metric_compares_equal_sizes():
+    samples, held_out = images(40, 1), images(12, 2)
+    metric = metric_of(images(30, 3), held_out)
+    order = torch.randperm(40, generator=torch.Generator().manual_seed(0))
+    metric.update(samples[order], order)
+    found = metric.compute()
+    want = precision_recall_density_coverage(*(to.flatten(1).double() for to in (held_out, samples[:12])))
+    assert {name: found[name] for name in want} == want
+    assert len(found) == 8
+    swapped = metric_of(held_out, images(30, 3))
+    swapped.update(samples, torch.arange(40))
+    assert {name: swapped.compute()[f"{name}_train"] for name in want} == want
+
+
+@pytest.mark.parametrize("copies", [2, 60])
+def test_metric_is_blind_to_multiplicities(copies):
+    values = []
+    for count in (1, copies):
+        metric = metric_of(images(20, 4), images(3, 5), count)
+        metric.update(images(20, 6), torch.arange(20))
+        values.append(metric.compute())
+    assert values[0] == values[1] and set(values[0]) == {
+        f"{n}_train" for n in ("precision", "recall", "density", "coverage")
+    }
+
+
+def test_copies():
+    metric = metric_of(images(20, 7), images(20, 8))
+    metric.update(images(20, 7), torch.arange(20))
+    found = metric.compute()
+    assert found["precision_train"] == found["recall_train"] == found["coverage_train"] == 1
+    assert found["coverage"] < 1
+
+
+@pytest.mark.parametrize("flip", [False, True])
+def test_mirror_images_belong_to_the_training_set(flip):
+    train = images(20, 7)
+    metric = metric_of(train, images(3, 8), flip=flip, k=1)
+    metric.update(torch.cat([train.flip(-1), train]), torch.arange(40))
+    found = metric.compute()
+    # Without mirroring the twenty first samples are compared, which are all mirror images.
+    assert (found["precision_train"] == found["coverage_train"] == 1) is flip
+
+
+def test_metric_refuses_too_few():
+    with pytest.raises(InputError, match="k=0"):
+        ManifoldQuality(k=0)
+    metric = metric_of(images(20, 9), images(20, 10))
+    metric.update(images(5, 11), torch.arange(5))
+    with pytest.raises(InputError, match="at least 6"):
+        metric.compute()

@@ -1,0 +1,132 @@
+"""The house keeps its floors: a room imports only lower rooms, and no two files import each other."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from graphlib import TopologicalSorter
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+
+ROOMS = {
+    **dict.fromkeys(("cdmem.errors", "cdmem.images", "cdmem.seeds"), 0),
+    "cdmem.io": 0,
+    **dict.fromkeys(("cdmem.diffusion", "cdmem.networks", "cdmem.data", "cdmem.run"), 1),
+    **dict.fromkeys(("cdmem.metrics", "cdmem.distillation"), 2),
+    **dict.fromkeys(("cdmem.training", "cdmem.tracking", "cdmem.report"), 3),
+    "cdmem.models": 4,
+    **dict.fromkeys(("cdmem.audit", "cdmem.theory", "callbacks"), 5),
+    "cdmem.study": 6,
+    "cdmem.cli": 7,
+}
+# Arrows on one floor.
+BESIDE = {
+    ("cdmem.io", "cdmem.errors"),
+    ("callbacks", "cdmem.audit"),
+    ("callbacks", "cdmem.theory"),
+    ("cdmem.theory", "cdmem.audit"),
+}
+TOP_LEVEL = {"__init__", "__main__", "errors", "images", "seeds"}
+# Packages that only some rooms name.
+FOREIGN = {
+    "lightning": {"cdmem.training", "cdmem.tracking", "cdmem.models", "cdmem.study", "cdmem.cli", "callbacks"},
+    "wandb": {"cdmem.tracking"},
+    "diffusers": {"cdmem.networks", "cdmem.models"},
+    "callbacks": {"cdmem.study"},
+}
+
+
+def modules() -> dict[str, Path]:
+    """Every file of the package and the callbacks by its dotted name."""
+    files = {}
+    for package in ("cdmem", "callbacks"):
+        for path in (ROOT / package).rglob("*.py"):
+            parts = path.relative_to(ROOT).with_suffix("").parts
+            files[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    return files
+
+
+MODULES = modules()
+
+
+def imported(path: Path) -> set[str]:
+    """Every module that a file imports, also inside functions, except under TYPE_CHECKING."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    skipped = {
+        id(inner)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)
+        for inner in ast.walk(node)
+    }
+    names: set[str] = set()
+    for node in ast.walk(tree):
+        if id(node) in skipped:
+            continue
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+    return names
+
+
+def room(module: str) -> str:
+    """``cdmem.metrics.quality.prdc`` -> ``cdmem.metrics``; ``callbacks.onset`` -> ``callbacks``."""
+    return ".".join(module.split(".")[: 2 if module.startswith("cdmem") else 1])
+
+
+@pytest.mark.parametrize("name", sorted(ROOMS))
+def test_a_room_imports_lower_rooms_only(name):
+    for module in (m for m in MODULES if room(m) == name):
+        for other in {room(i) for i in imported(MODULES[module]) if i in MODULES} - {"cdmem", name}:
+            below = ROOMS[other] < ROOMS[name] or (name, other) in BESIDE
+            assert below, f"{module} (floor {ROOMS[name]}) imports {other} (floor {ROOMS[other]})"
+
+
+def test_no_two_files_import_each_other():
+    """Re-exports of packages aside, which name their own files."""
+    files = {name: path for name, path in MODULES.items() if path.name != "__init__.py"}
+    graph = {name: imported(path) & set(files) - {name} for name, path in files.items()}
+    TopologicalSorter(graph).prepare()  # raises CycleError, which names the circle
+
+
+def test_the_top_level_is_the_ground():
+    assert {p.stem for p in (ROOT / "cdmem").glob("*.py")} == TOP_LEVEL
+    rooms = {p.name for p in (ROOT / "cdmem").iterdir() if (p / "__init__.py").is_file()}
+    assert {f"cdmem.{r}" for r in rooms} == {r for r in ROOMS if r.startswith("cdmem.")} - {
+        f"cdmem.{f}" for f in TOP_LEVEL
+    }
+
+
+@pytest.mark.parametrize("package", sorted(FOREIGN))
+def test_foreign_packages_stay_in_their_rooms(package):
+    users = {room(m) for m, p in MODULES.items() if package in {i.split(".")[0] for i in imported(p)}}
+    assert users - {package} <= FOREIGN[package]
+
+
+@pytest.mark.parametrize("name", sorted(MODULES))
+def test_files_stay_small_and_documented(name):
+    text = MODULES[name].read_text(encoding="utf-8")
+    assert len(text.splitlines()) <= 400
+    tree = ast.parse(text)
+    assert ast.get_docstring(tree), f"{name} has no docstring"
+    for node in tree.body:
+        if isinstance(node, ast.ClassDef | ast.FunctionDef) and not node.name.startswith("_"):
+            assert ast.get_docstring(node) or "Protocol" in ast.unparse(node), f"{name}.{node.name} has no docstring"
+
+
+def test_only_one_place_knows_the_pixel_range():
+    holders = [n for n, p in MODULES.items() if "127.5" in p.read_text(encoding="utf-8")]
+    assert holders == ["cdmem.images"]
+
+
+@pytest.mark.parametrize(
+    ("module", "heavy"),
+    [("cdmem.cli.main", ("torch", "lightning", "numpy")), ("cdmem.report.build", ("torch", "lightning"))],
+)
+def test_importing_it_is_light(module, heavy):
+    code = f"import sys, {module}; sys.exit(any(m in sys.modules for m in {heavy}))"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, timeout=60).returncode == 0

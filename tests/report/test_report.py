@@ -1,0 +1,137 @@
+"""The page from its files: every section, everything escaped, torn files left out, nothing fetched."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+import subprocess
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from cdmem.cli.main import main
+from cdmem.errors import InputError
+from cdmem.report.build import SECTIONS, write_report
+from cdmem.report.compare import differing, over_seeds, studies_below
+from cdmem.report.run_data import read_run
+from support.report import HOSTILE, make_study_folder
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+class Balanced(HTMLParser):
+    """Counts tags and notices one that closes what is not open."""
+
+    VOID = {"meta", "link", "br", "img", "path", "use", "line", "rect", "circle", "image", "polygon", "clippath"}
+
+    def __init__(self):
+        super().__init__()
+        self.open, self.wrong = [], []
+
+    def handle_starttag(self, tag, attrs):
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        if tag in self.VOID:
+            return
+        if not self.open or self.open.pop() != tag:
+            self.wrong.append(tag)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    return make_study_folder(tmp_path_factory.mktemp("made") / "run")
+
+
+def test_every_section_and_every_figure(run):
+    html = write_report(run).read_text(encoding="utf-8")
+    for anchor, title in SECTIONS:
+        assert f'id="{anchor}"' in html and title in html
+    parser = Balanced()
+    parser.feed(html)
+    assert parser.wrong == [] and parser.open == []
+    stems = {p.stem for p in (run / "report").glob("*.png")}
+    assert stems == {p.stem for p in (run / "report").glob("*.csv")} and html.count('class="chart"') == len(stems) >= 10
+    for stem in stems:
+        with Image.open(run / f"report/{stem}.png") as image:
+            assert image.width > 400
+        with (run / f"report/{stem}.csv").open(encoding="utf-8", newline="") as stream:
+            assert len(list(csv.reader(stream))) > 1, stem
+
+
+def test_numbers_of_the_summary_are_on_the_page(run):
+    html = write_report(run).read_text(encoding="utf-8")
+    text = re.sub(r"<[^>]+>", "", html).replace("&nbsp;", " ")
+    assert "tau_mem" in html or "τ_mem" in html
+    for part in ("90.0 %", "[88.0, 92.0]", "-40.0", "Still rising.", "35 NFE", "abababab", "12.5"):
+        assert part in text, part
+
+
+def test_text_from_outside_is_escaped(tmp_path):
+    run = make_study_folder(tmp_path / "run", name="<img src=x onerror=1>")
+    html = write_report(run).read_text(encoding="utf-8")
+    assert HOSTILE not in html and "&lt;script&gt;" in html
+    assert "<img src=x" not in html
+
+
+def test_nothing_is_fetched(run):
+    html = write_report(run).read_text(encoding="utf-8")
+    assert re.findall(r"""(?:src|href)=["'](?!data:|#|report/)[^"']*["']""", html) == []
+    assert not re.search(r"@import|url\((?!#)", html) and "default-src 'none'" in html
+
+
+def test_missing_and_torn_files_leave_a_section_out_and_a_note(tmp_path):
+    run = make_study_folder(tmp_path / "run")
+    (run / "audit/pictures.npz").write_bytes(b"torn")
+    (run / "teacher/metrics.jsonl").write_text('{"step": 1, "memorization/f_mem": 0.5}\n{"step": 2, "memo')
+    (run / "environment.json").write_text("{")
+    for file in (run / "samples").iterdir():
+        file.unlink()
+    html = write_report(run).read_text(encoding="utf-8")
+    assert "pictures.npz could not be read" in html and "environment.json could not be read" in html
+
+
+def test_folders_without_a_study_are_refused(tmp_path, capsys):
+    with pytest.raises(InputError, match="no such folder"):
+        read_run(tmp_path / "none")
+    with pytest.raises(InputError, match="holds no audit"):
+        read_run(tmp_path)
+    run = make_study_folder(tmp_path / "run")
+    (run / "audit/summary.json").write_text(json.dumps({"models": []}))
+    with pytest.raises(InputError, match="torn or empty"):
+        read_run(run)
+    with pytest.raises(SystemExit) as stop:
+        main(["report", str(tmp_path / "none")])
+    assert stop.value.code == 2 and "runs=" in capsys.readouterr().err
+
+
+def test_several_runs_are_compared(tmp_path, capsys):
+    folders = [
+        make_study_folder(tmp_path / f"sweep/data.n={n}/seed={s}", n=n, seed=s) for n in (16, 32, 64) for s in (0, 1)
+    ]
+    assert studies_below(tmp_path / "sweep") == folders
+    with pytest.raises(SystemExit) as stop:
+        main(["report", str(tmp_path / "sweep")])
+    assert stop.value.code == 0
+    html = (tmp_path / "sweep/comparison.html").read_text(encoding="utf-8")
+    assert differing([read_run(f) for f in folders]) == ["data.n", "seed"]
+    assert "6 studies" in html and "Against data.n" in html and html.count('class="chart"') == 2
+    assert 'href="data.n=16/seed=0/report.html"' in html and (folders[0] / "report.html").is_file()
+    rows = list(csv.DictReader((tmp_path / "sweep/report/f_mem_against_data_n.csv").open(encoding="utf-8")))
+    assert len(rows) == 9  # three sizes, three models
+
+
+def test_intervals_over_runs_have_the_run_as_unit():
+    mean, low, high = over_seeds([0.1, 0.3])
+    assert mean == pytest.approx(0.2) and high - mean == pytest.approx(12.7062 * 0.1, rel=1e-4) and low < 0
+    assert over_seeds([0.4]) == (0.4, None, None)
+
+
+def test_the_report_needs_neither_torch_nor_lightning():
+    code = "import sys, cdmem.report.build, cdmem.report.compare; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, timeout=60).returncode == 0

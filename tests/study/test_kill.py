@@ -1,0 +1,286 @@
+"""Killed at any moment and started again, a run ends with the very bits of the run that nobody disturbed."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+
+from cdmem.io.atomic import owned
+from support.killing import Mortals, Outcome
+
+DATA = {"n": 8, "held_out": 16, "batch_size": 4, "flip": True}
+CALLBACKS = [
+    {"class_path": "callbacks.MemorizationCallback", "init_args": {"samples": 12, "points": 3}},
+    {"class_path": "callbacks.QualityCallback", "init_args": {"samples": 12, "points": 2}},
+    {"class_path": "callbacks.OnsetCallback"},
+    {
+        "class_path": "cdmem.training.RunCheckpoint",
+        "init_args": {"every_n_steps": 5, "keep_all": True},
+    },
+]
+TRAINER = {
+    "accelerator": "cpu",
+    "max_steps": 14,
+    "enable_progress_bar": False,
+    "enable_model_summary": False,
+    "log_every_n_steps": 1,
+    "accumulate_grad_batches": 2,
+    "callbacks": CALLBACKS,
+}
+TEACHER = {
+    "threads": 1,
+    "data": DATA,
+    "model": {
+        "class_path": "cdmem.training.DiffusionTeacher",
+        "init_args": {
+            "network": {"class_path": "cdmem.networks.MLP", "init_args": {"width": 16, "depth": 1, "dropout": 0.2}},
+            "ema_half_lives": [2, 5],
+            "sampler_points": 4,
+            "warmup_steps": 3,
+        },
+    },
+    "trainer": TRAINER,
+}
+STUDENT = {
+    "threads": 1,
+    "data": DATA,
+    "model": {
+        "class_path": "cdmem.training.ConsistencyStudent",
+        "init_args": {
+            "preset": "small",
+            "points": 8,
+            "start_points": 3,
+            "curriculum": "sqrt",
+            "mu": "adaptive",
+            "dropout": 0.2,
+            "ema_half_lives": [2],
+            "data": "teacher_samples",
+        },
+    },
+    "trainer": TRAINER,
+}
+STUDY = {
+    "teacher": "teacher.yaml",
+    "students": {"student": "student.yaml"},
+    "audit": {"samples": 12, "metrics": ["memorization"]},
+}
+TIMES = {"time", "seconds"}
+STATE = ("state_dict", "optimizer_states", "lr_schedulers", "callbacks", "global_step")
+
+
+@pytest.fixture(scope="module")
+def mortals():
+    with Mortals() as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("kill")
+    for name, content in (("teacher", TEACHER), ("student", STUDENT), ("study", STUDY)):
+        (folder / f"{name}.yaml").write_text(yaml.safe_dump(content))
+    return folder
+
+
+class Scenario:
+    """A command line, its undisturbed result, and its moments."""
+
+    def __init__(self, mortals: Mortals, place: Path, name: str, *args: str) -> None:
+        self.mortals, self.place, self.name, self.args = mortals, place, name, args
+        whole = self.run(f"{name}_whole")
+        assert whole.code == 0, whole.output
+        self.moments = whole.moments
+        self.expected = content(place / f"{name}_whole")
+
+    def run(self, folder: str, at: int | None = None, how: str = "KILL") -> Outcome:
+        return self.mortals.run(*self.args, "--run_dir", folder, cwd=self.place, at=at, how=how)
+
+    def survive(self, at: int, how: str) -> Outcome:
+        """Disturb at a moment, start the same command again, and compare every bit; the first outcome."""
+        shutil.rmtree(self.place / self.name, ignore_errors=True)
+        first = self.run(self.name, at, how)
+        where = f"{how} at moment {at}, {self.moments[at]}"
+        if how == "KILL":
+            assert first.code == -9, where
+        again = self.run(self.name)
+        assert again.code == 0, f"{where}\n{first.output}\n---\n{again.output}"
+        compare(content(self.place / self.name), self.expected, where)
+        return first
+
+
+@pytest.fixture(scope="module")
+def teacher(mortals, place):
+    return Scenario(mortals, place, "teacher", "fit", "--config", "teacher.yaml")
+
+
+@pytest.fixture(scope="module")
+def study(mortals, place):
+    return Scenario(mortals, place, "study", "study", "--config", "study.yaml")
+
+
+@pytest.fixture(scope="module")
+def sweep(mortals, place):
+    return Scenario(mortals, place, "sweep", "study", "--config", "study.yaml", "--sweep", "seed=0,1")
+
+
+def content(folder: Path) -> dict[str, object]:
+    """Everything that a finished run leaves and that does not tell the time or the place."""
+    found: dict[str, object] = {}
+    for file in sorted(p for p in folder.rglob("*") if p.is_file()):
+        name = str(file.relative_to(folder))
+        if file.name in ("environment.json", "previous.ckpt", ".lock", "config.yaml") or "report" in name:
+            continue
+        if file.suffix == ".ckpt":
+            saved = torch.load(file, weights_only=True)
+            found[name] = [
+                saved[k] for k in ("state_dict", "optimizer_states", "lr_schedulers", "callbacks", "global_step")
+            ]
+        elif file.suffix == ".npz":
+            with np.load(file) as arrays:
+                found[name] = {k: torch.from_numpy(arrays[k]) for k in arrays.files}
+        elif file.suffix == ".jsonl":
+            found[name] = [without_times(json.loads(line)) for line in file.read_text().splitlines()]
+        elif file.suffix == ".json":
+            found[name] = without_times(json.loads(file.read_text()))
+        elif file.suffix == ".png":
+            found[name] = file.read_bytes()
+        else:
+            found[name] = None
+    return found
+
+
+def without_times(value: object) -> object:
+    if isinstance(value, dict):
+        return {k: without_times(v) for k, v in value.items() if k not in TIMES}
+    return [without_times(v) for v in value] if isinstance(value, list) else value
+
+
+def compare(a: object, b: object, where: str) -> None:
+    """Equal to the last bit, all the way down."""
+    assert type(a) is type(b), where
+    if isinstance(a, dict):
+        assert sorted(map(str, a)) == sorted(map(str, b)), where
+        for key in a:
+            compare(a[key], b[key], f"{where}: {key}")
+    elif isinstance(a, list | tuple):
+        assert len(a) == len(b), where
+        for k, (x, y) in enumerate(zip(a, b)):
+            compare(x, y, f"{where}[{k}]")
+    elif isinstance(a, torch.Tensor):
+        assert a.dtype == b.dtype and torch.equal(a, b), where
+    else:
+        assert a == b or (a != a and b != b), where
+
+
+def chosen(scenario: Scenario, count: int, seed: int) -> list[int]:
+    """Random moments: one from each of ``count`` equal parts of the run."""
+    rng, total = random.Random(seed), len(scenario.moments)
+    return [rng.randrange(k * total // count, (k + 1) * total // count) for k in range(count)]
+
+
+def test_the_moments_are_those_of_a_run(teacher, study):
+    """Otherwise the kills below would miss training, evaluation or writing."""
+    wanted = {"training_step", "update", "run", "samples", "append, half done", "save, half done", "replace", "fsync"}
+    assert wanted <= set(teacher.moments)
+    assert {*wanted, "write_text, half done", "savez_compressed, half done"} <= set(study.moments)
+    again = teacher.run("teacher_again")
+    assert again.moments == teacher.moments
+
+
+@pytest.mark.parametrize("part", range(4))
+def test_a_killed_teacher(teacher, part):
+    teacher.survive(chosen(teacher, 4, seed=1)[part], "KILL")
+
+
+@pytest.mark.parametrize("name", ["append, half done", "save, half done", "link", "run"])
+def test_killed_in_the_middle_of(teacher, name):
+    """A torn line, a torn checkpoint, between the two renames, inside an evaluation; the second time it happens."""
+    teacher.survive([k for k, m in enumerate(teacher.moments) if m == name][1], "KILL")
+
+
+def test_killed_before_the_last_numbered_checkpoint(teacher):
+    """Nothing is left to train then, yet the run's last file is missing."""
+    teacher.survive([k for k, m in enumerate(teacher.moments) if m == "link"][-1], "KILL")
+
+
+def test_a_killed_study(study):
+    at = next(k for k, m in enumerate(study.moments) if m == "run" and k > len(study.moments) * 0.6)
+    study.survive(at, "KILL")
+
+
+def test_sigterm_stops_at_the_next_step_and_keeps_it(teacher):
+    steps = [k for k, m in enumerate(teacher.moments) if m == "training_step"]
+    first = teacher.survive(steps[13], "TERM")  # accumulated by two: inside the seventh step
+    assert first.code == 143
+    assert "it goes on from step 7" in first.output
+
+
+def test_an_exception_inside_an_evaluation(teacher):
+    inside = [k for k, m in enumerate(teacher.moments) if m == "samples"]
+    first = teacher.survive(inside[1], "FAIL")
+    assert first.code == 99 and "planted" in first.output
+
+
+def test_a_torn_checkpoint_gives_way_to_the_one_before(teacher):
+    """Power loss: half of the last checkpoint is there, or a byte has changed that torch.load does not miss."""
+    for tear in (lambda b: b[: len(b) // 2], lambda b: b[:3000] + bytes([b[3000] ^ 1]) + b[3001:]):
+        shutil.rmtree(teacher.place / teacher.name, ignore_errors=True)
+        saves = [k for k, m in enumerate(teacher.moments) if m == "save"]
+        assert teacher.run(teacher.name, saves[-1]).code == -9
+        last = teacher.place / teacher.name / "checkpoints/last.ckpt"
+        last.write_bytes(tear(last.read_bytes()))
+        again = teacher.run(teacher.name)
+        assert again.code == 0, again.output
+        assert "last.ckpt cannot be read" in again.output and "going on from previous.ckpt, step" in again.output
+        (last.parent / "torn.ckpt").unlink()
+        compare(content(teacher.place / teacher.name), teacher.expected, "torn")
+
+
+def test_two_torn_checkpoints_are_one_line_and_stay(teacher):
+    shutil.rmtree(teacher.place / teacher.name, ignore_errors=True)
+    assert teacher.run(teacher.name, len(teacher.moments) - 2).code == -9
+    folder = teacher.place / teacher.name / "checkpoints"
+    for name in ("last.ckpt", "previous.ckpt"):
+        (folder / name).write_bytes(b"PK" + bytes(500))
+    again = teacher.run(teacher.name)
+    assert again.code == 2 and "move the folder checkpoints away to start anew" in again.output
+    assert (folder / "last.ckpt").stat().st_size == 502
+
+
+def test_one_folder_has_one_writer(teacher, place):
+    """A job that was requeued while the first still runs."""
+    folder = place / "teacher_whole"
+    with owned(folder):
+        second = teacher.run("teacher_whole")
+    assert second.code == 2 and f"is in use by another process (pid {os.getpid()} on" in second.output
+    assert teacher.run("teacher_whole").output.strip().startswith("finished before, at step 14")
+
+
+def test_a_full_disk_is_one_line_and_nothing_is_lost(teacher):
+    saves = [k for k, m in enumerate(teacher.moments) if m == "save"]
+    first = teacher.survive(saves[2], "FULL")
+    assert first.code == 1
+    line = first.output.strip().splitlines()[-1]
+    assert line.startswith("cdmem: error:") and "free space, then the same command goes on" in line
+    assert "Traceback" not in first.output
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how, count", [("KILL", 20), ("TERM", 8), ("FAIL", 8), ("FULL", 8)])
+def test_a_study_at_random_moments(study, how, count):
+    for at in chosen(study, count, seed=2):
+        study.survive(at, how)
+
+
+@pytest.mark.slow
+def test_a_sweep_at_random_moments(sweep):
+    for at in chosen(sweep, 5, seed=3):
+        sweep.survive(at, "KILL")

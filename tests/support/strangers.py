@@ -1,0 +1,99 @@
+"""Run folders of strangers, and a module whose import leaves a mark; shared by the tests of what is confined."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from cdmem.cli.main import main
+
+STAGE = {
+    "threads": 1,
+    "wandb": False,
+    "data": {"source": "digits", "n": 8, "held_out": 16, "batch_size": 4},
+    "model": {
+        "class_path": "cdmem.training.DiffusionTeacher",
+        "init_args": {
+            "network": {"class_path": "cdmem.networks.MLP", "init_args": {"width": 16, "depth": 1}},
+            "ema_half_lives": [2],
+        },
+    },
+    "trainer": {"accelerator": "cpu", "max_steps": 2, "enable_progress_bar": False, "enable_model_summary": False},
+}
+CANARY = """
+from pathlib import Path
+Path({mark!r}).write_text("sung")
+from callbacks.evaluation import EvaluationCallback
+from cdmem.networks import MLP as Net
+class Song(EvaluationCallback):
+    prefix = "song"
+    def measure(self, evaluation):
+        return {{}}
+"""
+
+
+def tree(folder: Path) -> dict[str, str]:
+    """Every file but the lock with its hash, every link with its target."""
+    return {
+        str(p.relative_to(folder)): str(p.readlink()) if p.is_symlink() else hashlib.sha256(p.read_bytes()).hexdigest()
+        for p in sorted(folder.rglob("*"))
+        if (p.is_file() or p.is_symlink()) and "__pycache__" not in p.parts and p.name != ".lock"
+    }
+
+
+@pytest.fixture
+def canary(tmp_path, monkeypatch):
+    """A module whose import leaves a file; the file's path."""
+    place, mark = tmp_path / "path", tmp_path / "mark" / "sung"
+    place.mkdir()
+    mark.parent.mkdir()
+    (place / "canary.py").write_text(CANARY.format(mark=str(mark)))
+    monkeypatch.syspath_prepend(str(place))
+    yield mark
+    sys.modules.pop("canary", None)
+
+
+@pytest.fixture
+def stranger(tmp_path):
+    """The run folder of somebody else."""
+    folder = tmp_path / "stranger"
+    folder.mkdir()
+    (folder / "environment.json").write_text("{}")
+    return folder
+
+
+def exits(args: list[object], capsys) -> tuple[int, str]:
+    with pytest.raises(SystemExit) as stop:
+        main([str(a) for a in args])
+    return int(stop.value.code or 0), capsys.readouterr().err.strip()
+
+
+def refused(args: list[object], capsys, folder: Path) -> str:
+    """Exit code 2, one line, and not a byte below ``folder`` has changed."""
+    before = tree(folder)
+    code, error = exits(args, capsys)
+    assert code == 2 and error.startswith("cdmem: error: ") and "\n" not in error, error
+    assert tree(folder) == before
+    return error
+
+
+def stage(**parts) -> dict:
+    config = json.loads(json.dumps(STAGE))
+    for key, value in parts.items():
+        *outer, last = key.split("__")
+        inner = config
+        for name in outer:
+            inner = inner.setdefault(name, {})
+        inner[last] = value
+    return config
+
+
+def write(file: Path, config: dict | str) -> Path:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(config if isinstance(config, str) else yaml.safe_dump(config))
+    return file

@@ -1,0 +1,389 @@
+"""Tiny real runs on the CPU: gradients, averages, targets, controls, precision, resuming, refusals."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import lightning.pytorch as pl
+import pytest
+import torch
+from torch import nn
+
+import support
+from cdmem.diffusion import noise
+from cdmem.diffusion.losses import consistency_loss, l2
+from cdmem.diffusion.preconditioning import ConsistencyFunction
+from cdmem.errors import InputError
+from cdmem.networks.mlp import MLP
+from cdmem.networks.unet import UNet
+from cdmem.training.checkpoint import load_module
+from cdmem.training.student import ConsistencyStudent
+
+SETTINGS = {"max_epochs": -1}
+
+
+def digest(module):
+    tensors = [v.cpu().contiguous().numpy().tobytes() for _, v in sorted(module.state_dict().items())]
+    return hashlib.sha256(b"".join(tensors)).hexdigest()
+
+
+def saved(module, path):
+    module.trainer.save_checkpoint(path)
+    return str(path)
+
+
+def trained_teacher(path, steps=2, data=None, **options):
+    return saved(support.fit(support.make_teacher(**options), steps, data), path)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("teachers")
+
+
+@pytest.fixture(scope="module")
+def teacher_file(folder):
+    return trained_teacher(folder / "teacher.ckpt")
+
+
+@pytest.fixture(scope="module")
+def vp_teacher_file(folder):
+    return trained_teacher(folder / "vp.ckpt", parameterization="vp", conditional=True)
+
+
+def from_teacher(path, **options):
+    default = {"teacher": path, "ema_half_lives": [2], "optimizer": lambda p: torch.optim.SGD(p, lr=0.1)}
+    return ConsistencyStudent(**(default | options))
+
+
+# ---- who learns -----------------------------------------------------------------------------------------------------
+
+
+def test_only_the_student_is_optimised():
+    support.check_who_is_optimised()
+
+
+def test_the_teacher_is_frozen_in_eval_mode_and_unchanged(teacher_file):
+    file_before = hashlib.sha256(Path(teacher_file).read_bytes()).hexdigest()
+    module = from_teacher(teacher_file, mu=0.5)
+    frozen = []
+
+    class Watched(type(module)):
+        def setup(self, stage):
+            super().setup(stage)
+            frozen.append(digest(self._frozen["module"]))
+
+    module.__class__ = Watched
+    support.fit(module, 3)
+    frozen_teacher = module._frozen["module"]
+    assert digest(frozen_teacher) == frozen[0]
+    assert hashlib.sha256(Path(teacher_file).read_bytes()).hexdigest() == file_before
+    assert not any(m.training for m in frozen_teacher.modules())
+    assert not any(p.requires_grad or p.grad is not None for p in frozen_teacher.parameters())
+    assert not any(m.training for m in module.teacher_denoiser.modules())
+    held = {id(p) for p in frozen_teacher.parameters()}
+    assert not held & {id(p) for p in module.parameters()}
+    assert not any("_frozen" in key or "teacher" in key for key in module.state_dict())
+
+
+def test_the_student_starts_from_the_teachers_averaged_weights(teacher_file):
+    module = from_teacher(teacher_file, mu=0.5, optimizer=lambda p: torch.optim.SGD(p, lr=0.0))
+    support.fit(module, 1)
+    average = support.flat_weights(load_module(teacher_file).ema.get("ema_2"))
+    assert not torch.equal(average, support.flat_weights(load_module(teacher_file).raw.network))
+    for network in (module.raw.network, module.target, module.ema.get("ema_2")):
+        assert torch.equal(support.flat_weights(network), average)
+
+
+def test_the_solver_uses_the_chosen_teacher_weights(teacher_file):
+    x, sigma = torch.randn(3, 1, 8, 8, generator=support.rng()), torch.tensor([0.1, 1.0, 10.0])
+    outputs = []
+    for weights in (None, "raw"):
+        module = support.fit(from_teacher(teacher_file, teacher_weights=weights), 1)
+        outputs.append(module.teacher_denoiser(x, sigma))
+        expected = load_module(teacher_file).function(weights)(x, sigma)
+        assert torch.equal(outputs[-1], expected)
+    assert not torch.equal(*outputs)
+
+
+def test_every_weight_of_the_student_learns():
+    """The output layer starts at zero, so the rest has a gradient from the second step on."""
+    module = support.make_student(optimizer=lambda p: torch.optim.SGD(p, lr=1.0))
+    before = {}
+
+    class Remember(type(module)):
+        def setup(self, stage):
+            super().setup(stage)
+            before.update({n: p.detach().clone() for n, p in self.raw.network.named_parameters()})
+
+    module.__class__ = Remember
+    support.fit(module, 4)
+    same = [n for n, p in module.raw.network.named_parameters() if torch.equal(p, before[n])]
+    assert same == []
+
+
+# ---- averages and target --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("role", ["student", "teacher"])
+@pytest.mark.parametrize("accumulate", [1, 2, 3])
+def test_averages_move_once_per_optimizer_step_and_after_it(role, accumulate):
+    support.check_averages(accumulate, 4, role)
+
+
+def test_without_a_rate_the_target_is_the_student():
+    module = support.make_student(mu=0.0)
+    seen = support.Seen(module, 2)
+    assert module.target is None
+    x, sigma = torch.randn(3, 1, 8, 8, generator=support.rng()), torch.tensor([0.1, 1.0, 10.0])
+    support.scramble(module.raw.network)
+    call = seen.calls[-1]
+    with torch.no_grad():
+        assert torch.equal(call.target(x, sigma), call.online(x, sigma))
+        assert torch.equal(call.target(x, sigma), module.raw(x, sigma))
+
+
+@pytest.mark.parametrize("curriculum", ["fixed", "sqrt", "doubling"])
+def test_adaptive_rate_follows_the_grid_of_the_same_step(curriculum):
+    module = support.make_student(
+        support.TrackedStudent, mu="adaptive", mu_start=0.9, curriculum=curriculum, points=20, start_points=2
+    )
+    support.fit(module, 4)
+    average = module.trail[0].double()
+    for step, weights in enumerate(module.trail[1:]):
+        mu = noise.adaptive_mu(noise.num_points(step, 4, curriculum, 2, 20), 2, 0.9)
+        average = mu * average + (1 - mu) * weights.double()
+    bound = 16 * support.EPS32 * float(torch.stack(module.trail).abs().max())
+    assert float((support.flat_weights(module.target) - average).abs().max()) <= bound
+
+
+# ---- the loss of a real step ----------------------------------------------------------------------------------------
+
+
+def test_steps_follow_the_teachers_flow():
+    support.check_step_follows_the_teacher()
+
+
+def test_goal_is_the_targets_consistency_function():
+    support.check_target_is_a_consistency_function()
+
+
+def test_sigma_data_is_the_standard_deviation_of_the_training_pixels():
+    support.check_sigma_data_is_measured()
+    support.check_sigma_data_is_measured([{"fraction": 0.25, "copies": 9}])
+
+
+def test_mirror_images_are_one_group():
+    support.check_flips_are_grouped()
+
+
+def test_analytic_teacher_trains_a_student_end_to_end():
+    """One step from the shared noise comes closer to the end of the exact flow than the untrained network does."""
+    module = support.make_student(
+        network=MLP(width=32, depth=2),
+        optimizer=lambda p: torch.optim.RAdam(p, lr=3e-3),
+        lr_schedule="constant",
+        ema_half_lives=[10],
+    )
+    errors = []
+
+    def rmse():
+        gap = module.sampler(1, "raw")(range(64)) - module.teacher_sampler()(range(64))
+        errors.append(gap.square().mean().sqrt().item())
+
+    class Before(pl.Callback):
+        def on_train_start(self, *_):
+            rmse()
+
+    support.fit(module, 200, support.make_data(batch_size=16), callbacks=[Before()])
+    rmse()
+    assert errors[1] < 0.8 * errors[0]
+    samples = module.sampler(2)(range(5))
+    assert samples.shape == (5, 1, 8, 8) and bool(samples.isfinite().all())
+
+
+@pytest.mark.parametrize("name", ["analytic:empirical", "analytic:gaussian", "analytic:partial:0.5"])
+def test_every_analytic_teacher_distils(name):
+    module = support.fit(support.make_student(teacher=name), 2)
+    assert bool(support.flat_weights(module.raw.network).isfinite().all())
+
+
+def test_consistency_training_steps_towards_the_image_itself():
+    support.check_pair_of_consistency_training()
+
+
+def test_resume_of_the_curriculum():
+    support.check_curriculum_follows_the_step()
+
+
+def test_inverse_gap_weighting():
+    module = support.make_student(weighting="inverse_gap", distance="l2")
+    seen = support.Seen(module, 2)
+    for c in seen.calls:
+        plain = l2(c.outputs["online"][2], c.outputs["target"][2]).detach()
+        torch.testing.assert_close(c.loss.detach(), plain / (c.hi - c.lo), rtol=4 * support.EPS32, atol=0)
+
+
+def test_dropout_is_shared_between_student_and_target():
+    support.check_shared_dropout()
+
+
+def test_dropout_noise_is_not_the_training_noise(monkeypatch):
+    """Masks and pixels come from different seeds; from one seed their bits would be the same."""
+    from cdmem.training import student, teacher
+
+    for module, role in ((support.make_teacher(), teacher), (support.make_student(), student)):
+        seeds, noises = [], []
+        real = role.dropout_seed
+        with monkeypatch.context() as m:
+            m.setattr(role, "dropout_seed", lambda device, seed, r=real, s=seeds: (s.append(seed), r(device, seed))[1])
+            step_noise = type(module).step_noise
+            m.setattr(
+                type(module),
+                "step_noise",
+                lambda self, *a, f=step_noise, n=noises: (n.append(f(self, *a)), n[-1])[1],
+            )
+            support.fit(module, 2)
+        assert seeds and noises
+        assert not set(seeds) & {n.seed for n in noises}
+
+
+# ---- precision ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("mu", [0.0, 0.5])
+def test_mixed_precision_run_keeps_weights_and_boundary_in_float32(mu):
+    module = support.make_student(mu=mu)
+    seen = support.Seen(module, 3, precision="bf16-mixed")
+    assert all(p.dtype == torch.float32 for p in module.parameters())
+    for c in seen.calls:
+        for tensor in (c.x_hi, c.x_lo, c.hi, c.lo, c.loss, *(o[2] for o in c.outputs.values())):
+            assert tensor.dtype == torch.float32
+    x = torch.randn(3, 1, 8, 8, generator=support.rng())
+    lowest = torch.full((3,), module.sigma_min)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(module.raw(x, lowest), x)
+    assert torch.equal(module.function()(x, lowest), x)
+
+
+def test_mixed_precision_leaves_the_teachers_step_alone(teacher_file):
+    """The student computes in bfloat16, its teacher does not: x_lo is that of a float32 run bit for bit."""
+    calls = [support.Seen(from_teacher(teacher_file), 1, precision=p).calls[0] for p in ("32-true", "bf16-mixed")]
+    assert torch.equal(calls[0].x_lo, calls[1].x_lo)
+    assert not torch.equal(calls[0].outputs["online"][2], calls[1].outputs["online"][2])
+
+
+def test_mixed_precision_gradients_survive_the_goal():
+    """Autocast caches cast weights: casts made for the goal, without gradient, must not be used for the student."""
+    gradients = []
+    for enabled in (False, True):
+        network = support.small_network()
+        f = ConsistencyFunction(network, support.edm())
+        x, s = torch.randn(4, 1, 4, 4, generator=support.rng()), torch.tensor([1.0, 2.0, 3.0, 4.0])
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            loss = consistency_loss(f, f, x, 0.5 * x, s, 0.5 * s, l2)
+        loss.sum().backward()
+        assert all(p.grad is not None for p in network.parameters())
+        gradients.append(torch.cat([p.grad.flatten() for p in network.parameters()]))
+    # bfloat16 has 8 bits: relative error of the whole gradient of a few per cent.
+    assert float((gradients[0] - gradients[1]).norm() / gradients[0].norm()) < 0.1
+
+
+def test_a_diverged_run_says_so():
+    support.check_nan_is_visible()
+
+
+# ---- teachers of other kinds ----------------------------------------------------------------------------------------
+
+
+def test_vp_teacher_hands_down_its_form_and_its_classes(vp_teacher_file):
+    module = support.fit(from_teacher(vp_teacher_file), 2)
+    assert module.about["parameterization"] == "vp" and module.num_classes == 10
+    assert module.sigma_min == pytest.approx(0.01, rel=1e-3)
+    x = torch.randn(3, 1, 8, 8, generator=support.rng())
+    labels = torch.tensor([1, 2, 3])
+    assert torch.equal(module.raw(x, torch.full((3,), module.sigma_min), labels), x)
+    assert module.sampler(2)(range(3)).shape == (3, 1, 8, 8)
+
+
+def test_unet_runs():
+    network = UNet(channels=[8, 16], layers=1, norm_groups=4)
+    module = support.fit(support.make_student(network=network), 1)
+    assert module.sampler()(range(2)).shape == (2, 1, 8, 8)
+
+
+# ---- refusals -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "data",
+    [{"n": 4}, {"subset_seed": 5}, {"duplication": [{"fraction": 0.25, "copies": 3}]}, {"flip": True}],
+    ids=["n", "seed", "copies", "flip"],
+)
+def test_a_teacher_of_other_data_is_refused(teacher_file, data):
+    with pytest.raises(InputError, match="another training set") as caught:
+        support.fit(from_teacher(teacher_file), 1, support.make_data(**data))
+    assert caught.value.key == "model.teacher"
+
+
+def test_a_teacher_of_another_shape_is_refused(teacher_file):
+    with pytest.raises(InputError, match="shape") as caught:
+        support.fit(from_teacher(teacher_file), 1, support.make_data(resolution=4))
+    assert caught.value.key == "model.teacher"
+
+
+def test_a_student_is_no_teacher(tmp_path):
+    path = saved(support.fit(support.make_student(), 1), tmp_path / "student.ckpt")
+    with pytest.raises(InputError, match="is a student") as caught:
+        support.fit(from_teacher(path), 1)
+    assert caught.value.key == "model.teacher"
+
+
+@pytest.mark.parametrize(
+    ("options", "key"),
+    [
+        ({"teacher": None}, "model.teacher"),
+        ({"initialize": "teacher"}, "model.initialize"),
+        ({"network": None}, "model.network"),
+        ({"teacher": None, "objective": "training", "data": "teacher_samples"}, "model.data"),
+        ({"mid_sigmas": [90.0]}, "model.mid_sigmas"),
+        ({"mid_sigmas": [1.0, 2.0]}, "model.mid_sigmas"),
+        ({"mid_sigmas": [0.0]}, "model.mid_sigmas"),
+        ({"points": 1}, "model.points"),
+        ({"start_points": 99}, "model.start_points"),
+        ({"mu": 1.0}, "model.mu"),
+        ({"ema_half_lives": []}, "model.ema_half_lives"),
+        ({"ema_half_lives": [0]}, "model.ema_half_lives"),
+        ({"weights": "ema_7"}, "model.weights"),
+    ],
+)
+def test_settings_that_cannot_work_are_refused_at_once(options, key):
+    with pytest.raises(InputError) as caught:
+        support.make_student(**options)
+    assert caught.value.key == key
+
+
+def test_another_network_than_the_teachers_is_refused(teacher_file):
+    with pytest.raises(InputError) as caught:
+        support.fit(from_teacher(teacher_file, network=MLP(width=32, depth=1)), 1)
+    assert caught.value.key == "model.network"
+
+
+def test_a_run_needs_an_end():
+    with pytest.raises(InputError) as caught:
+        support.fit(support.make_student(), -1, **SETTINGS)
+    assert caught.value.key == "trainer.max_steps"
+
+
+def test_more_evaluations_than_levels_are_refused():
+    module = support.fit(support.make_student(mid_sigmas=[0.8]), 1)
+    assert module.default_nfe == [1, 2]
+    with pytest.raises(InputError):
+        module.sampler(3)
+
+
+def test_student_dropout_replaces_the_teachers(folder):
+    path = trained_teacher(folder / "dropout.ckpt", network=MLP(width=16, depth=1, dropout=0.5))
+    module = support.fit(from_teacher(path, dropout=0.1), 1)
+    assert {m.p for m in module.raw.network.modules() if isinstance(m, nn.Dropout)} == {0.1}

@@ -29,8 +29,9 @@ class Range:
         return self.low < value < self.high if self.open else self.low <= value <= self.high
 
     def __str__(self) -> str:
-        low = f"{'above ' * self.open}{self.low:g}"
-        return low if math.isinf(self.high) else f"{low} {'and below' if self.open else 'to'} {self.high:g}"
+        if self.open:
+            return f"a number above {self.low:g}" + ("" if math.isinf(self.high) else f" and below {self.high:g}")
+        return f"{self.low:g} or more" if math.isinf(self.high) else f"{self.low:g} to {self.high:g}"
 
 
 def number(default: float | None, low: float, high: float = math.inf, *, open: bool = False) -> Any:
@@ -71,8 +72,10 @@ def check_settings(settings: Any, group: str = "") -> None:
                 raise InputError(key, item, "is no finite number", "give one")
             if allowed and item is not None and not allowed.holds(item):
                 raise InputError(key, item, "is out of range", f"give {allowed}")
-        if allowed and several and (len(set(value)) < len(value) or not (value or allowed.optional)):
-            raise InputError(key, value, "is no list of different numbers", f"give numbers {allowed}, each once")
+        if allowed and several and len(set(value)) < len(value):
+            raise InputError(key, value, "holds a number twice", "give different numbers")
+        if allowed and several and not (value or allowed.optional):
+            raise InputError(key, value, "is empty", f"give one number or more: {allowed}")
 
 
 def parse_settings(kind: type, args: Sequence[str], laboratory: str) -> tuple[Any, dict[str, Any]]:

@@ -6,14 +6,23 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
+import pytest
 import torch
 from torch import Tensor
 
+from cdmem.cli.main import main
 from cdmem.report.charts.curves import Series, curves
 from cdmem.theory.experiment import Figure, Outcome, Progress, Section, Table
 from cdmem.theory.settings import each, number, seed
 
 QUIET = Progress(quiet=True)
+
+
+def succeed(*words: object) -> None:
+    """Run a command of cdmem that must succeed."""
+    with pytest.raises(SystemExit) as stop:
+        main([str(word) for word in words])
+    assert stop.value.code == 0
 
 
 def tensor(*shape: int, seed: int = 0, scale: float = 1.0) -> Tensor:

@@ -11,7 +11,6 @@ from scipy.stats import ttest_ind
 from torch import nn
 
 import support
-from cdmem.cli.main import main
 from cdmem.diffusion.analytic import EmpiricalDenoiser
 from cdmem.diffusion.preconditioning import Denoiser, EDMScaling
 from cdmem.errors import InputError
@@ -22,7 +21,9 @@ from cdmem.theory.bridge.directions import compare, directions, lanczos, last_fe
 from cdmem.theory.bridge.laboratory import Settings, ratios, run
 from cdmem.theory.measures import Interval, mean_interval
 from cdmem.theory.trained_pair import load_pair
-from support.laboratory import QUIET
+from cdmem.training.checkpoint import load_module
+from support.fuzz import furnish
+from support.laboratory import QUIET, succeed
 
 # ---- Jacobians ------------------------------------------------------------------------------------------------------
 
@@ -166,8 +167,6 @@ def test_ratios_by_hand():
 
 @pytest.fixture(scope="module")
 def study(tmp_path_factory):
-    from support.fuzz import furnish
-
     folder = tmp_path_factory.mktemp("bridge")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
@@ -179,20 +178,16 @@ SMALL = {"points": 6, "noises": 2, "draws": 2, "samples": 8, "leading": 3, "sigm
 
 
 def test_a_run_by_the_command(study, tmp_path):
-    args = ["--points", "6", "--noises", "2", "--draws", "2", "--samples", "8", "--leading", "3", "--quiet"]
-    with pytest.raises(SystemExit) as stop:
-        main(["theory", "bridge", str(study), *args, "--out", str(tmp_path / "out")])
-    assert stop.value.code == 0
-    found = json.loads((tmp_path / "out" / "results.json").read_text())
-    assert found["verdict"] in ("supported", "contradicted", "undecided") and found["status"] == "reconstruction"
-    assert len(found["levels"]) == 4 and found["endpoints"]["samples"] == 8
-    assert {p.name for p in (tmp_path / "out" / "figures").iterdir()} >= {"spectrum.png", "gain_by_rank.csv"}
+    args = [f"--{key}={value}" for key, value in SMALL.items()]
+    succeed("theory", "bridge", study, *args, "--quiet", "--out", tmp_path)
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert results["verdict"] in ("supported", "contradicted", "undecided") and results["status"] == "reconstruction"
+    assert len(results["levels"]) == 2 and results["endpoints"]["samples"] == 8
+    assert {p.name for p in (tmp_path / "figures").iterdir()} >= {"spectrum.png", "gain_by_rank.csv"}
 
 
 def test_the_same_seed_gives_the_same_numbers(study):
-    first, again, other = (
-        run(Settings(run=str(study), **SMALL, seed=s), QUIET).results for s in (0, 0, 1)
-    )
+    first, again, other = (run(Settings(run=str(study), **SMALL, seed=s), QUIET).results for s in (0, 0, 1))
     assert first == again and first["levels"] != other["levels"]
 
 
@@ -200,14 +195,8 @@ def test_the_student_is_compared_with_the_endpoints_of_its_own_teacher(study):
     pair, name = load_pair(str(study), None)
     assert name == "student" and pair.images.min() >= -1 and pair.images.max() <= 1
     x, labels = pair.start([3, 4])
-    sampler = load_sampler(study)
+    sampler = load_module(study / "teacher").sampler()
     torch.testing.assert_close(pair.endpoint(x, pair.sigma_max, labels), sampler([3, 4]), atol=1e-5, rtol=0)
-
-
-def load_sampler(study):
-    from cdmem.training.checkpoint import load_module
-
-    return load_module(study / "teacher").sampler()
 
 
 @pytest.mark.parametrize(

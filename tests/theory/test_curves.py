@@ -48,9 +48,7 @@ def test_power_law_over_seeds():
 def test_means_and_their_intervals():
     values = np.random.default_rng(0).normal(size=9)
     narrow, wide = mean_interval(values), mean_interval(values, 4)
-    assert (narrow.low, narrow.high) == pytest.approx(
-        t.interval(0.95, 8, values.mean(), values.std(ddof=1) / 3)
-    )
+    assert (narrow.low, narrow.high) == pytest.approx(t.interval(0.95, 8, values.mean(), values.std(ddof=1) / 3))
     assert wide.high - wide.mean == pytest.approx(t.ppf(1 - 0.025 / 4, 8) * values.std(ddof=1) / 3)
     assert mean_interval([1.0]).low == -math.inf
 

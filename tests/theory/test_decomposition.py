@@ -12,7 +12,7 @@ import torch
 from scipy.stats import pearsonr, spearmanr
 
 import support
-from cdmem.cli.main import main
+from callbacks.decomposition import DecompositionCallback
 from cdmem.diffusion.analytic import EmpiricalDenoiser
 from cdmem.diffusion.noise import sampler_sigmas
 from cdmem.errors import InputError
@@ -23,7 +23,8 @@ from cdmem.theory.decomposition.paths import Guided, exact_guided, exact_schedul
 from cdmem.theory.decomposition.trained import guided_teacher, targets
 from cdmem.theory.measures import nearest_two
 from cdmem.theory.trained_pair import Pair
-from support.laboratory import QUIET
+from support.fuzz import DATA, MODEL, TEACHER, furnish
+from support.laboratory import QUIET, succeed
 
 SIGMAS = sampler_sigmas(12, 0.01, 20.0)
 
@@ -241,46 +242,32 @@ def test_the_same_seed_gives_the_same_numbers(exact):
 
 
 def test_a_trained_run_with_its_student(tmp_path, monkeypatch):
-    from support.fuzz import furnish
-
     monkeypatch.chdir(tmp_path)
     furnish(tmp_path)
-    args = ["--run", "run", "--samples", "12", "--steps", "8", "--scales", "[1,2]", "--quiet", "--out", "out"]
-    with pytest.raises(SystemExit) as stop:
-        main(["theory", "decomposition", *args])
-    assert stop.value.code == 0
-    found = json.loads((tmp_path / "out" / "results.json").read_text())
-    assert [r["steps"] for r in found["student"]["students"]] == [1, 2] and "run" in found["teacher"]
+    args = ["--run", "run", "--samples", "12", "--steps", "8", "--scales", "[1,2]", "--quiet", "--out"]
+    succeed("theory", "decomposition", *args, "out")
+    results = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert [r["steps"] for r in results["student"]["students"]] == [1, 2] and "run" in results["teacher"]
     shutil.rmtree(tmp_path / "run" / "student")
-    with pytest.raises(SystemExit) as stop:  # a teacher alone will do
-        main(["theory", "decomposition", *args[:-1], "alone"])
-    assert stop.value.code == 0
+    succeed("theory", "decomposition", *args, "alone")  # a teacher alone will do
     assert json.loads((tmp_path / "alone" / "results.json").read_text())["student"] is None
 
 
 @pytest.mark.slow
 def test_any_teacher_alone_and_its_own_guidance(tmp_path, monkeypatch):
     """Trained with label dropout, then looked at by its stage folder, its checkpoint and exported."""
-    from support.fuzz import DATA, MODEL, TEACHER, furnish
-
     monkeypatch.chdir(tmp_path)
     data = DATA | {"balance": True, "n": 10, "classes": None, "duplication": None}
     model = {"class_path": "cdmem.training.DiffusionTeacher",
              "init_args": MODEL | {"conditional": True, "label_dropout": 0.5}}  # fmt: skip
     (tmp_path / "t.yaml").write_text(json.dumps({**TEACHER, "model": model, "data": data}))
-
-    def done(*args: str) -> None:
-        with pytest.raises(SystemExit) as stop:
-            main(list(args))
-        assert stop.value.code == 0
-
-    done("fit", "--config", "t.yaml", "--run_dir", "own")
-    done("export", "--checkpoint", "own", "--out", "exported")
+    succeed("fit", "--config", "t.yaml", "--run_dir", "own")
+    succeed("export", "--checkpoint", "own", "--out", "exported")
     small = ["--samples", "8", "--steps", "4", "--scales", "[1,2]", "--quiet"]
     texts = []
     for k, path in enumerate(("own", "own/checkpoints/last.ckpt", "exported")):
         given = ["--training_set", "own"] if path == "exported" else []
-        done("theory", "decomposition", "--teacher", path, *given, *small, "--out", f"out{k}")
+        succeed("theory", "decomposition", "--teacher", path, *given, *small, "--out", f"out{k}")
         found = json.loads((tmp_path / f"out{k}" / "results.json").read_text())
         assert len(found["guided_teacher"]["classes"]) == 10 and len(found["guided_teacher"]["rows"]) == 2
         assert "Guidance of the trained teacher" in (tmp_path / f"out{k}" / "report.html").read_text()
@@ -297,19 +284,11 @@ def test_any_teacher_alone_and_its_own_guidance(tmp_path, monkeypatch):
 
 
 def test_the_callback_logs_the_parts(tmp_path):
-    from callbacks.decomposition import DecompositionCallback
-    from cdmem.run.folder import RunFolder
-    from support.fuzz import TEACHER
-
-    config = {**TEACHER, "trainer": {**TEACHER["trainer"]}}
-    own = {"class_path": "callbacks.DecompositionCallback"}
-    own["init_args"] = {"samples": 6, "steps": 4, "points": 2}
-    config["trainer"]["callbacks"] = [own]
+    own = {"class_path": "callbacks.DecompositionCallback", "init_args": {"samples": 6, "steps": 4, "points": 2}}
+    config = {**TEACHER, "trainer": {**TEACHER["trainer"], "callbacks": [own]}}
     (tmp_path / "teacher.yaml").write_text(json.dumps(config))
-    with pytest.raises(SystemExit) as stop:
-        main(["fit", "--config", str(tmp_path / "teacher.yaml"), "--run_dir", str(tmp_path / "run")])
-    assert stop.value.code == 0
-    rows = [json.loads(line) for line in (RunFolder(tmp_path / "run").path / "metrics.jsonl").read_text().splitlines()]
+    succeed("fit", "--config", tmp_path / "teacher.yaml", "--run_dir", tmp_path / "run")
+    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     last = {k: v for row in rows for k, v in row.items() if k.startswith("decomposition/")}
     names = ("D_1", "D_2", "a_first", "across_first", "commitment", "residual")
     assert set(last) == {f"decomposition/{name}" for name in names} and all(map(math.isfinite, last.values()))

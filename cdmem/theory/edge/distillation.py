@@ -246,9 +246,7 @@ def compare(
     """
     z, times, seed = problem.noise, grid(), problem.seed
     lengths = sorted(settings.steps)
-    by_length = [
-        consistency(models, problem.data, training_of(k, settings.lr, draws), seed + 1, tick) for k in lengths
-    ]
+    by_length = [consistency(models, problem.data, training_of(k, settings.lr, draws), seed + 1, tick) for k in lengths]
     students = by_length[-1]
     rows = draws * len(problem.data)
     direct = regression(models, training_of(10 * lengths[-1], REGRESSION_RATE), rows, seed + 2)

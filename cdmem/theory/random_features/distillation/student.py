@@ -149,9 +149,7 @@ def teacher_start(chain: Chain, apply: Filter) -> Readouts:
     return readouts
 
 
-def flow_student(
-    chain: Chain, taus: np.ndarray, start: Readouts | None = None, substeps: int = 3
-) -> list[Readouts]:
+def flow_student(chain: Chain, taus: np.ndarray, start: Readouts | None = None, substeps: int = 3) -> list[Readouts]:
     """Readouts at each time of ``taus`` (ascending, > 0), all levels trained together from ``start`` (default 0).
 
     Returns:

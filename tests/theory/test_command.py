@@ -79,6 +79,7 @@ def test_a_config_and_flags_over_it(capsys, tmp_path):
         (["edge", "--group.breadth", "3"], ["theory=edge", "group.breadth"]),
         (["edge", "--group.widths", "[0]"], ["group.widths=0", "1 to 100"]),
         (["edge", "--config", "group.yaml"], ["group=None"]),
+        (["edge", "--config", "none.yaml"], ["t=None"]),
         (["edge", "--kind", "odd"], ["odd"]),
         (["edge", "--t", "nan"], ["theory=edge", "nan"]),
         (["edge", "--t", ".inf"], ["t=inf", "finite"]),
@@ -90,14 +91,15 @@ def test_a_config_and_flags_over_it(capsys, tmp_path):
 )
 def test_one_line_for_a_mistake(capsys, tmp_path, monkeypatch, args, words):
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "broken.yaml").write_text("t: [1, {")
-    (tmp_path / "group.yaml").write_text("group: null")
+    files = {"broken.yaml": "t: [1, {", "group.yaml": "group: null", "none.yaml": "t: null"}
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
     code, said = theory(capsys, *args)
     assert code == 2
     lines = said.err.splitlines()
     assert len(lines) == 1 and lines[0].startswith("cdmem: error: "), said.err
     assert all(word in lines[0] for word in words), lines[0]
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["broken.yaml", "group.yaml"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == sorted(files)
 
 
 def test_earlier_results_are_kept_unless_told(capsys, tmp_path):

@@ -25,7 +25,7 @@ from cdmem.theory.random_features.spectrum import (
     shape_of,
     stieltjes,
     theory,
-    times,
+    training_time,
 )
 
 EDGES = {
@@ -44,7 +44,7 @@ def test_edges_of_the_memorisation_bulk(t, psi_n):
 @pytest.mark.parametrize("psi_n", TAU_MEM)
 def test_memorisation_times(psi_n):
     c = constants(0.1)
-    assert times(c, 64, rho_1_edges(c, 64, psi_n)[0], 1.0).mem == pytest.approx(TAU_MEM[psi_n], rel=1e-3)
+    assert training_time(c, 64, rho_1_edges(c, 64, psi_n)[0]) == pytest.approx(TAU_MEM[psi_n], rel=1e-3)
 
 
 def test_published_figure_4():

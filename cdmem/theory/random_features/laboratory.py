@@ -24,7 +24,7 @@ from cdmem.theory.random_features.page import (
     spectrum_section,
     training_section,
 )
-from cdmem.theory.random_features.spectrum import Theory, describe, measure, rho_1_edges, theory, times
+from cdmem.theory.random_features.spectrum import Theory, describe, measure, rho_1_edges, theory, training_time
 from cdmem.theory.random_features.sweep import Onset, Sweep, least_score, onsets, run_sweep, times_for
 from cdmem.theory.settings import check_settings, each, number, seed
 
@@ -149,9 +149,8 @@ def training(s: Settings, sigma: np.ndarray, c: Constants, limit: Theory, progre
     """Losses and score error along training for every psi_n."""
     psi_p = s.p / s.d
     ratios = [round(x * s.d) / s.d for x in sorted(s.psi_ns)]
-    tau_mem = [times(c, psi_p, rho_1_edges(c, psi_p, x)[0], 1.0).mem for x in ratios]
-    slow = psi_p / (c.Delta * c.s2)
-    tau = times_for(0.03 * limit.tau_gen, 30 * slow)
+    tau_mem = [training_time(c, psi_p, rho_1_edges(c, psi_p, x)[0]) for x in ratios]
+    tau = times_for(0.03 * limit.tau_gen, 30 * training_time(c, psi_p, c.s2))
     work = iter(progress.bar(range(len(ratios) * s.seeds), "trainings"))
     progress(f"training: psi_n = {', '.join(f'{x:g}' for x in ratios)}, {s.seeds} seeds")
     sweep = run_sweep(s.d, s.p, ratios, sigma, s.t, s.activation, tau, s.seeds, s.seed, lambda: next(work, None))

@@ -15,6 +15,12 @@ from cdmem.theory.random_features.moments import drawn_moments, training_moments
 
 HIGH, LOW = 1e3, 1e-9  # first and last Im z / Re z of the continuation
 STAGES, NEWTON = 90, 60
+GRID = 500
+ROUNDS, PARTS = 6, 16  # an edge is looked for among 16 points, six times over
+NEAR = 1e-3  # of s_t^2: so near to the atom its own line would look like a density
+INSIDE = 1e-5  # Im q / |q| beyond this is a density; the continuation ends at an Im z that gives 1e-9 outside
+SLACK = 2e-3  # of d eigenvalues, when they are counted
+MANY = 1e4  # psi_n / psi_p that stands for infinity
 
 
 @dataclass(frozen=True)
@@ -102,25 +108,10 @@ def rho_2_edges(c: Constants, psi_p: float, levels: np.ndarray) -> tuple[float, 
     )
 
 
-@dataclass(frozen=True)
-class Times:
-    """Training times, in units of eq. (2.5): tau_mem = psi_p / (Delta lambda) at the left edge of rho_1, tau_gen the
-    same at the left edge of rho_2 (its slowest direction)."""
-
-    gen: float
-    mem: float
-
-
-def times(c: Constants, psi_p: float, memorisation_edge: float, generalisation_edge: float) -> Times:
-    """From the two left edges."""
-    return Times(psi_p / (c.Delta * generalisation_edge), psi_p / (c.Delta * memorisation_edge))
-
-
-GRID = 500
-ROUNDS, PARTS = 6, 16  # an edge is looked for among 16 points, six times over
-NEAR = 1e-3  # of s_t^2: so near to the atom its own line would look like a density
-INSIDE = 1e-5  # Im q / |q| beyond this is a density; the continuation ends at an Im z that gives 1e-9 outside
-SLACK = 2e-3  # of d eigenvalues, when they are counted
+def training_time(c: Constants, psi_p: float, eigenvalue: float) -> float:
+    """psi_p / (Delta lambda), in units of eq. (2.5): tau_mem at the left edge of rho_1, tau_gen at the left edge of
+    rho_2 (its slowest direction)."""
+    return psi_p / (c.Delta * eigenvalue)
 
 
 @dataclass(frozen=True)
@@ -220,9 +211,6 @@ def equivalent_eigenvalues(features: Features, data: np.ndarray, c: Constants, r
     return c.s2 + np.concatenate([rest, squares])
 
 
-MANY = 1e4  # psi_n / psi_p that stands for infinity
-
-
 @dataclass(frozen=True)
 class Theory:
     """What the theory says of one setting.
@@ -260,8 +248,8 @@ def theory(c: Constants, psi_p: float, psi_n: float, spectrum: np.ndarray) -> Th
     else:
         top = (many.generalisation[0].low, many.generalisation[-1].high)
     rho_2 = top if groups is None else (groups.generalisation[0].low, groups.generalisation[-1].high)
-    both = times(c, psi_p, rho_1[0], top[0])
-    return Theory(bulks, groups, rho_1, rho_2, top, both.gen, both.mem, psi_p / (c.Delta * bulks[0].low))
+    times = [training_time(c, psi_p, eigenvalue) for eigenvalue in (top[0], rho_1[0], bulks[0].low)]
+    return Theory(bulks, groups, rho_1, rho_2, top, *times)
 
 
 @dataclass(frozen=True)

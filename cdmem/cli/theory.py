@@ -7,7 +7,8 @@
   bridge RUN        do a trained teacher and its student show the random features' mechanism?
 
 Every laboratory writes results.json, report.html and figures/ (PNG and CSV) into DIR, by default
-runs/theory/LABORATORY. Settings come from FILE (YAML) and from flags; LABORATORY --help lists them.
+runs/theory/LABORATORY. Settings come from FILE (YAML) and from flags, those in groups as --GROUP.KEY VALUE;
+LABORATORY --help lists them.
 """
 
 from __future__ import annotations

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import io
 import math
+import os
 from collections.abc import Sequence
 from contextlib import redirect_stderr
 from itertools import pairwise
@@ -91,15 +92,13 @@ def parse_settings(kind: type, args: Sequence[str], laboratory: str) -> tuple[An
     """
     from jsonargparse import ArgumentError, ArgumentParser
 
-    parser = ArgumentParser(
-        prog=f"python -m cdmem theory {laboratory}", exit_on_error=False, default_env=False, description=kind.__doc__
-    )
+    parser = ArgumentParser(prog=f"python -m cdmem theory {laboratory}", exit_on_error=False, default_env=False)
     parser.add_argument("--config", action="config", help="YAML of these settings")
     parser.add_argument("--out", type=str, default=f"runs/theory/{laboratory}", help="folder to write")
     parser.add_argument("--overwrite", action="store_true", help="replace the results of an earlier call there")
     parser.add_argument("--quiet", action="store_true", help="no progress")
     parser.add_class_arguments(kind, None)
-    _check_configs(args)
+    _check_files(args, {name for name, hint in get_type_hints(kind).items() if dataclasses.is_dataclass(hint)})
     try:
         with redirect_stderr(io.StringIO()):
             values = vars(parser.parse_args(args))
@@ -127,15 +126,17 @@ def _build(kind: type, values: dict[str, Any], group: str) -> Any:
     return kind(**made)
 
 
-def _check_configs(args: Sequence[str]) -> None:
-    """Raises InputError for a config that is no plain YAML of usual size, before the parser writes its aliases out."""
+def _check_files(args: Sequence[str], groups: set[str]) -> None:
+    """Raises InputError for a config, or the file of a group, that is no plain YAML of usual size: the parser would write
+    its aliases out."""
     for word, following in pairwise([*args, ""]):
         name, equals, value = word.partition("=")
-        if name == "--config":
-            file = usable_path("config", value if equals else following)
+        value, name = value if equals else following, name.removeprefix("--")
+        if name == "config" or (name in groups and os.path.isfile(value)):
+            file = usable_path(name, value)
             try:
                 parse_yaml(read_text(file))
             except OSError as error:
-                raise InputError("config", file, f"cannot be read ({error.strerror})", "give a YAML file") from None
+                raise InputError(name, file, f"cannot be read ({error.strerror})", "give a YAML file") from None
             except ValueError as error:
-                raise InputError("config", file, str(error), "give a YAML file of settings") from None
+                raise InputError(name, file, str(error), "give a YAML file of settings") from None

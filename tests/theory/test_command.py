@@ -11,6 +11,7 @@ import pytest
 from cdmem.cli import theory as theory_command
 from cdmem.cli.main import main
 from cdmem.theory.experiment import plain
+from support.breaking import BOMB
 
 
 @pytest.fixture(autouse=True)
@@ -86,12 +87,13 @@ def test_a_config_and_flags_over_it(capsys, tmp_path):
         (["edge", "--seed", "-1"], ["seed=-1"]),
         (["edge", "--config", "missing.yaml"], ["missing.yaml"]),
         (["edge", "--config", "broken.yaml"], ["config="]),
+        (["edge", "--group", "bomb.yaml"], ["group="]),
         (["edge", "--out", ""], ["out="]),
     ],
 )
 def test_one_line_for_a_mistake(capsys, tmp_path, monkeypatch, args, words):
     monkeypatch.chdir(tmp_path)
-    files = {"broken.yaml": "t: [1, {", "group.yaml": "group: null", "none.yaml": "t: null"}
+    files = {"broken.yaml": "t: [1, {", "group.yaml": "group: null", "none.yaml": "t: null", "bomb.yaml": BOMB}
     for name, text in files.items():
         (tmp_path / name).write_text(text)
     code, said = theory(capsys, *args)

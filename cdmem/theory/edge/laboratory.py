@@ -134,17 +134,18 @@ def isotropic(s: Settings, progress: Progress) -> tuple[CapacitySweep, Outcome]:
     results = {
         "status": {"losses": "published definitions", "trained": trained + draws},
         "losses": losses.numbers(),
-        "crossover": cross.numbers(),
+        "crossover": asdict(cross),
         "trained": sweep.numbers(),
         "sizes": {"N": sizes.n, "d": sizes.d, "K": sizes.k},
     }
     at = sweep.transition().shares(sizes.n)
+    low, high = cross.uniform_formula_C_1_to_2
     lead = [
         f"{sizes}: half of the samples are copies from M_pt/N = {_share(at['M_pt'])} on "
         f"(95 % interval {_share(at['low'])} to {_share(at['high'])}, {m.samples} samples per capacity, {sizes.seeds} "
         f"seed(s)); the transition runs from {_share(at['start'])} to {_share(at['end'])}.",
         f"Crossover of losses: M*/N = {_share(cross.uniform)} for uniform lambda "
-        f"(formula {cross.uniform_bounds[0]:.3f} to {cross.uniform_bounds[1]:.3f}), {_share(cross.psi)} for the "
+        f"(formula {low:.3f} to {high:.3f}), {_share(cross.psi)} for the "
         "training weight psi.",
     ]
     where = f"{sizes}, s*² = {sizes.variance:g}, one data set, {m.loss_draws} noises per sample"

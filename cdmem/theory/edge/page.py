@@ -12,19 +12,20 @@ from cdmem.theory.edge.capacity_sweep import CapacitySweep
 from cdmem.theory.edge.charts import against, lines, picture_rows, share
 from cdmem.theory.edge.distillation import Curve
 from cdmem.theory.edge.images import SIDE
-from cdmem.theory.edge.losses import Estimate, generalising
+from cdmem.theory.edge.losses import generalising
 from cdmem.theory.edge.mixture import Sizes, grid
 from cdmem.theory.edge.sampling import Copies, copied, integrate
 from cdmem.theory.edge.scaling_law import Cell, Fit, Law
 from cdmem.theory.edge.transition import transition
 from cdmem.theory.edge.untrained import Crossovers, UntrainedLosses
 from cdmem.theory.experiment import Figure, Section, Table
+from cdmem.theory.measures import Interval
 
 OVER_N, RATIO = "capacity M / N", "memorisation ratio"
 KINDS = ("teacher", "student", "student2", "student3", "control", "student4", "copycat")
 
 
-def _interval(label: str, kind: str, x: Sequence[float], values: Sequence[Estimate]) -> Series:
+def _interval(label: str, kind: str, x: Sequence[float], values: Sequence[Interval]) -> Series:
     ends = [e.low for e in values], [e.high for e in values]
     return Series(label, kind, x, [e.mean for e in values], *ends)
 
@@ -59,7 +60,7 @@ def losses_section(losses: UntrainedLosses, cross: Crossovers, sizes: Sizes, lev
     caption += "one does not depend on t until the noise hides which sample it came from."
     data_side = [
         Series("M samples, Monte Carlo", "student", shares, losses.pmem[:, level].tolist()),
-        Series("mean over all choices of M", "copycat", shares, cross.nearest),
+        Series("mean over all choices of M", "copycat", shares, cross.pmem_formula),
     ]
     level_at = losses.gen[level].mean
     by_m = lines(
@@ -71,18 +72,18 @@ def losses_section(losses: UntrainedLosses, cross: Crossovers, sizes: Sizes, lev
         alt="Partly memorising loss against capacity, with the generalising one as a level.",
     )
     crossing = [
-        Series("Monte Carlo", "teacher", t, cross.per_time),
-        Series("formulas", "cheap", t, cross.formula),
+        Series("Monte Carlo", "teacher", t, cross.per_t),
+        Series("formulas", "cheap", t, cross.per_t_formula),
     ]
     star = curves("crossover", crossing, "time t", "M* / N", alt="Capacity at which the losses cross, per time.")
-    low, high = cross.uniform_bounds
+    low, high = cross.uniform_formula_C_1_to_2
     head = ("weight λ(t)", "M*/N", "formula (3.3)")
     rows = [
         ("uniform", share(cross.uniform), f"{low:.3f} (C = 1) to {high:.3f} (C = 2)"),
         ("ψ, as in training", share(cross.psi), "near 1"),
     ]
-    constants = f"C of (3.2) falls from {cross.constants[0]:.2f} at M/N = {shares[0]:.2g} to "
-    constants += f"{cross.constants[-1]:.2f} at {shares[-2]:.2g}; theory allows 1 to 2 for large d."
+    constants = f"C of (3.2) falls from {cross.C[0]:.2f} at M/N = {shares[0]:.2g} to "
+    constants += f"{cross.C[-1]:.2f} at {shares[-2]:.2g}; theory allows 1 to 2 for large d."
     return Section(
         "Losses without training: when does memorising become cheaper?",
         [constants],

@@ -16,13 +16,13 @@ from cdmem.theory.edge.capacity_sweep import Problem, steps_of
 from cdmem.theory.edge.denoisers import isotropic
 from cdmem.theory.edge.losses import (
     Denoiser,
-    Estimate,
     constant,
     generalising,
     monte_carlo,
     nearest_loss,
     partly_memorising,
 )
+from cdmem.theory.measures import Interval
 
 
 @dataclass(frozen=True)
@@ -44,10 +44,10 @@ class UntrainedLosses:
 
     times: list[float]
     capacities: list[int]
-    gen: list[Estimate]
-    gen_fresh: list[Estimate]
-    mem: list[Estimate]
-    mem_fresh: list[Estimate]
+    gen: list[Interval]
+    gen_fresh: list[Interval]
+    mem: list[Interval]
+    mem_fresh: list[Interval]
     pmem: np.ndarray
     pmem_fresh: np.ndarray
     pmem_mean: np.ndarray
@@ -70,7 +70,7 @@ def untrained_losses(problem: Problem, times: Sequence[float], count: int, draws
     order = torch.from_numpy(np.random.default_rng(seed + 7919).permutation(len(data)))
     capacities = steps_of(len(data), count)
 
-    def of(denoise: Denoiser, points: Tensor) -> list[Estimate]:
+    def of(denoise: Denoiser, points: Tensor) -> list[Interval]:
         return [monte_carlo(denoise, points, t, draws, seed + k) for k, t in enumerate(times)]
 
     def memorised(m: int) -> Denoiser:
@@ -109,37 +109,25 @@ def predicted(times: np.ndarray, weights: np.ndarray, variance: float, factor: f
 
 @dataclass(frozen=True)
 class Crossovers:
-    """M*/N on one data set; None where the losses do not cross.
+    """M*/N on one data set, as in results.json; None where the losses do not cross.
 
     Attributes:
-        per_time: Monte Carlo, one per time.
-        formula: per time, from d s^2 / (psi s^2 + 1) and the nearest-neighbour average of L_pmem.
+        per_t: Monte Carlo, one per time.
+        per_t_formula: per time, from d s^2 / (psi s^2 + 1) and the nearest-neighbour average of L_pmem.
         uniform: for lambda = 1 over the grid, Monte Carlo.
         psi: for the training weight lambda = psi.
-        uniform_bounds: (3.3) for lambda = 1 with C = 1 and C = 2.
-        nearest: L_pmem of the losses' capacities by the exact average over choices of samples.
-        constants: C of (3.2) per capacity but the last, by the nearest-neighbour average.
+        uniform_formula_C_1_to_2: (3.3) for lambda = 1 with C = 1 and C = 2.
+        pmem_formula: L_pmem of the losses' capacities by the exact average over choices of samples.
+        C: of (3.2) per capacity but the last, by the nearest-neighbour average.
     """
 
-    per_time: list[float | None]
-    formula: list[float | None]
+    per_t: list[float | None]
+    per_t_formula: list[float | None]
     uniform: float | None
     psi: float | None
-    uniform_bounds: tuple[float, float]
-    nearest: list[float]
-    constants: list[float]
-
-    def numbers(self) -> dict[str, Any]:
-        """For results.json."""
-        return {
-            "per_t": self.per_time,
-            "per_t_formula": self.formula,
-            "uniform": self.uniform,
-            "psi": self.psi,
-            "uniform_formula_C_1_to_2": self.uniform_bounds,
-            "pmem_formula": self.nearest,
-            "C": self.constants,
-        }
+    uniform_formula_C_1_to_2: tuple[float, float]
+    pmem_formula: list[float]
+    C: list[float]
 
 
 def crossovers(losses: UntrainedLosses, data: Tensor, dim: int, variance: float) -> Crossovers:
@@ -157,11 +145,11 @@ def crossovers(losses: UntrainedLosses, data: Tensor, dim: int, variance: float)
     eye = np.eye(len(times))
     flat = np.repeat(near[:, None], len(times), 1)
     return Crossovers(
-        per_time=[over_n(weighted(losses.capacities, losses.pmem, gen, w)) for w in eye],
-        formula=[over_n(weighted(list(fine), flat, level, w)) for w in eye],
+        per_t=[over_n(weighted(losses.capacities, losses.pmem, gen, w)) for w in eye],
+        per_t_formula=[over_n(weighted(list(fine), flat, level, w)) for w in eye],
         uniform=over_n(weighted(losses.capacities, losses.pmem, gen, np.ones(len(times)))),
         psi=over_n(weighted(losses.capacities, losses.pmem, gen, psi)),
-        uniform_bounds=tuple(predicted(times, np.ones(len(times)), variance, c) for c in (1.0, 2.0)),
-        nearest=[float(near[m - 1]) for m in losses.capacities],
-        constants=[constant(near[m - 1], m, n, dim, variance) for m in losses.capacities[:-1]],
+        uniform_formula_C_1_to_2=tuple(predicted(times, np.ones(len(times)), variance, c) for c in (1.0, 2.0)),
+        pmem_formula=[float(near[m - 1]) for m in losses.capacities],
+        C=[constant(near[m - 1], m, n, dim, variance) for m in losses.capacities[:-1]],
     )

@@ -127,8 +127,8 @@ def _build(kind: type, values: dict[str, Any], group: str) -> Any:
 
 
 def _check_files(args: Sequence[str], groups: set[str]) -> None:
-    """Raises InputError for a config, or the file of a group, that is no plain YAML of usual size: the parser would write
-    its aliases out."""
+    """Raises InputError for a config, or the file of a group, that is no plain YAML of usual size: the parser would
+    write its aliases out."""
     for word, following in pairwise([*args, ""]):
         name, equals, value = word.partition("=")
         value, name = value if equals else following, name.removeprefix("--")

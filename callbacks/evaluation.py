@@ -27,7 +27,7 @@ from cdmem.data.subset import TrainingSet
 from cdmem.diffusion.sampling import Sampler, first_seed
 from cdmem.errors import InputError
 from cdmem.run.folder import RunFolder
-from cdmem.training.module import CdmemModule
+from cdmem.training.module import DiffusionModule
 
 Spacing = Literal["log", "linear"]
 DRY_SAMPLES = 8  # images per evaluation under trainer.fast_dev_run
@@ -65,12 +65,12 @@ class Evaluated:
     values: dict[str, float] = field(default_factory=dict)
 
 
-def evaluated(module: CdmemModule) -> Evaluated:
+def evaluated(module: DiffusionModule) -> Evaluated:
     """What was measured at the model's latest evaluation."""
     return module.__dict__.setdefault("_evaluated", Evaluated())
 
 
-def log_values(trainer: Trainer, module: CdmemModule, values: dict[str, float]) -> None:
+def log_values(trainer: Trainer, module: DiffusionModule, values: dict[str, float]) -> None:
     """Send values to every logger at this step, on the axis of images seen too."""
     for logger in trainer.loggers if values else ():
         logger.log_metrics({**values, "images_seen": module.images_seen()}, step=trainer.global_step)
@@ -88,7 +88,7 @@ class Evaluation:
     """
 
     trainer: Trainer
-    module: CdmemModule
+    module: DiffusionModule
     folder: RunFolder
     batch_size: int
 
@@ -186,7 +186,7 @@ class EvaluationCallback(Callback):
     def measure(self, evaluation: Evaluation) -> dict[str, float]:
         """The metric's values by name; logged as ``<prefix>/<name>``. Called on every rank."""
 
-    def run(self, trainer: Trainer, module: CdmemModule) -> dict[str, float]:
+    def run(self, trainer: Trainer, module: DiffusionModule) -> dict[str, float]:
         """Evaluate now and send the values to every logger."""
         usual = self.samples
         if trainer.fast_dev_run:  # a dry run shows that it works, not how much

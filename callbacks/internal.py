@@ -18,7 +18,7 @@ from cdmem.metrics.whitebox.empirical_optimum import distance_to_optimum, traini
 from cdmem.metrics.whitebox.intrinsic_dimension import lid
 from cdmem.metrics.whitebox.loss_gap import OdeEndpoint, denoising_losses, endpoint_losses, loss_gap
 from cdmem.metrics.whitebox.roc import Estimate
-from cdmem.training.module import CdmemModule
+from cdmem.training.module import DiffusionModule
 
 EXACT_DIMENSIONS = 64  # the exact trace of 8x8 grey images costs no more than a few probes of larger ones
 PROBES = 8
@@ -104,7 +104,7 @@ class InternalCallback(EvaluationCallback):
         super().on_fit_start(trainer, pl_module)
         self._remembered = {}
 
-    def _sides(self, t: TrainingSet, module: CdmemModule) -> dict[str, tuple[Tensor, Tensor | None]]:
+    def _sides(self, t: TrainingSet, module: DiffusionModule) -> dict[str, tuple[Tensor, Tensor | None]]:
         """Images and labels of T (``""``) and of H (``_heldout``)."""
         sides = {"": (t.images, t.labels), "_heldout": (t.held_out_images, t.held_out_labels)}
         return {
@@ -112,7 +112,7 @@ class InternalCallback(EvaluationCallback):
             for name, (images, labels) in sides.items()
         }
 
-    def _teacher_endpoint(self, module: CdmemModule) -> Remembered | None:
+    def _teacher_endpoint(self, module: DiffusionModule) -> Remembered | None:
         """Phi of a student's frozen teacher, down the teacher's own range of levels."""
         denoiser = getattr(module, "teacher_denoiser", None)
         if denoiser is None:
@@ -120,7 +120,7 @@ class InternalCallback(EvaluationCallback):
         module.move_teacher()
         return self._remembered.setdefault("teacher", Remembered(OdeEndpoint(denoiser, module.sigma_min)))
 
-    def _optimum(self, t: TrainingSet, module: CdmemModule) -> Remembered:
+    def _optimum(self, t: TrainingSet, module: DiffusionModule) -> Remembered:
         if "optimum" not in self._remembered:
             best = training_optimum(t, module.num_classes > 0).to(module.device)
             target = best if module.role == "teacher" else OdeEndpoint(best, module.sigma_min)
@@ -173,7 +173,7 @@ class InternalCallback(EvaluationCallback):
             values |= _spread("endpoint_gap", f"_s{s:g}", found.gap)
         return values
 
-    def _dimension(self, module: CdmemModule, function: DenoiserLike, suffix: str) -> dict[str, float]:
+    def _dimension(self, module: DiffusionModule, function: DenoiserLike, suffix: str) -> dict[str, float]:
         """Every rank makes the same few images itself: shares would have to be gathered."""
         start = first_seed(module.sampling_seed)
         seeds = list(range(start, start + self.samples))

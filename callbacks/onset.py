@@ -32,7 +32,7 @@ from cdmem.metrics.memorization.fraction import memorized
 from cdmem.metrics.neighbors.index import search_of
 from cdmem.metrics.statistics import wilson_interval
 from cdmem.run.folder import RunFolder
-from cdmem.training.module import CdmemModule
+from cdmem.training.module import DiffusionModule
 
 F_MEM, F_MEM_LOW = "memorization/f_mem", "memorization/f_mem_low"
 RECORD = "onset.json"
@@ -111,7 +111,7 @@ class _Judge(Callback):
         self._bar = None
         self.check_run(trainer, pl_module.data.training_set)
 
-    def bar(self, trainer: Trainer, module: CdmemModule) -> float:
+    def bar(self, trainer: Trainer, module: DiffusionModule) -> float:
         """The onset bar of this run: threshold and groups are those of its MemorizationCallback."""
         if self._bar is None:
             measures = next(c for c in trainer.callbacks if isinstance(c, MemorizationCallback))
@@ -119,10 +119,10 @@ class _Judge(Callback):
         return self._bar
 
     @abstractmethod
-    def judge(self, trainer: Trainer, module: CdmemModule, values: dict[str, float]) -> None:
+    def judge(self, trainer: Trainer, module: DiffusionModule, values: dict[str, float]) -> None:
         """Look at the values of this step; called once per evaluated step."""
 
-    def _look(self, trainer: Trainer, module: CdmemModule) -> None:
+    def _look(self, trainer: Trainer, module: DiffusionModule) -> None:
         moment = evaluated(module)
         if moment.step == trainer.global_step > self._last and not trainer.fast_dev_run and moment.values:
             self._last = moment.step
@@ -159,7 +159,7 @@ class OnsetCallback(_Judge):
             return self.quality
         return next((k for k in values if k.startswith("quality/fd_") and not k.endswith("_train")), None)
 
-    def judge(self, trainer: Trainer, module: CdmemModule, values: dict[str, float]) -> None:
+    def judge(self, trainer: Trainer, module: DiffusionModule, values: dict[str, float]) -> None:
         step, key = trainer.global_step, self._quality_key(values)
         if F_MEM_LOW in values:
             self._lower.append((step, values[F_MEM_LOW]))
@@ -216,7 +216,7 @@ class MemorizationStopping(_Judge):
         """Why this run ended before ``max_steps``, or None."""
         return self.reached if self.action == "stop" else None
 
-    def judge(self, trainer: Trainer, module: CdmemModule, values: dict[str, float]) -> None:
+    def judge(self, trainer: Trainer, module: DiffusionModule, values: dict[str, float]) -> None:
         if self.reached is not None or F_MEM_LOW not in values:
             return
         bar = self.bar(trainer, module) if self.threshold is None else self.threshold

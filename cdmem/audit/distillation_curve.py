@@ -68,7 +68,9 @@ def _lr_schedule(folder: RunFolder) -> str | None:
     """
     file = folder / CONFIG
     try:
-        schedule = parse_yaml(read_text(file))["model"]["init_args"].get("lr_schedule")
+        settings = parse_yaml(read_text(file))["model"]["init_args"]
+        # Runs of format 1 had it among the model's own settings.
+        schedule = settings.get("optimization", {}).get("schedule", settings.get("lr_schedule"))
         if schedule is not None and not isinstance(schedule, str):
             raise ValueError("lr_schedule is no word")
         return schedule

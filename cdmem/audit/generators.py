@@ -5,19 +5,20 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 from torch import Tensor
 
 from cdmem.errors import InputError
-from cdmem.models.load import read_record
-from cdmem.training.checkpoint import load_module, read_checkpoint, weights_digest
-from cdmem.training.student import ConsistencyStudent
+from cdmem.models.load import load_model
+from cdmem.training.checkpoint import weights_digest
+from cdmem.training.record import RECORDED, ModelRecord
+from cdmem.training.student import Student
 from cdmem.training.teacher import DiffusionTeacher
 
 if TYPE_CHECKING:
-    from cdmem.training.module import CdmemModule
+    from cdmem.training.module import DiffusionModule
 
 
 class Sampler(Protocol):
@@ -50,7 +51,7 @@ class Subject:
     weights: str
     step: int | None
     digest: str = ""
-    module: CdmemModule | None = None
+    module: DiffusionModule | None = None
 
     @property
     def file_stem(self) -> str:
@@ -73,31 +74,30 @@ class GivenImages:
         return self.images[list(seeds)].to(device)
 
 
-def _digest(module: CdmemModule) -> str:
+def _digest(module: DiffusionModule) -> str:
     return weights_digest(module.function().network)
 
 
-def _weights(module: CdmemModule, weights: str | None) -> CdmemModule:
+def _weights(module: DiffusionModule, weights: str | None) -> DiffusionModule:
     if weights is not None:
-        module.function(weights)  # raises for unknown names
-        module.weights = weights
+        module.select_weights(weights)
     return module
 
 
 def teacher_subjects(module: DiffusionTeacher, nfe: Sequence[int] | None = None) -> list[Subject]:
     """The teacher at full cost, and at each further ``nfe``."""
-    about = (module.weights, module.step, _digest(module), module)
-    found = [Subject("teacher", "teacher", module.solver, module.sampler(), *about)]
+    about = (module.weights, module.record.step, _digest(module), module)
+    found = [Subject("teacher", "teacher", module.sampling.solver, module.sampler(), *about)]
     for k in nfe or ():
         sampler = module.sampler(k)
         if sampler.nfe != found[0].sampler.nfe:
-            found.append(Subject("teacher", "teacher", module.solver, sampler, *about))
+            found.append(Subject("teacher", "teacher", module.sampling.solver, sampler, *about))
     return found
 
 
-def student_subjects(name: str, module: ConsistencyStudent, nfe: Sequence[int] | None = None) -> list[Subject]:
+def student_subjects(name: str, module: Student, nfe: Sequence[int] | None = None) -> list[Subject]:
     """The student at every NFE asked for; all that its ``mid_sigmas`` allow without ``nfe``."""
-    about = (module.weights, module.step, _digest(module), module)
+    about = (module.weights, module.record.step, _digest(module), module)
     return [Subject(name, "student", "consistency", module.sampler(k), *about) for k in nfe or module.default_nfe]
 
 
@@ -119,7 +119,7 @@ def study_subjects(
     folder: str | Path, students: Sequence[str], nfe: Sequence[int] | None, device: str, weights: str | None = None
 ) -> list[Subject]:
     """Everything that a study's folder holds: see :func:`with_teacher`."""
-    teacher = load_module(f"{folder}/teacher")
+    teacher = load_model(f"{folder}/teacher")
     if not isinstance(teacher, DiffusionTeacher):
         raise InputError("generator", f"{folder}/teacher", f"is a {teacher.role}", "give the folder of a whole study")
     teacher.to(device)
@@ -127,10 +127,10 @@ def study_subjects(
     found: list[Subject] = []
     for name in students:
         place = f"{folder}/{name}"
-        student = _weights(load_module(place), weights)
-        if not isinstance(student, ConsistencyStudent):
+        student = _weights(load_model(place), weights)
+        if not isinstance(student, Student):
             raise InputError("generator", place, f"is a {student.role}", "give the folder of a whole study")
-        digest = read_checkpoint(place)["cdmem"].get("teacher_digest")
+        digest = student.record.teacher_digest
         if digest:
             # A pair of strangers would make numbers that look like a transfer.
             if digest not in known:
@@ -151,14 +151,12 @@ def _weights_by_digest(teacher: DiffusionTeacher) -> dict[str, str]:
     return {weights_digest(teacher.function(w).network): w for w in ("raw", *teacher.ema.names(), teacher.weights)}
 
 
-def find_teacher(
-    path: str | None, record: dict[str, Any], places: Sequence[str | Path] = ()
-) -> DiffusionTeacher | None:
+def find_teacher(path: str | None, record: ModelRecord, places: Sequence[str | Path] = ()) -> DiffusionTeacher | None:
     """The teacher of a student: the one named, or one found that has the very weights it was distilled from.
 
     Args:
         path: what the user named, or None.
-        record: the checkpoint's own record, with ``teacher`` and ``teacher_digest``.
+        record: the student's own.
         places: where to look without ``path``, besides the place that the record names.
 
     Raises:
@@ -169,8 +167,8 @@ def find_teacher(
         if module is None:
             raise InputError("teacher", path, "is not the teacher this student was distilled from", "give that teacher")
         return module
-    named = str(record.get("teacher"))
-    for place in [*places, *([] if named == "None" or named.startswith("analytic:") else [named])]:
+    named = record.teacher
+    for place in [*places, *([] if named is None or named.startswith("analytic:") else [named])]:
         try:
             module = _teacher_at(place, record)
         except InputError:
@@ -180,12 +178,12 @@ def find_teacher(
     return None
 
 
-def _teacher_at(path: str | Path, record: dict[str, Any]) -> DiffusionTeacher | None:
+def _teacher_at(path: str | Path, record: ModelRecord) -> DiffusionTeacher | None:
     """The teacher at a place, with the weights that were distilled; None if it has not got them."""
-    module = load_module(path, key="teacher")
+    module = load_model(path, key="teacher")
     if not isinstance(module, DiffusionTeacher):
         raise InputError("teacher", path, f"is a {module.role}", "give the teacher's checkpoint")
-    digest, known = record.get("teacher_digest"), _weights_by_digest(module)
+    digest, known = record.teacher_digest, _weights_by_digest(module)
     if digest and digest not in known:
         return None
     return _weights(module, known.get(digest or ""))
@@ -199,17 +197,18 @@ def stage_subjects(
     Returns:
         the subjects, and notes for people.
     """
-    module = _weights(load_module(path, "generator"), weights)
+    module = _weights(load_model(path, "generator"), weights)
     module.to(device)
     if isinstance(module, DiffusionTeacher):
         return teacher_subjects(module, nfe), []
     students = student_subjects("student", module, nfe)
     # In a study's folder the teacher lies beside the student, wherever the folder was moved.
     stage = Path(path) if Path(path).is_dir() else Path(path).resolve().parent.parent
-    record = read_record(path, "generator")
-    status = module.about.get("training_set_status")
-    notes = [f"the training set of the student's teacher is {status}, not recorded by who trained it"] if status else []
-    found = find_teacher(teacher, record, [stage.parent / "teacher"])
+    status = module.record.training_set_status
+    notes = []
+    if status != RECORDED:
+        notes.append(f"the training set of the student's teacher is {status}, not recorded by who trained it")
+    found = find_teacher(teacher, module.record, [stage.parent / "teacher"])
     if found is None:
         return students, [*notes, "the student's teacher was not found: no paired comparison (give --teacher PATH)"]
     found.to(device)

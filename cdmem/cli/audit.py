@@ -28,10 +28,9 @@ from cdmem.diffusion.sampling import SEEDS_PER_RUN
 from cdmem.errors import InputError
 from cdmem.io.paths import usable_path
 from cdmem.metrics.quality.features import features_name
-from cdmem.models.load import is_model_folder
+from cdmem.models.load import is_model_folder, load_record
 from cdmem.models.pipelines import is_pipeline, load_pipeline
 from cdmem.run.folder import CONFIG, RunFolder
-from cdmem.training.checkpoint import read_checkpoint
 
 
 def parser() -> argparse.ArgumentParser:
@@ -142,7 +141,7 @@ def _images_subject(path: str, training_set: TrainingSet) -> Subject:
 
 def _strangers(subjects: Sequence[Subject], training_set: TrainingSet) -> list[str]:
     """A note where the last model was trained on another set: then its evaluations were of that set as well."""
-    known = str(subjects[-1].module.about["training_set"])
+    known = subjects[-1].module.record.training_set
     if known == training_set.hash:
         return []
     if known == UNRECORDED:
@@ -160,7 +159,7 @@ def _records(
         if s.role != "student" or s.name in found:
             continue
         place = folder or study / s.name
-        usual = read_checkpoint(place)["cdmem"]["weights"] if options.weights else s.weights
+        usual = load_record(place).weights if options.weights else s.weights
         if s.weights == usual:
             found[s.name] = distillation_record(RunFolder(place), options.threshold, s.step)
     return found

@@ -102,13 +102,14 @@ def run_export(args: Sequence[str]) -> int:
     if os.path.lexists(out):
         raise InputError("out", out, "exists already", "give another --out")
     from cdmem.models import export
+    from cdmem.models.load import load_model
     from cdmem.models.model_card import card
-    from cdmem.training.checkpoint import find_checkpoint, load_module, read_checkpoint
+    from cdmem.training.checkpoint import find_checkpoint
 
     file = find_checkpoint(usable_path("checkpoint", options.checkpoint))
-    module, record = load_module(file), read_checkpoint(file)["cdmem"]
+    module = load_model(file)
     stage = file.resolve().parent.parent
-    made = export.prepare(module, record, options.weights, known_images(stage, module.about["training_set"]))
+    made = export.prepare(module, options.weights, known_images(stage, module.record.training_set))
     rows, heldout = find_rows(options.audit, stage, made.metadata["digest"])
     made.metadata["audit"] = rows
     export.write(made, card(made, rows, heldout, options.licence), out)

@@ -41,7 +41,7 @@ def parser() -> argparse.ArgumentParser:
 
 def run_sample(args: Sequence[str]) -> int:
     """Write images as ``.npz`` and a grid as ``.png``; never over existing files."""
-    from cdmem.training.checkpoint import load_module
+    from cdmem.models.load import load_model
 
     options = parser().parse_args(args)
     out, checkpoint = possible_path("out", options.out), usable_path("checkpoint", options.checkpoint)
@@ -53,7 +53,7 @@ def run_sample(args: Sequence[str]) -> int:
         raise InputError("out", out, "must end in .npz", "e.g. --out samples.npz")
     if options.samples < 1 or options.batch_size < 1:
         raise InputError("samples", options.samples, "needs at least one", "give a positive number")
-    module = load_module(checkpoint)
+    module = load_model(checkpoint)
     try:
         module.to(options.device)
     except (RuntimeError, AssertionError) as error:

@@ -3,7 +3,7 @@ r"""Training objectives: the denoising loss of the teacher and the consistency l
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
 import torch
@@ -12,22 +12,34 @@ from torch import Tensor
 from cdmem.diffusion.noise import expand
 from cdmem.diffusion.preconditioning import DenoiserLike
 
-Distance = Callable[[Tensor, Tensor], Tensor]
 
+class Distance(ABC):
+    """How far two batches of images are apart: (B, ...), (B, ...) -> (B,)."""
 
-def l2(a: Tensor, b: Tensor) -> Tensor:
-    """Mean squared difference over the pixels of each image: (B, ...) -> (B,)."""
-    return (a - b).flatten(1).square().mean(1)
-
-
-def l1(a: Tensor, b: Tensor) -> Tensor:
-    """Mean absolute difference over the pixels of each image: (B, ...) -> (B,)."""
-    return (a - b).flatten(1).abs().mean(1)
+    @abstractmethod
+    def __call__(self, a: Tensor, b: Tensor) -> Tensor:
+        """One distance per image."""
 
 
 @dataclass(frozen=True)
-class PseudoHuber:
-    """sqrt(||a - b||^2 + c^2) - c on the *whole image vector* (Song & Dhariwal 2023, eq. 8): (B, ...) -> (B,).
+class L2(Distance):
+    """Mean squared difference over the pixels of each image."""
+
+    def __call__(self, a: Tensor, b: Tensor) -> Tensor:
+        return (a - b).flatten(1).square().mean(1)
+
+
+@dataclass(frozen=True)
+class L1(Distance):
+    """Mean absolute difference over the pixels of each image."""
+
+    def __call__(self, a: Tensor, b: Tensor) -> Tensor:
+        return (a - b).flatten(1).abs().mean(1)
+
+
+@dataclass(frozen=True)
+class PseudoHuber(Distance):
+    """sqrt(||a - b||^2 + c^2) - c on the *whole image vector* (Song & Dhariwal 2023, eq. 8).
 
     Args:
         c: None takes the paper's 0.00054 sqrt(d), d = pixels x channels. Applying that c per pixel, as some ports do,
@@ -59,7 +71,7 @@ def denoising_loss(
         weight: lambda(sigma), (B,) or a number.
     """
     x = x0 + expand(sigma, x0) * eps
-    return weight * l2(denoiser(x, sigma, labels), x0)
+    return weight * L2()(denoiser(x, sigma, labels), x0)
 
 
 def training_step_solver(x0: Tensor, x: Tensor, sigma_hi: Tensor, sigma_lo: Tensor) -> Tensor:

@@ -25,7 +25,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from cdmem import __version__
 from cdmem.diffusion.noise import RHO, karras_sigmas
 from cdmem.diffusion.preconditioning import NOISE_FACTOR, EDMScaling, VPScaling
 from cdmem.errors import InputError
@@ -34,13 +33,10 @@ from cdmem.models.pipelines import save_pipeline
 from cdmem.networks.diffusers import save_diffusers
 from cdmem.networks.unet import UNetNetwork
 from cdmem.training.checkpoint import weights_digest
-from cdmem.training.student import ConsistencyStudent
 
 if TYPE_CHECKING:
-    from cdmem.training.module import CdmemModule
+    from cdmem.training.module import DiffusionModule
 
-FORMAT = 1
-DEFAULT_POINTS = 18  # of students that were trained before their grid was recorded
 Form = Literal["consistency", "ddpm", "network"]
 
 
@@ -61,7 +57,7 @@ class Export:
     scheduler: dict[str, Any]
 
 
-def form_of(module: CdmemModule) -> Form:
+def form_of(module: DiffusionModule) -> Form:
     """Which folder represents a model exactly, see the table above."""
     scaling, rectangular = module.raw.scaling, module.shape[1] != module.shape[2]
     if module.role == "student":
@@ -71,12 +67,11 @@ def form_of(module: CdmemModule) -> Form:
     return "ddpm" if isinstance(scaling, VPScaling) and not module.num_classes else "network"
 
 
-def prepare(module: CdmemModule, record: dict[str, Any], weights: str | None = None, n: int | None = None) -> Export:
+def prepare(module: DiffusionModule, weights: str | None = None, n: int | None = None) -> Export:
     """Everything but the writing.
 
     Args:
         module: teacher or student.
-        record: what its checkpoint says of itself.
         weights: ``raw`` or ``ema_<half-life>``; None is the model's own choice.
         n: unique training images, if known.
 
@@ -89,51 +84,24 @@ def prepare(module: CdmemModule, record: dict[str, Any], weights: str | None = N
         kind = type(network).__name__
         raise InputError("checkpoint", kind, "is not a UNet2DModel, which is all that diffusers holds", "train a UNet")
     scaling, form = module.raw.scaling, form_of(module)
-    points = int(record.get("grid_points", DEFAULT_POINTS))
-    student = isinstance(module, ConsistencyStudent)
-    if student:
-        sampler: dict[str, Any] = {"solver": "consistency", "points": points, "mid_sigmas": list(module.mid_sigmas)}
-    else:
-        sampler = {"solver": module.solver, "points": module.sampler_points}
-    sampler["nfe"] = module.default_nfe
     edm = isinstance(scaling, EDMScaling)
-    metadata = {
-        "format": FORMAT,
-        "cdmem": __version__,
-        "role": module.role,
+    metadata = module.record.plain() | {
         "form": form,
         "weights": name,
         "digest": weights_digest(network),
-        "step": module.step,
-        "training_set": {
-            "hash": module.about["training_set"],
-            "n": n,
-            "status": module.about.get("training_set_status", "recorded"),
-        },
-        "shape": list(module.shape),
-        "num_classes": module.num_classes,
-        "parameterization": module.about["parameterization"],
-        "sigma_data": module.about["sigma_data"],
-        "sigma_min": module.sigma_min,
-        "sigma_max": module.sigma_max,
+        "n": n,
+        "nfe": module.default_nfe,
         "rho": RHO,
         "c_noise": f"{scaling.noise_factor:g} ln(sigma)" if edm else "time step t(sigma), ln(sigma) interpolated",
-        "scaling": module.about.get("scaling"),
-        "sampler": sampler,
-        "sampling_seed": module.sampling_seed,
     }
-    if module.about.get("null_label"):
-        metadata["null_label"] = True
-    if student:
-        metadata["teacher_digest"] = record.get("teacher_digest")
-    return Export(form, network, metadata, _scheduler(form, module, points))
+    return Export(form, network, metadata, _scheduler(form, module))
 
 
-def _scheduler(form: Form, module: CdmemModule, points: int) -> dict[str, Any]:
+def _scheduler(form: Form, module: DiffusionModule) -> dict[str, Any]:
     scaling = module.raw.scaling
     if form == "consistency":
         return {
-            "num_train_timesteps": points,
+            "num_train_timesteps": module.record.sampler["points"],
             "sigma_min": module.sigma_min,
             "sigma_max": module.sigma_max,
             "sigma_data": scaling.sigma_data,

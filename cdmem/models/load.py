@@ -1,216 +1,178 @@
-"""Models from folders: what ``cdmem export`` wrote, and diffusion models that others trained with diffusers.
+"""Models back from disk: checkpoints, run folders, exported folders, and diffusers folders of others.
 
-A folder with ``cdmem.json`` is one of ours. Another one holds ``unet/`` and ``scheduler/``; its scheduler says what the
-network's output means: DDPM and DDIM are epsilon (v, sample) networks on DDPM times, EDM schedulers are EDM's F with
-c_noise = ln(sigma) / 4. Nothing in a folder chooses code, and no path is read from it.
+Nothing in a file chooses code: networks are those of :mod:`cdmem.networks`, and no path is read from a file.
 """
 
 from __future__ import annotations
 
-import math
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
+from torch import Tensor, nn
 
-from cdmem.data.subset import UNRECORDED
-from cdmem.diffusion.ddpm import DDPMSchedule
-from cdmem.diffusion.noise import SIGMA_MAX
-from cdmem.diffusion.preconditioning import Denoiser
+from cdmem.data.subset import TrainingSet
 from cdmem.errors import InputError
 from cdmem.io.text import read_json
-from cdmem.models.pipelines import INDEX, PipelineParts, read_parts
+from cdmem.models.foreign import foreign_record
+from cdmem.models.pipelines import INDEX, read_parts
+from cdmem.networks import from_record
+from cdmem.networks.config import NetworkConfig
 from cdmem.networks.diffusers import DiffusersUNet, load_diffusers, read_config
 from cdmem.networks.unet import UNetNetwork
 from cdmem.training.checkpoint import read_checkpoint, weights_digest
-from cdmem.training.ema import EMA
-
-if TYPE_CHECKING:
-    from cdmem.training.module import CdmemModule
+from cdmem.training.frozen_teacher import ANALYTIC, FrozenTeacher, analytic_teacher
+from cdmem.training.module import DiffusionModule
+from cdmem.training.record import ModelRecord, read_record
+from cdmem.training.settings import RAW
+from cdmem.training.student import Student
+from cdmem.training.teacher import DiffusionTeacher
 
 METADATA = "cdmem.json"
-MAX_POINTS = 10_000
 SAVE_AGAIN = "save the folder again"
+MAX_NUMBER = 2**16  # of a network's settings
+INVALID = (KeyError, TypeError, ValueError, AttributeError, ArithmeticError, RuntimeError)  # what odd records raise
 
 
 def is_model_folder(path: str | Path) -> bool:
-    """Whether a folder holds a model that :func:`load_folder` reads (a run folder does not)."""
+    """Whether a folder holds a model by itself: exported, or of diffusers (a run folder does not)."""
     path = Path(path)
     return path.is_dir() and any((path / name).is_file() for name in (METADATA, INDEX, "unet/config.json"))
 
 
-def read_record(path: str | Path, key: str = "checkpoint") -> dict[str, Any]:
-    """What a checkpoint, run folder or exported folder says of itself.
+def load_record(path: str | Path, key: str = "checkpoint") -> ModelRecord:
+    """What a checkpoint, run folder, exported or diffusers folder says of itself.
 
     Raises:
         InputError: unreadable.
     """
-    if not is_model_folder(path):
-        return read_checkpoint(path, key)["cdmem"]
-    return read_json(Path(path) / METADATA, key) if (Path(path) / METADATA).is_file() else {"role": "teacher"}
+    try:
+        if not is_model_folder(path):
+            return read_record(read_checkpoint(path, key)["cdmem"])
+        if (Path(path) / METADATA).is_file():
+            return read_record(read_json(Path(path) / METADATA, key))
+        return foreign_record(read_parts(Path(path), key), Path(path), key)
+    except INVALID as error:
+        raise _invalid(key, path, error) from None
 
 
-def load_folder(path: str | Path, key: str = "checkpoint") -> CdmemModule:
-    """A teacher or student from a folder, on the CPU, in eval mode; its only weights are called ``raw``.
+def load_model(path: str | Path, key: str = "checkpoint") -> DiffusionTeacher | Student:
+    """A teacher or student ready to sample, on the CPU, in eval mode.
 
     Args:
-        path: an exported folder, or one with a ``UNet2DModel`` and a scheduler of diffusers.
+        path: a checkpoint, a run folder, an exported folder, or one with a ``UNet2DModel`` and a scheduler of
+            diffusers; the only weights of a folder are called ``raw``.
         key: the setting that named it.
 
     Raises:
-        InputError: see the messages; KeyError, TypeError and ValueError mean a record that makes no sense.
+        InputError: unreadable, or a record and weights that do not fit together.
     """
     path = Path(path)
+    # Read before the guard: a checkpoint that cannot be read has a message of its own.
+    checkpoint = None if is_model_folder(path) else read_checkpoint(path, key)
+    try:
+        model = _from_checkpoint(checkpoint, path, key) if checkpoint else _from_folder(path, key)
+    except INVALID as error:
+        raise _invalid(key, path, error) from None
+    return model.eval()
+
+
+def load_teacher(
+    name: str, training_set: TrainingSet, weights: str | None = None, key: str = "model.teacher"
+) -> FrozenTeacher:
+    """What a student is handed: a teacher from disk, or an analytic one of the training set.
+
+    Raises:
+        InputError: as :func:`load_model`; not a teacher; no such weights or analytic teacher.
+    """
+    if name.startswith(ANALYTIC):
+        return analytic_teacher(name, training_set)
+    model = load_model(name, key)
+    if not isinstance(model, DiffusionTeacher):
+        raise InputError(key, name, f"is a {model.role}", "give a teacher's checkpoint")
+    return model.frozen(name, weights)
+
+
+def _invalid(key: str, path: str | Path, error: Exception) -> InputError:
+    reason = f"{type(error).__name__}: {error}".split("\n")[0][:120]
+    return InputError(key, path, f"its record is invalid ({reason})", "use another file")
+
+
+def _assemble(record: ModelRecord, config: NetworkConfig, network: nn.Module) -> DiffusionTeacher | Student:
+    if record.role == "teacher":
+        teacher = DiffusionTeacher.of(record, config)
+        teacher.assemble(record, network)
+        return teacher
+    student = Student.of(record, config)
+    student.assemble_student(record, network)
+    return student
+
+
+def _from_checkpoint(checkpoint: Mapping[str, Any], path: Path, key: str) -> DiffusionTeacher | Student:
+    record = read_record(checkpoint["cdmem"])
+    config = from_record(record.network)
+    # A student's target serves its training only.
+    state = {k: v for k, v in checkpoint["state_dict"].items() if not k.startswith("target.")}
+    _check_sizes(config, record, state)
+    model = _assemble(record, config, config.build(record.shape, record.label_rows, 0))
+    try:
+        model.load_state_dict(state)
+    except RuntimeError as error:
+        reason = str(error).split("\n")[-1].strip()[:120]
+        raise InputError(key, path, f"weights do not fit the stored network ({reason})", "use another file") from None
+    return model
+
+
+def _from_folder(path: Path, key: str) -> DiffusionTeacher | Student:
     if (path / METADATA).is_file():
-        record = read_json(path / METADATA, key)
+        metadata = read_json(path / METADATA, key)
         network, config = load_diffusers(path / "unet", key), read_config(path / "unet", key)
-        if weights_digest(network) != record["digest"]:
+        if weights_digest(network) != metadata["digest"]:
             raise InputError(key, path, f"its weights are not those that {METADATA} describes", "export it again")
+        record = read_record(metadata)
+        # The network's own file says what it is.
+        record = replace(record, shape=config.shape, num_classes=config.num_classes - record.null_label)
     else:
         parts = read_parts(path, key)
-        network, config, record = parts.network, parts.config, _foreign_record(parts, path, key)
-    module = _module(record, network, config)
-    _try(module, path, key)
-    return module
+        network, config, record = parts.network, parts.config, foreign_record(parts, path, key)
+    record = replace(record, network=config.record(), weights=RAW, half_lives=[])
+    record.check()
+    model = _assemble(record, config, network)
+    _try(model, path, key)
+    return model
 
 
-# ---- other people's folders -----------------------------------------------------------------------------------------
+def _check_sizes(config: NetworkConfig, record: ModelRecord, state: Mapping[str, Any]) -> None:
+    """Refuse a record that describes more than the file holds, before memory is taken for it.
 
-
-def _foreign_record(parts: PipelineParts, path: Path, key: str) -> dict[str, Any]:
-    """What :data:`METADATA` would say of a diffusers folder."""
-    settings = {"time_embedding_type": "positional", "class_embed_type": None} | parts.config.config
-    if settings["time_embedding_type"] != "positional":
-        problem = "cannot be asked at noise levels between its time steps"
-        raise InputError(f"{key}.unet.time_embedding_type", settings["time_embedding_type"], problem, "use positional")
-    if settings["class_embed_type"] is not None:
-        raise InputError(
-            f"{key}.unet.class_embed_type", settings["class_embed_type"], "is not supported", "use num_class_embeds"
-        )
-    inputs, outputs = settings.get("in_channels", 3), settings.get("out_channels", 3)
-    if inputs != outputs:
-        problem = f"the network has {inputs} input channels (a learned variance has no place in the ODE)"
-        raise InputError(f"{key}.unet.out_channels", outputs, problem, "give a network of fixed variance")
-    if parts.name.startswith("EDM"):
-        about = _edm(parts.scheduler.config, key)
-    elif parts.name in ("DDPMScheduler", "DDIMScheduler"):
-        about = _vp(parts.scheduler, key)
+    Raises:
+        ValueError: numbers beyond any model, or weights of other shapes than the network's.
+    """
+    if not isinstance(config, DiffusersUNet):  # which has limits of its own
+        # One layer has one tensor at least.
+        limits = {"depth": len(state), "layers": len(state)}
+        for name, value in record.network["init_args"].items():
+            items, limit = value if isinstance(value, list) else [value], limits.get(name, MAX_NUMBER)
+            if len(items) > 16 or not all(isinstance(v, int | float) and 0 <= v <= limit for v in items):
+                raise ValueError(f"network setting {name}")
+    averages = {name.split(".")[2] for name in state if name.startswith("ema.copies.")}
+    if len(record.half_lives) > len(averages):
+        raise ValueError("half_lives")
+    if isinstance(config, DiffusersUNet):
+        parts = UNetNetwork(config.make("meta")).state_dict()
     else:
-        problem = "is a consistency model, which has no ODE to distil"
-        raise InputError(key, path, problem, "give the folder of a diffusion model")
-    return {
-        "role": "teacher",
-        "step": None,
-        "training_set": {"hash": UNRECORDED},
-        "sampler": {"solver": "heun", "points": 18},
-        "sampling_seed": 0,
-        **about,
-    }
-
-
-def _edm(config: Any, key: str) -> dict[str, Any]:
-    """EDM (Karras et al. 2022, table 1) as diffusers' EDM schedulers have it."""
-    if config.prediction_type not in ("epsilon", "v_prediction"):
-        raise InputError(f"{key}.scheduler.prediction_type", config.prediction_type, "is unknown", "use epsilon")
-    return {
-        "parameterization": "edm",
-        "sigma_data": config.sigma_data,
-        "sigma_min": config.sigma_min,
-        "sigma_max": config.sigma_max,
-        "scaling": {"noise_factor": 0.25, "prediction": config.prediction_type},
-    }
-
-
-def _vp(scheduler: Any, key: str) -> dict[str, Any]:
-    """DDPM with the folder's own betas; it is distilled from sigma 80, or from its largest level if that is lower."""
-    config = scheduler.config
-    if config.trained_betas is not None or config.get("rescale_betas_zero_snr"):
-        name = "trained_betas" if config.trained_betas is not None else "rescale_betas_zero_snr"
-        mend = "give a model with linear, scaled_linear or squaredcos_cap_v2 betas"
-        raise InputError(f"{key}.scheduler.{name}", "...", "is not supported", mend)
-    if config.prediction_type not in ("epsilon", "v_prediction", "sample"):
-        raise InputError(f"{key}.scheduler.prediction_type", config.prediction_type, "is unknown", "use epsilon")
-    betas = {
-        "betas": config.beta_schedule,
-        "beta_start": config.beta_start,
-        "beta_end": config.beta_end,
-        "steps": config.num_train_timesteps,
-    }
-    try:
-        schedule = DDPMSchedule(**betas)
-    except (ValueError, TypeError) as error:
-        raise InputError(f"{key}.scheduler", config.beta_schedule, str(error), "give usual betas") from None
-    if not torch.allclose(schedule.alpha_bar, scheduler.alphas_cumprod, rtol=1e-5, atol=0):
-        raise InputError(f"{key}.scheduler", config.beta_schedule, "gives other betas than expected", "report this")
-    return {
-        "parameterization": "vp",
-        "sigma_data": 1.0,  # what "variance preserving" takes the data to have; no formula of ours uses it
-        "sigma_min": schedule.sigma_min,
-        "sigma_max": min(SIGMA_MAX, schedule.sigma_max),
-        "scaling": {"prediction": config.prediction_type, "schedule": betas},
-    }
-
-
-# ---- record and network to module -----------------------------------------------------------------------------------
-
-
-def _module(record: dict[str, Any], network: UNetNetwork, config: DiffusersUNet) -> CdmemModule:
-    from cdmem.training.student import ConsistencyStudent
-    from cdmem.training.teacher import DiffusionTeacher
-
-    levels = {name: float(record[name]) for name in ("sigma_data", "sigma_min", "sigma_max")}
-    if not all(math.isfinite(v) and v > 0 for v in levels.values()) or levels["sigma_min"] >= levels["sigma_max"]:
-        raise ValueError(f"noise levels {levels}")
-    null = record.get("null_label", False)
-    if null not in (False, True) or (null and config.num_classes < 2):
-        raise ValueError(f"null_label {null}")
-    about = {
-        "shape": list(config.shape),
-        "num_classes": config.num_classes - bool(null),
-        "sigma_data": levels["sigma_data"],
-        "sigma_min": levels["sigma_min"],
-        "parameterization": record["parameterization"],
-        "training_set": str(record["training_set"]["hash"]),
-    }
-    status = record["training_set"].get("status")
-    about |= {"training_set_status": str(status)} if status not in (None, "recorded") else {}
-    about |= {"null_label": True} if null else {}
-    about |= {"scaling": record["scaling"]} if record.get("scaling") else {}
-    sampler = record["sampler"]
-    common = {
-        "network": config,
-        "ema_half_lives": [1],
-        "weights": "raw",
-        "sampling_seed": int(record["sampling_seed"]),
-    }
-    if record["role"] == "teacher":
-        if not 2 <= int(sampler["points"]) <= MAX_POINTS or sampler["solver"] not in ("heun", "euler"):
-            raise ValueError(f"sampler {sampler}")
-        teacher = DiffusionTeacher(
-            parameterization=record["parameterization"],
-            sampler_points=int(sampler["points"]),
-            solver=sampler["solver"],
-            **common,
-        )
-        teacher.assemble(about, network, Denoiser)
-        module: CdmemModule = teacher
-    elif record["role"] == "student":
-        student = ConsistencyStudent(
-            objective="training", initialize="scratch", mid_sigmas=sampler["mid_sigmas"][:MAX_POINTS], mu=0.0, **common
-        )
-        student.sigma_max = levels["sigma_max"]
-        student.assemble_student(about, network)
-        module = student
-    else:
-        raise ValueError(f"role {record['role']}")
-    module.sigma_max = levels["sigma_max"]
-    module.ema, module.ema_half_lives = EMA(network, []), []  # a folder holds one set of weights
-    module.step = record["step"] if isinstance(record["step"], int) else None
-    return module.eval()
+        with torch.device("meta"):
+            parts = config.build(record.shape, record.label_rows, 0).state_dict()
+    for name, wanted in parts.items():
+        given = state.get(f"raw.network.{name}")
+        if not isinstance(given, Tensor) or given.shape != wanted.shape:
+            raise ValueError(f"weights {name} do not fit the stored network")
 
 
 @torch.no_grad()
-def _try(module: CdmemModule, path: Path, key: str) -> None:
+def _try(module: DiffusionModule, path: Path, key: str) -> None:
     """One call at both ends of the noise range: a network that cannot be used is better found before training."""
     x = torch.randn(2, *module.shape, generator=torch.Generator().manual_seed(0))
     sigma = torch.tensor([module.sigma_max, module.sigma_min])

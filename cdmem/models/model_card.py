@@ -8,6 +8,7 @@ from typing import Any
 import yaml
 
 from cdmem.models.export import Export, nearest_indices
+from cdmem.training.record import RECORDED
 
 COLUMNS = ("method", "NFE", "samples", "f_mem", "variance ratio", "rmse to teacher", "same basin", "verdict")
 # Names that model hubs know; anything else is a licence of its own.
@@ -50,8 +51,8 @@ def _header(export: Export, licence: str | None) -> dict[str, Any]:
         header["license"] = licence.lower() if known else "other"
         header |= {} if known else {"license_name": licence}
     header["tags"] = ["unconditional-image-generation" if not m["num_classes"] else "class-conditional", "memorization"]
-    names = ("role", "weights", "digest", "step", "training_set")
-    header["cdmem"] = {"version": m["cdmem"], **{name: m[name] for name in names}}
+    names = ("version", "role", "weights", "digest", "step", "training_set")
+    header["cdmem"] = {name: m[name] for name in names}
     if m["role"] == "student":
         header["cdmem"]["teacher_digest"] = m["teacher_digest"]
     return header
@@ -63,12 +64,11 @@ def _title(m: dict[str, Any]) -> str:
 
 
 def _about(m: dict[str, Any]) -> str:
-    t = m["training_set"]
-    size = "unknown number of" if t["n"] is None else f"{t['n']:,}"
-    claimed = "" if t["status"] == "recorded" else f" ({t['status']}: stated by whoever distilled it, not recorded)"
+    size, status = "unknown number of" if m["n"] is None else f"{m['n']:,}", m["training_set_status"]
+    claimed = "" if status == RECORDED else f" ({status}: stated by whoever distilled it, not recorded)"
     rows = [
         ("role", m["role"]),
-        ("training set", f"{size} unique images, content hash `{t['hash']}`{claimed}"),
+        ("training set", f"{size} unique images, content hash `{m['training_set']}`{claimed}"),
         ("weights", f"{m['weights']} at step {m['step']}, SHA-256 `{m['digest']}`"),
         ("images", f"{m['shape'][0]} channels in [-1, 1], {m['num_classes'] or 'no'} classes"),
         (
@@ -76,7 +76,7 @@ def _about(m: dict[str, Any]) -> str:
             f"{m['parameterization']}, sigma {m['sigma_min']:g} to {m['sigma_max']:g}, rho {m['rho']:g}, "
             f"sigma_data {m['sigma_data']:.6g}, c_noise {m['c_noise']}",
         ),
-        ("made with", f"cdmem {m['cdmem']}"),
+        ("made with", f"cdmem {m['version']}"),
     ]
     if m["role"] == "student":
         rows.insert(2, ("teacher", f"weights SHA-256 `{m['teacher_digest']}`"))
@@ -163,9 +163,9 @@ images = pipe(batch_size={count}, num_inference_steps={steps}, generator=generat
 
 OURS = """```python
 from cdmem.images import to_uint8
-from cdmem.training.checkpoint import load_module
+from cdmem.models.load import load_model
 
-model = load_module(".")  # this folder
+model = load_model(".")  # this folder
 images = to_uint8(model.sampler({nfe})(range({count})))  # uint8 (count, C, H, W), one picture a seed
 ```"""
 COUNT = 16
@@ -182,11 +182,11 @@ def _sampling(export: Export) -> list[str]:
         ]
         code += ["The deterministic sampler that cdmem audits:", OURS.format(nfe="", count=COUNT)]
     else:
-        code = [OURS.format(nfe=m["sampler"]["nfe"][-1] if m["role"] == "student" else "", count=COUNT)]
+        code = [OURS.format(nfe=m["nfe"][-1] if m["role"] == "student" else "", count=COUNT)]
     s = m["sampler"]
     if m["role"] == "teacher":
         code.append(
-            f"cdmem's sampler: {s['solver']}, Karras grid of {s['points']} points and 0, {s['nfe'][0]} evaluations."
+            f"cdmem's sampler: {s['solver']}, Karras grid of {s['points']} points and 0, {m['nfe'][0]} evaluations."
         )
     return code
 

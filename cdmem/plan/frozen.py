@@ -14,8 +14,8 @@ from cdmem.diffusion.sampling import OdeSampler
 from cdmem.diffusion.solvers import heun_step
 from cdmem.errors import InputError
 from cdmem.models.flops import META, forward_flops, tensor_bytes
+from cdmem.models.load import load_model
 from cdmem.plan.images import Facts
-from cdmem.training.checkpoint import load_module
 from cdmem.training.teacher import DiffusionTeacher
 
 
@@ -54,7 +54,7 @@ def frozen_analytic(name: str, known: Facts) -> Frozen:
     """A closed-form teacher of a training set of this size."""
     with META:
         denoiser = build_analytic(name, torch.zeros(known.n, *known.shape), torch.ones(known.n))
-    grid = sampler_sigmas(18, SIGMA_MIN, SIGMA_MAX)  # as ConsistencyStudent.prepare builds it
+    grid = sampler_sigmas(18, SIGMA_MIN, SIGMA_MAX)  # as Student.prepare builds it
     nfe = OdeSampler(denoiser, grid, heun_step, known.shape).nfe
     return Frozen(denoiser, forward_flops(denoiser, known.shape), nfe, 0, tensor_bytes(denoiser))
 
@@ -65,7 +65,7 @@ def frozen_checkpoint(path: str, weights: str | None) -> Frozen:
     Raises:
         InputError: no readable teacher there.
     """
-    module = load_module(path, "model.teacher")
+    module = load_model(path, "model.teacher")
     if not isinstance(module, DiffusionTeacher):
         raise InputError("model.teacher", path, f"is a {module.role}", "give a teacher's checkpoint")
     return frozen(module.to("meta"), weights)

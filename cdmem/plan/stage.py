@@ -28,7 +28,7 @@ from cdmem.plan.build import Machine, PlanCLI
 from cdmem.plan.frozen import Frozen, frozen, frozen_analytic, frozen_checkpoint
 from cdmem.plan.images import Facts, facts
 from cdmem.plan.work import Evaluations, Work, evaluations
-from cdmem.training.student import ConsistencyStudent
+from cdmem.training.student import Student
 from cdmem.training.teacher import DiffusionTeacher
 
 NEUTRAL_SIGMA_DATA = 0.5  # costs do not depend on it
@@ -116,7 +116,7 @@ class Stage:
         network = build_on_meta(model.network_config, self.facts.shape, label_rows(about))
         model.assemble(about, network, Denoiser)
 
-    def _assemble_student(self, model: ConsistencyStudent, teacher: Stage | None) -> None:
+    def _assemble_student(self, model: Student, teacher: Stage | None) -> None:
         about, name = self._about(0, "edm"), model.teacher_name
         if name is not None and name.startswith("analytic:"):
             self.frozen = frozen_analytic(name, self.facts)
@@ -144,7 +144,7 @@ class Stage:
     def forward(self) -> int:
         """FLOPs of one network evaluation per image."""
         m = self.model
-        if isinstance(m, ConsistencyStudent) and m.initialize == "teacher":
+        if isinstance(m, Student) and m.initialize == "teacher":
             return self.frozen.forward  # the same network
         return forward_flops(m.function(), m.shape, m.num_classes)
 
@@ -212,7 +212,7 @@ class Stage:
         # Evaluations run outside autocast.
         found += [Work("evaluations", shared)] if shared else []
         found += [Work("evaluations of every device", own, everywhere=True)] if own else []
-        if isinstance(m, ConsistencyStudent) and m.data_seen == "teacher_samples":
+        if isinstance(m, Student) and m.data_seen == "teacher_samples":
             pool = m.teacher_sample_count or self.facts.rows
             found.append(Work("teacher's samples to train on", pool * self.frozen.nfe * teacher, everywhere=True))
         return found
@@ -220,7 +220,7 @@ class Stage:
     def _parameters(self) -> dict[str, int]:
         m = self.model
         found = {"network": _numbers(m.raw.network), "averages": _numbers(m.ema)}
-        if isinstance(m, ConsistencyStudent):
+        if isinstance(m, Student):
             found |= {"target": _numbers(m.target) if m.target is not None else 0}
             found |= {"teacher": self.frozen.parameters if self.frozen else 0}
         return found
@@ -233,7 +233,7 @@ class Stage:
             found["gradient buckets of DDP"] = size
         found["optimizer"] = optimizer_bytes(m.optimizer_factory, weights)
         found["averages"] = tensor_bytes(m.ema)
-        if isinstance(m, ConsistencyStudent):
+        if isinstance(m, Student):
             found["target"] = tensor_bytes(m.target) if m.target is not None else 0
             found["teacher"] = self.frozen.size if self.frozen else 0
         if self.machine.low:

@@ -10,7 +10,7 @@ from cdmem.plan.build import Machine, build_stage
 from cdmem.plan.stage import Stage, StagePlan
 from cdmem.plan.work import Work, inside
 from cdmem.study.study import StudyConfig, stage_arguments
-from cdmem.training.student import ConsistencyStudent
+from cdmem.training.student import Student
 from cdmem.training.teacher import DiffusionTeacher
 
 
@@ -46,7 +46,7 @@ def plan_study(config: StudyConfig, devices: int | None = None) -> tuple[list[St
         teacher = stages.get("teacher")
         cli = build_stage(stage_arguments(config, name))
         if isinstance(cli.model, DiffusionTeacher) != (teacher is None):
-            wanted = "DiffusionTeacher" if teacher is None else "ConsistencyStudent"
+            wanted = "DiffusionTeacher" if teacher is None else "Student"
             raise InputError(name, type(cli.model).__name__, "has the wrong part in a study", f"use {wanted}")
         stages[name] = Stage(name, cli, teacher, devices)
         if stages[name].facts != stages["teacher"].facts:
@@ -60,7 +60,7 @@ def _audit(config: StudyConfig, stages: dict[str, Stage]) -> AuditPlan:
     mids: set[tuple[float, ...]] = set()
     nfes: dict[str, Sequence[int]] = {"teacher": [teacher.model.sampler().nfe]}
     for name, stage in stages.items():
-        if isinstance(stage.model, ConsistencyStudent):
+        if isinstance(stage.model, Student):
             nfes[name] = a.nfe or stage.model.default_nfe
             mids |= {tuple(stage.model.sampler(nfe).mid_sigmas) for nfe in nfes[name]}
     # The teacher by Euler steps at every student's own levels: one evaluation a level.

@@ -11,7 +11,7 @@ from cdmem.audit import whitebox as look
 from cdmem.metrics.whitebox.loss_gap import OdeEndpoint
 from cdmem.metrics.whitebox.membership_inference import attack_sigmas
 from cdmem.plan.images import Facts
-from cdmem.training.module import CdmemModule
+from cdmem.training.module import DiffusionModule
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ def endpoint_nfe(sigmas: Sequence[float], sigma_min: float) -> int:
 
 
 def evaluations(
-    callbacks: Sequence[Any], model: CdmemModule, facts: Facts, steps: int, teacher_nfe: int
+    callbacks: Sequence[Any], model: DiffusionModule, facts: Facts, steps: int, teacher_nfe: int
 ) -> Evaluations:
     """What the callbacks ask of the networks during ``fit``; samples of one moment are shared, as they are there.
 
@@ -101,7 +101,7 @@ def evaluations(
     return Evaluations(len(asked), made, endpoints * teacher_nfe, **extra, assumed=tuple(assumed))
 
 
-def _samples(callback: Any, model: CdmemModule) -> tuple[list[tuple[int, str]], int, bool]:
+def _samples(callback: Any, model: DiffusionModule) -> tuple[list[tuple[int, str]], int, bool]:
     """(NFE, weights) that a callback draws at every moment, teacher endpoints that it needs, and whether we know."""
     from callbacks.memorization import MemorizationCallback
     from callbacks.metric import MetricCallback
@@ -120,7 +120,7 @@ def _samples(callback: Any, model: CdmemModule) -> tuple[list[tuple[int, str]], 
     return wanted, endpoints, known
 
 
-def _internal(callback: Any, model: CdmemModule, facts: Facts, moments: int, teacher: bool) -> Counter[str]:
+def _internal(callback: Any, model: DiffusionModule, facts: Facts, moments: int, teacher: bool) -> Counter[str]:
     """Evaluations of an `InternalCallback`: every device does all of them; the teacher's answers are kept."""
     levels = len(callback.sigmas)
     images = sum(min(callback.images, count) for count in (facts.n, facts.held_out))
@@ -151,7 +151,7 @@ class Inside:
     products: int
 
 
-def inside(model: CdmemModule, facts: Facts, samples: int) -> Inside:
+def inside(model: DiffusionModule, facts: Facts, samples: int) -> Inside:
     """Evaluations of `cdmem.audit.whitebox.inside` for an audit of ``samples`` samples with the teacher at hand."""
     levels, held_out = len(look.SIGMAS), min(look.IMAGES, facts.held_out)
     images = min(look.IMAGES, facts.n) + (held_out if held_out >= 2 else 0)

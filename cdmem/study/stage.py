@@ -23,8 +23,8 @@ from cdmem.errors import InputError
 from cdmem.io.atomic import owned
 from cdmem.io.paths import possible_path, usable_path
 from cdmem.io.secrets import redact
+from cdmem.models.load import load_teacher
 from cdmem.run.folder import CONFIG, FINISHED, RunFolder
-from cdmem.run.metrics_log import MetricsRecord
 from cdmem.run.provenance import environment
 from cdmem.run.settings import check_same_settings
 from cdmem.study.numbers import check_numbers
@@ -33,20 +33,21 @@ from cdmem.study.quiet import quiet_libraries
 from cdmem.study.trust import admit
 from cdmem.tracking.jsonl import JsonlLogger
 from cdmem.training.checkpoint import PREVIOUS, read_checkpoint, resumable_checkpoint
-from cdmem.training.checkpoint_callback import RunCheckpoint
+from cdmem.training.checkpoint_callback import DurableCheckpointIO, RunCheckpoint
 from cdmem.training.datamodule import MemorizationDataModule
 from cdmem.training.engine import check_launch, check_precision, watching_peers
-from cdmem.training.module import CdmemModule
+from cdmem.training.module import DiffusionModule
 from cdmem.training.progress import StepProgress
-from cdmem.training.restoring import check_restorable
-from cdmem.training.student import ConsistencyStudent  # noqa: F401  (short class names in configs)
+from cdmem.training.record import FORMAT, read_record
+from cdmem.training.student import Student
 from cdmem.training.teacher import DiffusionTeacher
 
 with contextlib.suppress(ModuleNotFoundError):
     import callbacks  # noqa: F401  (the one place that looks callbacks up: short class names in configs)
 
 DERIVED_DATA_SEEDS = ("subset_seed", "order_seed")
-DERIVED_MODEL_SEEDS = ("training_seed", "sampling_seed")
+DERIVED_MODEL_SEEDS = ("training", "sampling")
+INVALID = (KeyError, IndexError, TypeError, ValueError, AttributeError, ArithmeticError, RuntimeError)
 MAX_THREADS = 256
 set_parsing_settings(omegaconf_absolute_to_relative_paths=True)
 
@@ -88,7 +89,7 @@ class CdmemCLI(LightningCLI):
     def __init__(self, command: str, args: Sequence[str]) -> None:
         self.command, self.arguments = command, admit(args)
         super().__init__(
-            model_class=CdmemModule,
+            model_class=DiffusionModule,
             datamodule_class=MemorizationDataModule,
             subclass_mode_model=True,
             save_config_callback=None,
@@ -134,8 +135,8 @@ class CdmemCLI(LightningCLI):
             if s.data[name] is None:
                 s.data[name] = s.seed
         for name in DERIVED_MODEL_SEEDS:
-            if s.model.init_args.get(name) is None:
-                s.model.init_args[name] = s.seed
+            if s.model.init_args.seeds[name] is None:
+                s.model.init_args.seeds[name] = s.seed
         if s.run_dir is None:
             s.run_dir = f"runs/{config_name(self.arguments)}"
         possible_path("run_dir", s.run_dir)
@@ -213,8 +214,7 @@ class CdmemCLI(LightningCLI):
 
     def execute(self) -> None:
         """Check the folder and the checkpoint, then hand over to Lightning."""
-        if self.model.raw is None:  # a student's teacher may not exist before now
-            self.model.prepare(self.datamodule.training_set)
+        self._prepare_model()
         folder = RunFolder(self.settings.run_dir)
         writes = self.command == "fit" and not self.settings.trainer.fast_dev_run
         with owned(folder.path, writes and self.trainer.is_global_zero):
@@ -226,18 +226,35 @@ class CdmemCLI(LightningCLI):
                 print(f"      {how} before, at step {done['step']}{why}", flush=True)
                 return
             if writes:
-                self._prepare_folder(folder, checkpoint)
-            self._hand_over(folder)
+                self._prepare_folder(folder)
+            self._hand_over(folder, checkpoint)
 
-    def _hand_over(self, folder: RunFolder) -> None:
+    def _prepare_model(self) -> None:
+        """Build the network; a student is handed its teacher, which may not exist before now."""
+        if self.model.raw is not None:
+            return
+        training_set = self.datamodule.training_set
+        if isinstance(self.model, Student) and self.model.teacher_name is not None:
+            self.model.receive(load_teacher(self.model.teacher_name, training_set, self.model.teacher_weights))
+        self.model.prepare(training_set)
+
+    def _hand_over(self, folder: RunFolder, checkpoint: dict[str, Any] | None) -> None:
         self._tell_loggers_the_teacher()
+        self.trainer.strategy.checkpoint_io = DurableCheckpointIO(checkpoint)
         # Lightning reads the instantiated copy of the settings.
         self.config_init[self.command].ckpt_path = self.settings.ckpt_path
         if self.command == "fit" and self.settings.ckpt_path is None:
             pl.seed_everything(self.settings.seed, verbose=False)
         started = time.time()
-        with watching_peers(self.trainer):
-            super()._run_subcommand(self.command)
+        try:
+            with watching_peers(self.trainer):
+                super()._run_subcommand(self.command)
+        except INVALID as error:
+            if checkpoint is None or self.model.started:
+                raise
+            reason = f"{type(error).__name__}: {' '.join(str(error).split())[:120]}"
+            problem = f"cannot be restored ({reason})"
+            raise InputError("ckpt_path", self.settings.ckpt_path, problem, "use another checkpoint") from None
         if not self.trainer.is_global_zero or self.trainer.fast_dev_run:
             return
         # A callback may end a run before max_steps on purpose; it says why.
@@ -270,28 +287,26 @@ class CdmemCLI(LightningCLI):
 
     def _check_folder(self, folder: RunFolder, writes: bool) -> dict[str, Any] | None:
         """The checkpoint to start from, None for a fresh start; what does not belong together is refused."""
-        s = self.settings
-        if writes and (folder / CONFIG).is_file():
-            check_same_settings(folder, folder.read_config(), self.record)
+        s, checkpoint = self.settings, None
         stray = next(iter(folder.path.glob("hpc_ckpt*")), None)
         if stray is not None:
             raise InputError("run_dir", stray, "is no checkpoint of cdmem, and Lightning would prefer it", "remove it")
-        if s.ckpt_path == "last" or self.command != "fit" or writes:
+        if s.ckpt_path == "last" or (s.ckpt_path is None and (self.command != "fit" or writes)):
             # The same command again goes on where the run stopped; a trained state is never overwritten.
-            found = resumable_checkpoint(folder.path) if s.ckpt_path in (None, "last") else s.ckpt_path
-            if found is None and self.command != "fit":
-                raise InputError(
-                    "ckpt_path", "last", f"{folder.path} holds no checkpoint", "train first or give --ckpt_path FILE"
-                )
-            s.ckpt_path = str(found) if found else None
-        checkpoint = None
+            last = resumable_checkpoint(folder.path)
+            if last is None and self.command != "fit":
+                hint = "train first or give --ckpt_path FILE"
+                raise InputError("ckpt_path", "last", f"{folder.path} holds no checkpoint", hint)
+            s.ckpt_path, checkpoint = (str(last[0]), last[1]) if last else (None, None)
         if s.ckpt_path is not None:
-            checkpoint = read_checkpoint(s.ckpt_path, "ckpt_path")
+            checkpoint = checkpoint or read_checkpoint(s.ckpt_path, "ckpt_path")
             self._check_checkpoint(checkpoint)
+        if writes and (folder / CONFIG).is_file():
+            check_same_settings(folder, folder.read_config(), self.record)
         self._checkpoint_step = int(checkpoint["global_step"]) if checkpoint else 0
         return checkpoint
 
-    def _prepare_folder(self, folder: RunFolder, checkpoint: dict[str, Any] | None) -> None:
+    def _prepare_folder(self, folder: RunFolder) -> None:
         if not self.trainer.is_global_zero:
             return
         if not (folder / CONFIG).is_file():
@@ -301,32 +316,34 @@ class CdmemCLI(LightningCLI):
         last = folder.last_checkpoint
         if last.is_file() and self.settings.ckpt_path == str(last.with_name(PREVIOUS)):
             last.replace(last.with_name("torn.ckpt"))  # or it would become the one to fall back on
-        if checkpoint is None:
-            MetricsRecord(folder).rewind(0, -1)
-        else:
-            MetricsRecord(folder).rewind(checkpoint.get("metrics_bytes"), self._checkpoint_step)
 
     def _check_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        about, path = checkpoint["cdmem"], self.settings.ckpt_path
-        step = checkpoint.get("global_step")
-        if not isinstance(step, int) or step < 0 or about.get("role") not in ("teacher", "student"):
-            raise InputError("ckpt_path", path, "its record makes no sense (step or role)", "use another checkpoint")
-        if about["role"] != self.model.role:
+        path, step = self.settings.ckpt_path, checkpoint.get("global_step")
+        try:
+            record = read_record(checkpoint["cdmem"])
+        except INVALID as error:
+            raise InputError("ckpt_path", path, f"its record is invalid ({error})", "use another checkpoint") from None
+        if not isinstance(step, int) or step < 0:
+            raise InputError("ckpt_path", path, f"its record is invalid (step {step})", "use another checkpoint")
+        if record.format != FORMAT and self.command == "fit":
+            problem = f"was written by an earlier cdmem (format {record.format}) and cannot be resumed"
+            hint = "sample, audit, export or distil it; train on in another --run_dir"
+            raise InputError("ckpt_path", path, problem, hint)
+        if record.role != self.model.role:
             raise InputError(
                 "ckpt_path",
                 path,
-                f"is a {about['role']}, the config describes a {self.model.role}",
+                f"is a {record.role}, the config describes a {self.model.role}",
                 "give the teacher to a student as --model.teacher; --ckpt_path only resumes the same model",
             )
-        digest = getattr(self.model, "teacher_digest", None)
-        if about.get("teacher_digest") != digest:
+        if record.teacher_digest != self.model.record.teacher_digest:
             raise InputError(
                 "model.teacher",
                 getattr(self.model, "teacher_name", None),
                 f"is not the teacher that {path} was distilled from",
                 "give that teacher, or another --run_dir",
             )
-        if about.get("training_set") != self.datamodule.training_set.hash:
+        if record.training_set != self.datamodule.training_set.hash:
             raise InputError(
                 "ckpt_path",
                 path,
@@ -344,7 +361,6 @@ class CdmemCLI(LightningCLI):
                 f"does not hold the network that the config describes ({other[0]} differs)",
                 "use the model section of that run (its config.yaml)",
             )
-        check_restorable(self.trainer, self.model, checkpoint, path, self.command)
 
     def _write_predictions(self, folder: RunFolder) -> None:
         from cdmem.images import to_uint8

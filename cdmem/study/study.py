@@ -43,7 +43,7 @@ from cdmem.study.quiet import quiet_libraries
 from cdmem.study.stage import CdmemCLI, build, config_name
 from cdmem.study.trust import FLAG, admit, split_flag
 from cdmem.tracking.wandb import finish_wandb
-from cdmem.training.student import ConsistencyStudent
+from cdmem.training.student import Student
 from cdmem.training.teacher import DiffusionTeacher
 
 TOP_KEYS = ("teacher", "students", "audit", "data", "seed", "run_dir", "threads", "wandb")
@@ -256,8 +256,8 @@ class Study:
                     "differs from the teacher's training set",
                     "share one data file between stages",
                 )
-            if name != "teacher" and not isinstance(cli.model, ConsistencyStudent):
-                raise InputError(name, type(cli.model).__name__, "is not a student", "use ConsistencyStudent")
+            if name != "teacher" and not isinstance(cli.model, Student):
+                raise InputError(name, type(cli.model).__name__, "is not a student", "use Student")
         if (self.folder / CONFIG).is_file():
             mine = redact(self.config.raw | {"seed": self.config.seed})
             check_same_settings(self.folder, self.folder.read_config(), mine)

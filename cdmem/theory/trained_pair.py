@@ -20,8 +20,8 @@ from cdmem.diffusion.solvers import heun_step
 from cdmem.errors import InputError
 from cdmem.images import to_float
 from cdmem.io.paths import usable_path
-from cdmem.training.checkpoint import load_module
-from cdmem.training.module import CdmemModule
+from cdmem.models.load import load_model
+from cdmem.training.module import DiffusionModule
 from cdmem.training.teacher import DiffusionTeacher
 
 BATCH = 256
@@ -119,7 +119,7 @@ def load_pair(run: str, student: str | None, alone: bool = False) -> tuple[Pair,
 
 
 def load_teacher(path: str, training_set: str | None = None) -> Pair:
-    """A teacher without a student, from whatever :func:`~cdmem.training.checkpoint.load_module` reads.
+    """A teacher without a student, from whatever :func:`~cdmem.models.load.load_model` reads.
 
     Args:
         path: checkpoint, folder of a stage, or exported folder.
@@ -128,14 +128,14 @@ def load_teacher(path: str, training_set: str | None = None) -> Pair:
     Raises:
         InputError: no teacher there, no such training set, or another one than it was trained on.
     """
-    module = load_module(usable_path("teacher", path), "teacher")
+    module = load_model(usable_path("teacher", path), "teacher")
     if not isinstance(module, DiffusionTeacher):
         raise InputError("teacher", path, f"is a {module.role}", "give a teacher's checkpoint or folder")
     near = Path(path) if Path(path).is_dir() else Path(path).resolve().parent.parent
     if training_set is None and not is_record(near):
         raise InputError("training_set", None, f"there is no training_set.json in {near}", "give --training_set")
     training = load_references(training_set or str(near), None, False)[0]
-    known = module.about["training_set"]
+    known = module.record.training_set
     if known not in (UNRECORDED, training.hash):
         problem = f"is not what {path} was trained on ({known[:12]}, not {training.hash[:12]})"
         raise InputError("training_set", training_set or near, problem, "give that one")
@@ -147,7 +147,7 @@ def load_teacher(path: str, training_set: str | None = None) -> Pair:
 
 
 def _pair(
-    teacher: CdmemModule, sampler: Any, training: TrainingSet, student: Denoiser | None, levels: tuple[float, ...]
+    teacher: DiffusionModule, sampler: Any, training: TrainingSet, student: Denoiser | None, levels: tuple[float, ...]
 ) -> Pair:
     """What both have in common; nothing of it can be trained."""
     pair = Pair(
@@ -161,7 +161,7 @@ def _pair(
         len(sampler.sigmas) - 1,
         teacher.num_classes,
         levels,
-        teacher.num_classes if teacher.about.get("null_label") else None,
+        teacher.num_classes if teacher.record.null_label else None,
     )
     for model in (pair.teacher, pair.student):
         for parameter in model.parameters() if model is not None else ():

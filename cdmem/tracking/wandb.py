@@ -189,11 +189,12 @@ def group_name(folder: RunFolder) -> str:
 
 
 def run_tags(config: Mapping[str, Any]) -> list[str]:
-    """Source, number of images and preset: what runs are looked up by."""
+    """Source, number of images and distillation method: what runs are looked up by."""
     data, model = config.get("data") or {}, (config.get("model") or {}).get("init_args") or {}
     tags = [str(data[k]) if k == "source" else f"{k}={data[k]}" for k in ("source", "n") if data.get(k) is not None]
+    method = (model.get("method") or {}).get("class_path")
     # W&B refuses tags over 64 characters; a source may be a path.
-    return [tag[-64:] for tag in [*tags, *([model["preset"]] if model.get("preset") else [])]]
+    return [tag[-64:] for tag in [*tags, *([method.rpartition(".")[2]] if method else [])]]
 
 
 def teacher_link(model: Any) -> dict[str, Any] | None:

@@ -7,7 +7,8 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
     submod_attrs={
         "checkpoint_callback": ["RunCheckpoint"],
         "datamodule": ["MemorizationDataModule"],
-        "student": ["ConsistencyStudent"],
+        "settings": ["Averaging", "Optimization", "Seeds"],
+        "student": ["Student"],
         "teacher": ["DiffusionTeacher"],
     },
 )

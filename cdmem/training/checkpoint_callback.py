@@ -27,7 +27,19 @@ ASK_EVERY = 10  # steps between the ranks' questions whether one of them was tol
 
 
 class DurableCheckpointIO(TorchCheckpointIO):
-    """Checkpoints that are whole or not there: written beside, synced, renamed; ``last.ckpt`` leaves its forerunner."""
+    """Checkpoints that are whole or not there: written beside, synced, renamed; ``last.ckpt`` leaves its forerunner.
+
+    Args:
+        checkpoint: what the file to go on from holds, already read and checked: it is handed out once.
+    """
+
+    def __init__(self, checkpoint: dict[str, Any] | None = None) -> None:
+        self.checkpoint = checkpoint
+
+    def load_checkpoint(self, path: Any, *args: Any, **options: Any) -> dict[str, Any]:
+        """The checkpoint that was read before, or the file's content."""
+        checkpoint, self.checkpoint = self.checkpoint, None
+        return super().load_checkpoint(path, *args, **options) if checkpoint is None else checkpoint
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
         """Write a checkpoint.
@@ -67,6 +79,7 @@ class RunCheckpoint(Checkpoint):
         self._whole = False  # nothing of the next step has happened yet
         self._saved = self._kept = -1  # step of last.ckpt, and of the newest checkpoint there is
         self._told_to_stop = False
+        self._metrics: tuple[int | None, int] = (0, -1)  # size and step that the metrics record goes back to
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         trainer.strategy.checkpoint_io = DurableCheckpointIO()
@@ -75,6 +88,10 @@ class RunCheckpoint(Checkpoint):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._kept = trainer.global_step if trainer.ckpt_path else -1
         self._saved = self._kept if self._from_last(trainer) else -1
+        # Only now is everything restored: a checkpoint that cannot be leaves the record as it was.
+        if trainer.is_global_zero and not trainer.fast_dev_run:
+            for record in self._records(trainer):
+                record.rewind(*self._metrics)
         # Lightning's own handler broadcasts from within the handler, in the middle of whatever collective is running.
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, self._on_sigterm)
@@ -170,6 +187,14 @@ class RunCheckpoint(Checkpoint):
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Note how long the metrics record is, so that a resumed run neither repeats nor loses a line."""
-        records = [r for logger in trainer.loggers if isinstance(r := getattr(logger, "record", None), MetricsRecord)]
+        records = self._records(trainer)
         if records and trainer.is_global_zero:
             checkpoint["metrics_bytes"] = records[0].sync()
+
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Note where the metrics record stood."""
+        self._metrics = (checkpoint.get("metrics_bytes"), int(checkpoint["global_step"]))
+
+    @staticmethod
+    def _records(trainer: Trainer) -> list[MetricsRecord]:
+        return [r for logger in trainer.loggers if isinstance(r := getattr(logger, "record", None), MetricsRecord)]

@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import math
 from abc import abstractmethod
-from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, Literal
 
 import torch
 from lightning.pytorch import LightningModule
-from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor, nn
 
-from cdmem import __version__
 from cdmem.data.stream import Batch
 from cdmem.data.subset import TrainingSet
 from cdmem.diffusion.noise import SIGMA_MAX, SIGMA_MIN
-from cdmem.diffusion.preconditioning import Denoiser, VPScaling, make_scaling
-from cdmem.diffusion.sampling import Sampler, first_seed
+from cdmem.diffusion.preconditioning import Denoiser, VPScaling
+from cdmem.diffusion.sampling import Sampler
 from cdmem.diffusion.step_noise import StepNoise
 from cdmem.errors import InputError
 from cdmem.images import to_float
@@ -26,56 +23,47 @@ from cdmem.training.compile import check_compiler, compile_in_place, plain
 from cdmem.training.datamodule import MemorizationDataModule
 from cdmem.training.ema import EMA
 from cdmem.training.engine import check_trainer, loss_scale
+from cdmem.training.record import ModelRecord
+from cdmem.training.settings import RAW, Averaging, Optimization, Seeds
 
-FORMAT = 1
 Parameterization = Literal["edm", "vp"]
-Schedule = Literal["constant", "cosine"]
 
 
-class CdmemModule(LightningModule):
-    """Base of :class:`DiffusionTeacher` and :class:`ConsistencyStudent`.
+class DiffusionModule(LightningModule):
+    """Base of :class:`DiffusionTeacher` and :class:`Student`.
 
-    The network is built in
-    :meth:`prepare`, when the data have told the image shape and ``sigma_data``.
+    The network is built in :meth:`prepare`, when the data have told the image shape and ``sigma_data``.
+
+    Args:
+        network: config of F.
+        optimization: how weights move.
+        averaging: averages of the weights.
+        seeds: of training and of samples.
+        compile: torch.compile of the networks in the loss.
     """
 
-    role: str
+    role: Literal["teacher", "student"]
+    default_optimizer: type[torch.optim.Optimizer]
 
     def __init__(
         self,
         network: NetworkConfig | None,
-        optimizer: OptimizerCallable,
-        lr_schedule: Schedule,
-        warmup_steps: int,
-        ema_half_lives: Sequence[int],
-        ema_ramp: float,
-        weights: str | None,
-        training_seed: int | None,
-        sampling_seed: int | None,
-        sigma_max: float = SIGMA_MAX,
-        compile: bool = False,
+        optimization: Optimization,
+        averaging: Averaging,
+        seeds: Seeds,
+        compile: bool,
     ) -> None:
         super().__init__()
-        if not ema_half_lives or min(ema_half_lives) < 1:
-            raise InputError(
-                "model.ema_half_lives", list(ema_half_lives), "needs half-lives of 1 step or more", "e.g. [200]"
-            )
-        names = ["raw", *(f"ema_{h}" for h in ema_half_lives)]
-        if weights is not None and weights not in names:
-            raise InputError("model.weights", weights, "no such weights", f"choose one of {names}")
         self.network_config = network
-        self.optimizer_factory, self.lr_schedule, self.warmup_steps = optimizer, lr_schedule, warmup_steps
-        self.ema_half_lives, self.ema_ramp = list(ema_half_lives), ema_ramp
-        self.weights = weights or names[1]
-        self.training_seed, self.sampling_seed = training_seed or 0, sampling_seed or 0
-        first_seed(self.sampling_seed)
-        self.sigma_max = sigma_max
+        self.optimization, self.averaging = optimization, averaging
+        self.training_seed, self.sampling_seed = seeds.training or 0, seeds.sampling or 0
         self.compiles = compile
         if compile:
             check_compiler()
         self.raw: Denoiser | None = None
         self.ema: EMA | None = None
-        self.about: dict[str, Any] = {}
+        self.record: ModelRecord | None = None
+        self.started = False  # training has begun: a checkpoint, if there is one, was restored
         self._losses: list[Tensor] = []
         self._to_log: dict[str, float] = {}
 
@@ -90,17 +78,29 @@ class CdmemModule(LightningModule):
         if self.raw is None:
             self.prepare(self.data.training_set)
 
-    def assemble(self, about: dict[str, Any], network: nn.Module, raw: type[Denoiser]) -> None:
-        """Wrap ``network`` in its preconditioning and make its averages.
+    def assemble(self, record: ModelRecord, network: nn.Module, function: type[Denoiser] = Denoiser) -> None:
+        """Wrap ``network`` in the preconditioning that ``record`` describes and make its averages."""
+        self.record = record
+        self.raw = function(network, record.make_scaling())
+        self.ema = EMA(network, record.half_lives, self.averaging.ramp)
 
-        Args:
-            about: ``shape``, ``num_classes``, ``sigma_data``, ``sigma_min``, ``parameterization``, ``training_set``; of
-                networks from elsewhere ``scaling`` and ``training_set_status``; of those that know "no class"
-                ``null_label``.
-        """
-        self.about = about
-        self.raw = raw(network, make_scaling(about))
-        self.ema = EMA(network, self.ema_half_lives, self.ema_ramp)
+    def new_record(self, training_set: TrainingSet, **about: Any) -> ModelRecord:
+        """The record of a model of this configuration, trained on T, before its first step."""
+        defaults = {
+            "role": self.role,
+            "shape": tuple(training_set.shape),
+            "num_classes": 0,
+            "sigma_data": training_set.sigma_data,
+            "sigma_min": SIGMA_MIN,
+            "sigma_max": SIGMA_MAX,
+            "parameterization": "edm",
+            "network": self.network_config.record() if self.network_config else {},
+            "weights": self.averaging.evaluated,
+            "half_lives": [int(h) for h in self.averaging.half_lives],
+            "sampling_seed": self.sampling_seed,
+            "training_set": training_set.hash,
+        }
+        return ModelRecord(**defaults | about)
 
     @property
     def data(self) -> MemorizationDataModule:
@@ -108,24 +108,38 @@ class CdmemModule(LightningModule):
 
     @property
     def shape(self) -> tuple[int, ...]:
-        return tuple(self.about["shape"])
+        return self.record.shape
 
     @property
     def num_classes(self) -> int:
-        return int(self.about["num_classes"])
+        return self.record.num_classes
 
     @property
     def sigma_min(self) -> float:
-        return float(self.about["sigma_min"])
+        return self.record.sigma_min
+
+    @property
+    def sigma_max(self) -> float:
+        return self.record.sigma_max
+
+    @property
+    def weights(self) -> str:
+        """Name of the evaluated weights."""
+        return self.record.weights
+
+    def select_weights(self, weights: str) -> None:
+        """Evaluate these weights from now on; raises :class:`InputError` for unknown names."""
+        self.function(weights)
+        self.record = replace(self.record, weights=weights)
 
     def function(self, weights: str | None = None) -> Denoiser:
         """The denoiser (teacher) or consistency function (student) with the named weights, ``raw`` or ``ema_<h>``."""
         name = weights or self.weights
-        if name == "raw":
+        if name == RAW:
             network = plain(self.raw.network)
             return self.raw if network is self.raw.network else type(self.raw)(network, self.raw.scaling)
         if name not in self.ema.names():
-            raise InputError("weights", name, "no such weights", f"choose one of {['raw', *self.ema.names()]}")
+            raise InputError("weights", name, "no such weights", f"choose one of {[RAW, *self.ema.names()]}")
         return type(self.raw)(self.ema.get(name), self.raw.scaling).eval()
 
     @abstractmethod
@@ -140,6 +154,7 @@ class CdmemModule(LightningModule):
     # ---- optimisation -------------------------------------------------------------------------------------------
 
     def on_train_start(self) -> None:
+        self.started = True
         if self.compiles:
             self.compile_networks()
 
@@ -151,15 +166,7 @@ class CdmemModule(LightningModule):
         total = self.trainer.max_steps
         if total is None or total < 1:
             raise InputError("trainer.max_steps", total, "the stream of images never ends", "set a number of steps")
-        optimizer = self.optimizer_factory(self.raw.network.parameters())
-
-        def factor(step: int) -> float:
-            warm = min(1.0, (step + 1) / self.warmup_steps) if self.warmup_steps else 1.0
-            cosine = 0.5 * (1 + math.cos(math.pi * min(step / total, 1.0)))
-            return warm * (cosine if self.lr_schedule == "cosine" else 1.0)
-
-        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+        return self.optimization.configure(self.raw.network.parameters(), total, self.default_optimizer)
 
     def step_noise(self, local_batch: int, batch_idx: int) -> StepNoise:
         """The random numbers of this rank's share of this micro-batch."""
@@ -200,7 +207,7 @@ class CdmemModule(LightningModule):
                 "train/loss",
                 float(loss),
                 f"training diverged at step {step}",
-                "lower model.optimizer.lr or use precision 32-true; the last good checkpoint is kept",
+                "lower model.optimization.optimizer.lr or use precision 32-true; the last good checkpoint is kept",
             )
         self.log("train/loss", loss, prog_bar=True, logger=False)
         if logs:
@@ -278,24 +285,10 @@ class CdmemModule(LightningModule):
     # ---- checkpoints --------------------------------------------------------------------------------------------
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        checkpoint["cdmem"] = {
-            "format": FORMAT,
-            "version": __version__,
-            "role": self.role,
-            **self.about,
-            "network": self.network_config.record(),
-            "ema_half_lives": self.ema_half_lives,
-            "weights": self.weights,
-            "sampling_seed": self.sampling_seed,
-            "sigma_max": self.sigma_max,
-            "step": int(checkpoint.get("global_step", 0)),
-            **self.extra_record(),
-        }
+        step = int(checkpoint.get("global_step", 0))
+        checkpoint["cdmem"] = replace(self.record, step=step).plain()
 
-    def extra_record(self) -> dict[str, Any]:
-        """What this role adds to its checkpoints; plain types only."""
-        return {}
 
-    def sigma_range(self, parameterization: str) -> float:
-        """Smallest noise level of a parameterisation."""
-        return SIGMA_MIN if parameterization == "edm" else round(VPScaling(0.01).schedule.sigma_min, 6)
+def smallest_sigma(parameterization: Parameterization) -> float:
+    """Smallest noise level of a parameterisation."""
+    return SIGMA_MIN if parameterization == "edm" else round(VPScaling(0.01).schedule.sigma_min, 6)

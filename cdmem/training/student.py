@@ -1,271 +1,186 @@
-"""The consistency student: distilled from a frozen teacher, or (control) trained without one."""
+"""The student: made from a frozen teacher by a distillation method, or (control) from the images alone."""
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any, Literal
 
 import torch
-from lightning.pytorch.cli import OptimizerCallable
 from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor, nn
 
 from cdmem.data.stream import Batch
 from cdmem.data.subset import UNRECORDED, TrainingSet
-from cdmem.diffusion.analytic import build_analytic
-from cdmem.diffusion.curriculum import Curriculum, adaptive_mu, num_points
-from cdmem.diffusion.losses import consistency_loss, training_step_solver
-from cdmem.diffusion.noise import IntervalDistribution, interval_probabilities, karras_sigmas, sampler_sigmas
-from cdmem.diffusion.preconditioning import ConsistencyFunction, Denoiser, DenoiserLike
-from cdmem.diffusion.sampling import ConsistencySampler, NoiseSource, OdeSampler, first_seed, renoise
-from cdmem.diffusion.solvers import SOLVERS, heun_step
+from cdmem.diffusion.noise import SIGMA_MAX
+from cdmem.diffusion.preconditioning import Denoiser, DenoiserLike
+from cdmem.diffusion.sampling import ConsistencySampler, NoiseSource, OdeSampler, first_seed
 from cdmem.diffusion.step_noise import StepNoise, dropout_seed
-from cdmem.distillation.recipes import DistanceName, Preset, SolverName, Weighting, make_recipe
+from cdmem.distillation.base import CleanBatch, DistillationMethod, Progress, StudentFunctions
+from cdmem.distillation.consistency import ConsistencyDistillation, ConsistencyTraining
 from cdmem.errors import InputError
-from cdmem.images import to_float, to_uint8
-from cdmem.networks.config import NetworkConfig, label_rows
-from cdmem.training.checkpoint import load_module, weights_digest
+from cdmem.images import to_uint8
+from cdmem.networks.config import NetworkConfig
 from cdmem.training.compile import compile_in_place
-from cdmem.training.module import CdmemModule, Schedule
-from cdmem.training.teacher import DiffusionTeacher
+from cdmem.training.frozen_teacher import ANALYTIC, FrozenTeacher
+from cdmem.training.module import DiffusionModule
+from cdmem.training.record import ModelRecord
+from cdmem.training.settings import Averaging, Optimization, Seeds
+
+BLOCK = 256  # teacher samples made at once
+POOL_OFFSET = 500_000  # of the pool's seeds from the evaluation seeds, which start at the same base
 
 
-class ConsistencyStudent(CdmemModule):
-    """Consistency distillation (Song et al. 2023, alg. 2) with every choice open; ``preset`` names good combinations.
+@dataclass(frozen=True)
+class DistillationData:
+    """What the distillation sees.
+
+    Args:
+        images: ``same`` as the teacher, ``heldout`` ones, or ``teacher_samples``.
+        count: pool size of ``teacher_samples``; None takes as many as T has rows.
+    """
+
+    images: Literal["same", "heldout", "teacher_samples"] = "same"
+    count: int | None = None
+
+
+class Student(DiffusionModule):
+    """A student. It is handed its teacher (:meth:`receive`) and loads nothing itself.
 
     Args:
         teacher: checkpoint, run folder or exported folder of a cdmem teacher; folder of a diffusers DDPM, DDIM or EDM
             model; or ``analytic:empirical``, ``analytic:gaussian``, ``analytic:partial:FRACTION``.
-        objective: ``distillation`` follows the teacher's ODE; ``training`` (control) needs no teacher.
-        initialize: start from the ``teacher``'s EMA weights, or from ``scratch`` (needs ``network``).
-        network: only for ``initialize: scratch``.
+        method: how it learns, for example ``cdmem.distillation.ConsistencyDistillation``; or a file of
+            ``configs/methods/``.
+        network: for a student from random weights; None starts from the teacher's network and weights.
         teacher_weights: which of the teacher's weights to distil; None is the teacher's own choice.
-        preset: ``small``, ``cm`` or ``ict``; the following choices override it one by one.
-        points: grid points N (last value of a curriculum).
-        start_points: first value of a growing curriculum.
-        curriculum: ``fixed``, ``doubling`` or ``sqrt``.
-        solver: ``heun`` or ``euler`` step of the teacher.
-        distance: ``l1``, ``l2`` or ``pseudo_huber`` (on the whole image vector).
-        huber_c: constant of the pseudo-Huber distance.
-        weighting: ``uniform`` or ``inverse_gap``.
-        intervals: ``uniform`` or ``lognormal``.
-        mu: target rate in [0, 1), or ``adaptive``.
-        mu_start: mu_0 of the adaptive rate.
-        data: what the distillation sees: ``same`` images as the teacher, ``heldout`` ones, or ``teacher_samples``.
-        teacher_sample_count: pool size for ``teacher_samples``; None takes as many as T has rows.
-        dropout: probability in the student's network, shared with the target.
+        data: what the distillation sees.
         mid_sigmas: noise levels of the second, third, ... sampling step.
-        optimizer: e.g. ``torch.optim.RAdam``.
-        lr_schedule: ``cosine`` to 0 at ``trainer.max_steps``, or ``constant``.
-        warmup_steps: linear ramp of the learning rate.
-        ema_half_lives: of the averaged weights, in optimizer steps; several at once.
-        ema_ramp: no half-life exceeds this share of the steps taken.
-        weights: evaluated weights; None takes the first half-life.
-        training_seed: noise of the distillation; None derives it from ``--seed``.
-        sampling_seed: first sample seed / 1,000,000; None derives it from ``--seed``.
+        optimization: optimizer, learning-rate schedule and warm-up.
+        averaging: averages of the weights, and which are evaluated.
+        seeds: of training and of samples; None derives them from ``--seed``.
         compile: torch.compile of the networks in the loss; the same numbers up to rounding. Samples and measurements
             stay uncompiled.
     """
 
     role = "student"
+    default_optimizer = torch.optim.RAdam
 
     def __init__(
         self,
         teacher: str | None = None,
-        objective: Literal["distillation", "training"] = "distillation",
-        initialize: Literal["teacher", "scratch"] = "teacher",
+        method: DistillationMethod = ConsistencyDistillation(),  # noqa: B008  (frozen)
         network: NetworkConfig | None = None,
         teacher_weights: str | None = None,
-        preset: Preset = "small",
-        points: int | None = None,
-        start_points: int | None = None,
-        curriculum: Curriculum | None = None,
-        solver: SolverName | None = None,
-        distance: DistanceName | None = None,
-        huber_c: float | None = None,
-        weighting: Weighting | None = None,
-        intervals: IntervalDistribution | None = None,
-        mu: float | Literal["adaptive"] | None = None,
-        mu_start: float | None = None,
-        data: Literal["same", "heldout", "teacher_samples"] = "same",
-        teacher_sample_count: int | None = None,
-        dropout: float = 0.0,
+        data: DistillationData = DistillationData(),
         mid_sigmas: Sequence[float] = (0.8,),
-        optimizer: OptimizerCallable = torch.optim.RAdam,
-        lr_schedule: Schedule = "cosine",
-        warmup_steps: int = 0,
-        ema_half_lives: Sequence[int] = (200,),
-        ema_ramp: float = 0.05,
-        weights: str | None = None,
-        training_seed: int | None = None,
-        sampling_seed: int | None = None,
+        optimization: Optimization = Optimization(),  # noqa: B008
+        averaging: Averaging = Averaging(),  # noqa: B008
+        seeds: Seeds = Seeds(),  # noqa: B008
         compile: bool = False,
     ) -> None:
-        super().__init__(
-            network,
-            optimizer,
-            lr_schedule,
-            warmup_steps,
-            ema_half_lives,
-            ema_ramp,
-            weights,
-            training_seed,
-            sampling_seed,
-            compile=compile,
-        )
-        self.recipe = make_recipe(
-            preset,
-            points=points,
-            start_points=start_points,
-            curriculum=curriculum,
-            solver=solver,
-            distance=distance,
-            huber_c=huber_c,
-            weighting=weighting,
-            intervals=intervals,
-            mu=mu,
-            mu_start=mu_start,
-        )
+        super().__init__(network, optimization, averaging, seeds, compile)
+        self.method, self.seen = method, data
         self.teacher_name, self.teacher_weights = teacher, teacher_weights
-        self.objective, self.initialize = objective, initialize
-        self.data_seen, self.teacher_sample_count = data, teacher_sample_count
-        self.dropout, self.mid_sigmas = dropout, [float(s) for s in mid_sigmas]
-        self.distance = self.recipe.distance_function()
+        self.mid_sigmas = [float(s) for s in mid_sigmas]
         self.target: nn.Module | None = None
         # Outside the module tree on purpose: a frozen teacher is neither optimised, averaged, nor saved again.
-        self._frozen: dict[str, Any] = {}
-        self.teacher_digest: str | None = teacher if (teacher or "").startswith("analytic:") else None
+        self._outside: dict[str, Any] = {}
         self._check_arguments()
 
     def _check_arguments(self) -> None:
-        levels = [self.sigma_max, *self.mid_sigmas]
+        levels = [SIGMA_MAX, *self.mid_sigmas]
         if any(a <= b for a, b in pairwise(levels)) or levels[-1] <= 0:
-            raise InputError(
-                "model.mid_sigmas", self.mid_sigmas, f"must fall from below {self.sigma_max} to above 0", "e.g. [0.8]"
-            )
-        analytic = (self.teacher_name or "").startswith("analytic:")
-        if self.objective == "distillation" and self.teacher_name is None:
-            raise InputError(
-                "model.teacher", None, "distillation needs a teacher", "give the teacher's checkpoint or run folder"
-            )
-        if self.initialize == "teacher" and (self.teacher_name is None or analytic):
-            raise InputError(
-                "model.initialize",
-                "teacher",
-                f"model.teacher={self.teacher_name} has no weights to start from",
-                "set model.initialize: scratch and model.network",
-            )
-        if self.initialize == "scratch" and self.network_config is None:
-            raise InputError("model.network", None, "a student from scratch needs a network", "set model.network")
-        if self.data_seen == "teacher_samples" and self.teacher_name is None:
-            raise InputError("model.data", "teacher_samples", "there is no teacher", "set model.teacher")
+            problem = f"must fall from below {SIGMA_MAX} to above 0"
+            raise InputError("model.mid_sigmas", self.mid_sigmas, problem, "e.g. [0.8]")
+        name = self.teacher_name
+        if name is None and self.method.needs_teacher:
+            hint = "give the teacher's checkpoint or run folder"
+            raise InputError("model.teacher", None, "distillation needs a teacher", hint)
+        if self.network_config is None and (name is None or name.startswith(ANALYTIC)):
+            problem = f"model.teacher={name} has no weights to start from"
+            raise InputError("model.network", None, problem, "set model.network")
+        if self.seen.images == "teacher_samples" and name is None:
+            raise InputError("model.data.images", "teacher_samples", "there is no teacher", "set model.teacher")
 
     # ---- teacher and construction -------------------------------------------------------------------------------
 
     @property
+    def teacher(self) -> FrozenTeacher | None:
+        """The teacher as it was handed over."""
+        return self._outside.get("teacher")
+
+    @property
     def teacher_denoiser(self) -> DenoiserLike | None:
         """The frozen teacher's D(x; sigma), or None."""
-        return self._frozen.get("denoiser")
+        return self.teacher and self.teacher.denoiser
+
+    @property
+    def teacher_digest(self) -> str | None:
+        """Which weights were, or are being, distilled."""
+        return self.record.teacher_digest if self.record else None
 
     def teacher_sampler(self) -> OdeSampler | None:
         """The teacher's own full ODE sampler: what the student's endpoints are compared with."""
-        return self._frozen.get("sampler")
+        return self.teacher and self.teacher.sampler
 
     def teacher_few_step_sampler(self, mid_sigmas: Sequence[float]) -> OdeSampler | None:
         """The teacher walked by Euler steps at the student's levels, or None without a network teacher."""
-        module = self._frozen.get("module")
-        return None if module is None else module.few_step_sampler(mid_sigmas, self.teacher_weights)
+        return self.teacher.few_steps(mid_sigmas) if self.teacher and self.teacher.few_steps else None
+
+    def receive(self, teacher: FrozenTeacher) -> None:
+        """Hand over the teacher, before :meth:`prepare`."""
+        self._outside = {"teacher": teacher}
 
     def prepare(self, training_set: TrainingSet) -> None:
-        about = {
-            "shape": list(training_set.shape),
-            "num_classes": 0,
-            "sigma_data": training_set.sigma_data,
-            "sigma_min": self.sigma_range("edm"),
-            "parameterization": "edm",
-            "training_set": training_set.hash,
-        }
-        name = self.teacher_name
-        if name is not None and name.startswith("analytic:"):
-            denoiser = build_analytic(name, to_float(training_set.images), training_set.multiplicities)
-            sigmas = sampler_sigmas(18, about["sigma_min"], self.sigma_max)
-            sampler = OdeSampler(denoiser, sigmas, heun_step, training_set.shape)
-            self._frozen = {"denoiser": denoiser.eval().requires_grad_(False), "sampler": sampler}
-        elif name is not None:
-            about = self._load_teacher(name, about, training_set.num_classes)
-        if self.initialize == "scratch":
-            network = self.network_config.build(about["shape"], label_rows(about), self.training_seed)
+        teacher, own = self.teacher, self.new_record(training_set, sampler={})
+        if teacher is None and self.teacher_name is not None:
+            hint = "student.receive(load_teacher(...)) before fit"
+            raise InputError("model.teacher", self.teacher_name, "was not handed over", hint)
+        if teacher is not None:
+            _check_teacher(teacher, training_set)
+            inherited = ("num_classes", "null_label", "sigma_data", "sigma_min", "sigma_max", "parameterization")
+            about = {name: getattr(teacher.record, name) for name in (*inherited, "scaling", "training_set_status")}
+            own = replace(own, **about, teacher=teacher.name, teacher_digest=teacher.digest)
+        points = self.method.grid_points()
+        own = replace(
+            own,
+            sampler={"solver": "consistency", "points": points, "mid_sigmas": self.mid_sigmas},
+            method=f"{type(self.method).__module__}.{type(self.method).__qualname__}",
+        )
+        if self.network_config is not None:
+            network = self.network_config.build(own.shape, own.label_rows, self.training_seed)
         else:
-            network = copy.deepcopy(self._frozen["denoiser"].network).train().requires_grad_(True)
-        self.assemble_student(about, network)
+            network = copy.deepcopy(teacher.denoiser.network).train().requires_grad_(True)
+            own = replace(own, network=teacher.record.network)
+        self.assemble_student(own, network)
+        if self.method.keeps_target:
+            self.target = copy.deepcopy(network).requires_grad_(False)
 
-    def _load_teacher(self, path: str, wanted: dict[str, Any], num_classes: int) -> dict[str, Any]:
-        """Load the frozen teacher, refuse one of other data, and return what the student inherits from it."""
-        module = load_module(path, key="model.teacher")
-        if not isinstance(module, DiffusionTeacher):
-            raise InputError("model.teacher", path, f"is a {module.role}", "give a teacher's checkpoint")
-        if list(module.shape) != wanted["shape"]:
-            raise InputError(
-                "model.teacher",
-                path,
-                f"was trained on images of shape {list(module.shape)}, the data have {wanted['shape']}",
-                "use the data section that the teacher was trained with",
-            )
-        if module.about["training_set"] == UNRECORDED:
-            self._claim_training_set(module, path, wanted["training_set"], num_classes)
-        elif module.about["training_set"] != wanted["training_set"]:
-            raise InputError(
-                "model.teacher",
-                path,
-                f"was trained on another training set ({module.about['training_set'][:12]}, "
-                f"the data have {wanted['training_set'][:12]})",
-                "use the data section (n, subset_seed, duplication, ...) that the teacher was trained with",
-            )
-        module.eval().requires_grad_(False)
-        denoiser = module.function(self.teacher_weights)
-        self.sigma_max = module.sigma_max
-        self.teacher_digest = weights_digest(denoiser.network)
-        self._frozen = {"module": module, "denoiser": denoiser, "sampler": module.sampler(weights=self.teacher_weights)}
-        if self.initialize == "teacher":
-            if self.network_config is not None and self.network_config != module.network_config:
-                raise InputError(
-                    "model.network",
-                    self.network_config,
-                    "differs from the teacher's network, whose weights the student starts from",
-                    "leave model.network out or set model.initialize: scratch",
-                )
-            self.network_config = module.network_config
-        return dict(module.about)
-
-    @staticmethod
-    def _claim_training_set(teacher: DiffusionTeacher, path: str, claimed: str, num_classes: int) -> None:
-        """Take the data section for the training set of a teacher that has no record of its own, and say so."""
-        if teacher.num_classes and teacher.num_classes != num_classes:
-            problem = f"has {teacher.num_classes} classes, the data have {num_classes}"
-            raise InputError("model.teacher", path, problem, "use the data that the teacher was trained with")
-        note = "does not record what it was trained on; the data section is taken for its training set"
-        rank_zero_only(print)(f"note: {path} {note} ({claimed[:12]})", flush=True)
-        teacher.about |= {"training_set": claimed, "training_set_status": "claimed"}
-
-    def assemble_student(self, about: dict[str, Any], network: nn.Module) -> None:
-        """Preconditioning, averages and, when mu is not 0, the target copy."""
-        if self.mid_sigmas and not about["sigma_min"] < self.mid_sigmas[-1] <= self.mid_sigmas[0] < self.sigma_max:
-            between = f"must lie between sigma_min={about['sigma_min']} and sigma_max={self.sigma_max}"
-            raise InputError("model.mid_sigmas", self.mid_sigmas, between, "e.g. [0.8]")
+    def assemble_student(self, record: ModelRecord, network: nn.Module) -> None:
+        """Preconditioning and averages."""
+        levels = record.sampler["mid_sigmas"]
+        if levels and not record.sigma_min < levels[-1] <= levels[0] < record.sigma_max:
+            between = f"must lie between sigma_min={record.sigma_min} and sigma_max={record.sigma_max}"
+            raise InputError("model.mid_sigmas", levels, between, "e.g. [0.8]")
         for part in network.modules():
             if isinstance(part, nn.Dropout):
-                part.p = self.dropout
-        self.assemble(about, network, ConsistencyFunction)
-        if self.recipe.mu != 0:
-            self.target = copy.deepcopy(network).requires_grad_(False)
+                part.p = self.method.dropout
+        self.assemble(record, network, self.method.function)
+
+    @classmethod
+    def of(cls, record: ModelRecord, config: NetworkConfig) -> Student:
+        """The module that a record describes, to sample from; :meth:`assemble_student` gives it its network."""
+        seeds = Seeds(sampling=record.sampling_seed)
+        return cls(method=ConsistencyTraining(), network=config, mid_sigmas=record.sampler["mid_sigmas"], seeds=seeds)
 
     def on_fit_start(self) -> None:
         self.move_teacher()
-        if self.data_seen == "heldout":
+        if self.seen.images == "heldout":
             self.data.train_on_held_out()
-        elif self.data_seen == "teacher_samples":
+        elif self.seen.images == "teacher_samples":
             self.data.train_on_images(*self._teacher_images())
 
     def compile_networks(self) -> None:
@@ -276,61 +191,41 @@ class ConsistencyStudent(CdmemModule):
         if isinstance(teacher, Denoiser):
             # A second top over the same weights: what measures the teacher keeps the uncompiled one.
             network = compile_in_place(copy.copy(teacher.network))
-            self._frozen["solver"] = type(teacher)(network, teacher.scaling).eval()
+            self._outside["compiled"] = type(teacher)(network, teacher.scaling).eval()
 
     def move_teacher(self) -> None:
         """Bring the teacher to the student's device (Lightning does not know it)."""
-        for part in self._frozen.values():
-            if isinstance(part, nn.Module):
-                part.to(self.device)
+        if self.teacher is not None:
+            self.teacher.denoiser.to(self.device)
 
     def _teacher_images(self) -> tuple[Tensor, Tensor]:
         """Pool of teacher samples (uint8) and their labels; the same on every rank and on resume."""
-        count = self.teacher_sample_count or self.data.training_set.rows
-        # Apart from the evaluation seeds, which start at the same base.
-        start = first_seed(self.sampling_seed) + 500_000
+        count = self.seen.count or self.data.training_set.rows
+        start = first_seed(self.sampling_seed) + POOL_OFFSET
         seeds = list(range(start, start + count))
-        sampler = self._frozen["sampler"]
         images, labels = [], []
-        for k in range(0, count, 256):
-            chunk = seeds[k : k + 256]
-            images.append(to_uint8(sampler(chunk, self.device)).cpu())
+        for k in range(0, count, BLOCK):
+            chunk = seeds[k : k + BLOCK]
+            images.append(to_uint8(self.teacher.sampler(chunk, self.device)).cpu())
             drawn = NoiseSource(chunk, self.shape).labels(self.num_classes)
             labels.append(torch.zeros(len(chunk), dtype=torch.int64) if drawn is None else drawn)
         return torch.cat(images), torch.cat(labels)
 
     # ---- the loss -----------------------------------------------------------------------------------------------
 
-    def points_at(self, step: int) -> int:
-        """Grid points N at an optimizer step."""
-        r = self.recipe
-        return num_points(step, self.trainer.max_steps, r.curriculum, r.start_points, r.points)
-
-    def solver_step(self, x0: Tensor, x_hi: Tensor, hi: Tensor, lo: Tensor, labels: Tensor | None) -> Tensor:
-        """From sigma_hi down to sigma_lo: along the teacher's ODE, or towards x0 for consistency training."""
-        if self.objective == "training":
-            return training_step_solver(x0, x_hi, hi, lo)
-        # The teacher stays in float32 whatever precision the student trains in.
-        with torch.no_grad(), torch.autocast(self.device.type, enabled=False):
-            teacher = self._frozen.get("solver", self.teacher_denoiser)
-            return SOLVERS[self.recipe.solver](teacher, x_hi, hi, lo, labels).float()
+    def progress(self, step: int) -> Progress:
+        """What the method may know of where the run stands."""
+        return Progress(step, self.trainer.max_steps, self.sigma_min, self.sigma_max)
 
     def loss(self, batch: Batch, noise: StepNoise) -> Tensor:
-        r = self.recipe
-        sigmas = karras_sigmas(self.points_at(self.trainer.global_step), self.sigma_min, self.sigma_max)
-        interval = noise.choice(interval_probabilities(sigmas, r.intervals, r.p_mean, r.p_std))
-        grid = sigmas.to(self.device, torch.float32)
-        hi, lo = grid[interval], grid[interval + 1]
-        eps, x0, labels = noise.normal(self.shape), self.images(batch), self.labels(batch)
-        x_hi = renoise(x0, hi, eps)
-        x_lo = self.solver_step(x0, x_hi, hi, lo, labels)
-        weight = 1 / (hi - lo) if r.weighting == "inverse_gap" else 1.0
+        clean = CleanBatch(self.images(batch), self.labels(batch))
+        teacher = self._outside.get("compiled", self.teacher_denoiser)
+        part = self.method.teacher_part(teacher, clean, noise, self.progress(self.trainer.global_step))
         online = self.raw if self.training else self.function()
-        target = online if self.target is None else ConsistencyFunction(self.target, self.raw.scaling)
+        target = online if self.target is None else type(self.raw)(self.target, self.raw.scaling)
         seed = noise.dropout_seed
-        return consistency_loss(
-            self._seeded(online, seed), self._seeded(target, seed), x_hi, x_lo, hi, lo, self.distance, weight, labels
-        )
+        functions = StudentFunctions(self._seeded(online, seed), self._seeded(target, seed))
+        return self.method.loss(functions, part, noise)
 
     def _seeded(self, function: Denoiser, seed: int) -> DenoiserLike:
         """Student and target drop the same units."""
@@ -343,16 +238,10 @@ class ConsistencyStudent(CdmemModule):
 
     def after_optimizer_step(self, step: int) -> None:
         super().after_optimizer_step(step)
-        if self.target is None:
-            return
-        mu = self.recipe.mu
-        if mu == "adaptive":
-            mu = adaptive_mu(self.points_at(step - 1), self.recipe.start_points, self.recipe.mu_start)
-        with torch.no_grad():
-            source = [p.detach() for p in self.raw.network.parameters()]
-            torch._foreach_lerp_([p.data for p in self.target.parameters()], source, 1 - mu)
+        if self.target is not None:
+            self.method.update_target(self.target, self.raw.network, self.progress(step))
 
-    # ---- sampling and record ------------------------------------------------------------------------------------
+    # ---- sampling -----------------------------------------------------------------------------------------------
 
     @property
     def default_nfe(self) -> list[int]:
@@ -362,12 +251,9 @@ class ConsistencyStudent(CdmemModule):
         """One step from sigma_max (``nfe`` 1), or re-noised to the first ``nfe - 1`` of ``mid_sigmas``."""
         steps = 1 if nfe is None else nfe
         if not 1 <= steps <= 1 + len(self.mid_sigmas):
-            raise InputError(
-                "nfe",
-                nfe,
-                f"model.mid_sigmas has {len(self.mid_sigmas)} levels",
-                f"use 1 to {1 + len(self.mid_sigmas)} or give more mid_sigmas",
-            )
+            problem = f"model.mid_sigmas has {len(self.mid_sigmas)} levels"
+            hint = f"use 1 to {1 + len(self.mid_sigmas)} or give more mid_sigmas"
+            raise InputError("nfe", nfe, problem, hint)
         return ConsistencySampler(
             self.function(weights),
             self.sigma_max,
@@ -377,12 +263,26 @@ class ConsistencyStudent(CdmemModule):
             self.num_classes,
         )
 
-    def extra_record(self) -> dict[str, Any]:
-        return {
-            "mid_sigmas": self.mid_sigmas,
-            "grid_points": self.recipe.points + (self.recipe.curriculum != "fixed"),
-            "has_target": self.target is not None,
-            "teacher": str(self.teacher_name),
-            "teacher_digest": self.teacher_digest,
-            "objective": self.objective,
-        }
+
+def _check_teacher(teacher: FrozenTeacher, training_set: TrainingSet) -> None:
+    """Refuse a teacher of other data; of one that records none, take the data section for its training set.
+
+    Raises:
+        InputError: naming what does not fit.
+    """
+    record, wanted = teacher.record, list(training_set.shape)
+    use = "use the data section that the teacher was trained with"
+    if list(record.shape) != wanted:
+        problem = f"was trained on images of shape {list(record.shape)}, the data have {wanted}"
+        raise InputError("model.teacher", teacher.name, problem, use)
+    if record.training_set == UNRECORDED:
+        if record.num_classes and record.num_classes != training_set.num_classes:
+            problem = f"has {record.num_classes} classes, the data have {training_set.num_classes}"
+            raise InputError("model.teacher", teacher.name, problem, "use the data that the teacher was trained with")
+        note = "does not record what it was trained on; the data section is taken for its training set"
+        rank_zero_only(print)(f"note: {teacher.name} {note} ({training_set.hash[:12]})", flush=True)
+        teacher.record = replace(record, training_set=training_set.hash, training_set_status="claimed")
+    elif record.training_set != training_set.hash:
+        problem = f"was trained on another training set ({record.training_set[:12]}, the data have "
+        hint = "use the data section (n, subset_seed, duplication, ...) that the teacher was trained with"
+        raise InputError("model.teacher", teacher.name, f"{problem}{training_set.hash[:12]})", hint)

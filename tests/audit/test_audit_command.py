@@ -59,7 +59,7 @@ def run(tmp_path_factory):
     """A finished tiny study."""
     folder = tmp_path_factory.mktemp("audited")
     write(folder / "teacher.yaml", stage("cdmem.training.DiffusionTeacher", network=NETWORK, sampler_points=4))
-    write(folder / "student.yaml", stage("cdmem.training.ConsistencyStudent", preset="small", points=5))
+    write(folder / "student.yaml", stage("cdmem.training.Student", preset="small", points=5))
     study = {"teacher": "teacher.yaml", "students": {"student": "student.yaml"}}
     study |= {"audit": {"samples": 24, "metrics": ["memorization"]}}
     config = write(folder / "study.yaml", study)

@@ -48,7 +48,7 @@ def config(*callbacks: dict) -> dict:
         "threads": 1,
         "data": {"n": 10, "held_out": 40, "batch_size": 4},
         "model": {
-            "class_path": "cdmem.training.ConsistencyStudent",
+            "class_path": "cdmem.training.Student",
             "init_args": {"preset": "small", "points": 4, "teacher": "analytic:empirical", "initialize": "scratch"},
         },
         "trainer": {

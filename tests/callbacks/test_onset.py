@@ -178,7 +178,7 @@ def test_a_study_goes_on_after_a_stopped_stage(tmp_path, capsys):
     teacher = config(callback("MemorizationStopping", threshold=0.1))
     student = config()
     student["model"] = {
-        "class_path": "cdmem.training.ConsistencyStudent",
+        "class_path": "cdmem.training.Student",
         "init_args": {"preset": "small", "points": 4, "ema_half_lives": [2]},
     }
     student["trainer"]["max_steps"] = 4

@@ -70,7 +70,7 @@ def run(tmp_path_factory):
     for name, model in STUDENTS.items():
         accumulate = 2 if name == "heun" else 1
         options = {"accumulate_grad_batches": accumulate}
-        files[name] = stage_file("cdmem.training.ConsistencyStudent", model, **options)
+        files[name] = stage_file("cdmem.training.Student", model, **options)
     study = {"teacher": "teacher.yaml", "students": {name: f"{name}.yaml" for name in STUDENTS}}
     study |= {"audit": {"samples": 16, "metrics": ["memorization", "inside"]}}
     for name, content in {**files, "study": study}.items():

@@ -26,7 +26,8 @@ from cdmem.errors import InputError
 from cdmem.images import to_uint8
 from cdmem.models import export, pipelines
 from cdmem.networks.unet import UNet
-from cdmem.training.checkpoint import load_module, weights_digest
+from cdmem.models.load import load_model
+from cdmem.training.checkpoint import weights_digest
 from support.diffusers_alone import SCRIPT
 
 SMALL = UNet(channels=[8, 16], layers=1, norm_groups=4)
@@ -91,7 +92,7 @@ def home(tmp_path_factory):
 
 
 def module_of(home, name):
-    return load_module(home / "runs" / name)
+    return load_model(home / "runs" / name)
 
 
 # ---- diffusers makes our pictures -----------------------------------------------------------------------------------
@@ -171,7 +172,7 @@ FORMS = {"gray": "consistency", "labelled": "consistency", "ddpm": "ddpm"}
 
 @pytest.mark.parametrize("name", ["gray", "wide", "vp", "labelled", "edm", "classes", "ddpm"])
 def test_cdmem_reads_its_folder_back(home, name):
-    module, back = module_of(home, name), load_module(home / name)
+    module, back = module_of(home, name), load_model(home / name)
     metadata = json.loads((home / name / "cdmem.json").read_text())
     assert metadata["form"] == FORMS.get(name, "network") and metadata["role"] == module.role == back.role
     assert (home / name / "model_index.json").exists() == (name in FORMS)
@@ -187,7 +188,7 @@ def test_other_weights_can_be_chosen(home, tmp_path):
     module = module_of(home, "gray")
     assert run_export(["--checkpoint", str(home / "runs/gray"), "--out", str(tmp_path / "x"), "--weights", "raw"]) == 0
     raw, averaged = weights_digest(module.raw.network), weights_digest(module.function().network)
-    assert weights_digest(load_module(tmp_path / "x").raw.network) == raw != averaged
+    assert weights_digest(load_model(tmp_path / "x").raw.network) == raw != averaged
 
 
 def test_weights_are_safetensors_and_no_path_of_this_machine_is_told(home):
@@ -367,7 +368,7 @@ def test_weights_and_metadata_belong_together(home, tmp_path):
     shutil.copytree(home / "edm", tmp_path / "mixed")
     shutil.copytree(home / "ddpm" / "unet", tmp_path / "mixed" / "unet", dirs_exist_ok=True)
     with pytest.raises(InputError, match="not those"):
-        load_module(tmp_path / "mixed")
+        load_model(tmp_path / "mixed")
 
 
 def test_an_export_is_a_generator_for_audits(home):

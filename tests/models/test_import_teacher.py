@@ -24,7 +24,8 @@ from cdmem.diffusion.sampling import NoiseSource, sample_ode
 from cdmem.diffusion.solvers import euler_step
 from cdmem.errors import InputError
 from cdmem.networks.diffusers import DiffusersUNet
-from cdmem.training.checkpoint import load_module, weights_digest
+from cdmem.models.load import load_model
+from cdmem.training.checkpoint import weights_digest
 from support.folders import make_unet, saved
 
 SEEDS = [3, 1_000_004, 7]
@@ -59,7 +60,7 @@ def noise(*shape):
 def test_ddpm_denoisers(tmp_path, unet, scheduler, betas, prediction):
     """In their own variables x_t = x / sqrt(1 + sigma^2), by their ``step``, at levels from their alphas_cumprod."""
     made = scheduler(beta_schedule=betas, prediction_type=prediction, clip_sample=False, **BETAS[betas])
-    module = load_module(saved(tmp_path / "p", unet, made, DDIMPipeline))
+    module = load_model(saved(tmp_path / "p", unet, made, DDIMPipeline))
     bar = made.alphas_cumprod.double()
     last = len(bar) - 1
     made.set_timesteps(len(bar))
@@ -89,7 +90,7 @@ def test_betas_are_theirs_to_the_bit(betas):
 @pytest.mark.parametrize(("scheduler", "prediction"), EDMS)
 def test_edm_denoisers(tmp_path, unet, scheduler, prediction):
     made = scheduler(sigma_data=0.7, sigma_min=0.01, sigma_max=50.0, prediction_type=prediction)
-    module = load_module(saved(tmp_path / "p", unet, made))
+    module = load_model(saved(tmp_path / "p", unet, made))
     assert (module.sigma_min, module.sigma_max, module.about["sigma_data"]) == (0.01, 50.0, 0.7)
     with torch.no_grad():
         for sigma in torch.tensor([0.01, 0.3, 2.0, 50.0]):
@@ -100,7 +101,7 @@ def test_edm_denoisers(tmp_path, unet, scheduler, prediction):
 
 def test_their_edm_sampler_is_our_euler_walk(tmp_path, unet):
     made = EDMEulerScheduler(sigma_data=0.7)
-    module = load_module(saved(tmp_path / "p", unet, made))
+    module = load_model(saved(tmp_path / "p", unet, made))
     made.set_timesteps(6)
     start = noise() * made.init_noise_sigma
     x = start
@@ -122,7 +123,7 @@ def test_their_ddim_pipeline_is_our_euler_walk(tmp_path, unet):
     pipe.set_progress_bar_config(disable=True)
     draws = [torch.Generator().manual_seed(s) for s in SEEDS]
     images = pipe(3, generator=draws, num_inference_steps=10, output_type="np").images
-    module = load_module(folder)
+    module = load_model(folder)
     made.set_timesteps(10)
     bar = made.alphas_cumprod[made.timesteps].double()
     levels = ((1 - bar) / bar).sqrt()
@@ -136,12 +137,12 @@ def test_their_ddim_pipeline_is_our_euler_walk(tmp_path, unet):
 def test_levels_beyond_the_folders_own_are_not_used(tmp_path, unet):
     """Latent-diffusion betas end at sigma 14.6; a student of such a teacher starts there, also when it is read back."""
     folder = saved(tmp_path / "p", unet, DDPMScheduler(beta_schedule="scaled_linear", **BETAS["scaled_linear"]))
-    module = load_module(folder)
+    module = load_model(folder)
     top = float(((1 - (b := DDPMScheduler.from_pretrained(folder / "scheduler").alphas_cumprod[-1])) / b).sqrt())
     assert module.sigma_max == pytest.approx(top, rel=1e-5) and top < 15
     student = distilled(folder)
     student.trainer.save_checkpoint(tmp_path / "student.ckpt")
-    back = load_module(tmp_path / "student.ckpt")
+    back = load_model(tmp_path / "student.ckpt")
     assert back.sigma_max == student.sigma_max == module.sigma_max
     assert torch.equal(back.sampler(2)(SEEDS), student.sampler(2)(SEEDS))
     with pytest.raises(InputError, match="mid_sigmas"):
@@ -187,7 +188,7 @@ def test_the_student_is_the_identity_at_sigma_min(pair):
 def test_the_student_feeds_its_network_as_the_teacher_does(pair):
     folder, student, _ = pair
     sigma = torch.tensor([0.05, 0.7, 60.0])
-    ours, theirs = student.raw.scaling, load_module(folder).raw.scaling
+    ours, theirs = student.raw.scaling, load_model(folder).raw.scaling
     a, b = ours.consistency(sigma), theirs.denoiser(sigma)
     assert torch.equal(a.c_in, b.c_in) and torch.equal(a.c_noise, b.c_noise)
     # Far from sigma_min the student starts as the teacher's D.
@@ -198,7 +199,7 @@ def test_the_student_feeds_its_network_as_the_teacher_does(pair):
 
 def test_the_student_is_read_back(pair):
     _, student, file = pair
-    back = load_module(file)
+    back = load_model(file)
     assert torch.equal(back.sampler(2)(SEEDS), student.sampler(2)(SEEDS))
     assert back.raw.scaling.prediction == student.raw.scaling.prediction
     assert isinstance(back.network_config, DiffusersUNet) and "_name_or_path" not in back.network_config.config
@@ -234,7 +235,7 @@ def test_an_audit_finds_teacher_and_student_and_says_the_claim(pair, tmp_path, u
     subjects, notes = stage_subjects(file, None, "cpu", None, str(folder))
     assert subjects[0].role == "teacher" and subjects[-1].role == "student"
     assert any("claimed" in note for note in notes)
-    assert subjects[0].digest == student.teacher_digest == weights_digest(load_module(folder).raw.network)
+    assert subjects[0].digest == student.teacher_digest == weights_digest(load_model(folder).raw.network)
     other = saved(tmp_path / "other", make_unet(seed=1), DDPMScheduler())
     with pytest.raises(InputError, match="not the teacher"):
         stage_subjects(file, None, "cpu", None, str(other))
@@ -261,7 +262,7 @@ CONFIG = """
 threads: 1
 data: {source: digits, n: 8, held_out: 8, batch_size: 4}
 model:
-  class_path: cdmem.training.ConsistencyStudent
+  class_path: cdmem.training.Student
   init_args: {preset: small, lr_schedule: constant, ema_half_lives: [2]}
 trainer: {accelerator: cpu, max_steps: 2, enable_model_summary: false, enable_progress_bar: false}
 """
@@ -303,7 +304,7 @@ def test_classes(tmp_path):
     folder = saved(tmp_path / "ten", make_unet(num_class_embeds=10), DDPMScheduler())
     student = distilled(folder)  # digits have ten classes
     student.trainer.save_checkpoint(tmp_path / "s.ckpt")
-    assert student.num_classes == load_module(tmp_path / "s.ckpt").num_classes == 10
+    assert student.num_classes == load_model(tmp_path / "s.ckpt").num_classes == 10
     with pytest.raises(InputError, match="4 classes"):
         distilled(saved(tmp_path / "four", make_unet(num_class_embeds=4), DDPMScheduler()))
 
@@ -311,7 +312,7 @@ def test_classes(tmp_path):
 def test_network_and_scheduler_side_by_side_are_enough(tmp_path, unet):
     unet.save_pretrained(tmp_path / "unet")
     EDMEulerScheduler(sigma_data=0.6).save_pretrained(tmp_path / "scheduler")
-    assert isinstance(load_module(tmp_path).raw.scaling, EDMScaling)
-    assert load_module(tmp_path).about["sigma_data"] == 0.6
+    assert isinstance(load_model(tmp_path).raw.scaling, EDMScaling)
+    assert load_model(tmp_path).about["sigma_data"] == 0.6
     DDPMScheduler().save_pretrained(tmp_path / "scheduler")
-    assert isinstance(load_module(tmp_path).raw.scaling, VPScaling)
+    assert isinstance(load_model(tmp_path).raw.scaling, VPScaling)

@@ -271,10 +271,10 @@ def test_code_in_a_diffusers_folder(name, place, song, capsys):
     if bad:
         refused(AUDIT, capsys, place)
         with pytest.raises(InputError, match=r"model\.teacher"):
-            checkpoint.load_module(place / "p", "model.teacher")
+            checkpoint.load_model(place / "p", "model.teacher")
     else:
         assert exits(AUDIT, capsys)[0] == 0
-        assert checkpoint.load_module(place / "p", "model.teacher").role == "teacher"
+        assert checkpoint.load_model(place / "p", "model.teacher").role == "teacher"
 
 
 # ---- records of a run folder ----------------------------------------------------------------------------------------

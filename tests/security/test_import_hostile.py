@@ -12,7 +12,8 @@ from safetensors.torch import load_file, save_file
 from cdmem.errors import InputError
 from cdmem.networks import from_record
 from cdmem.networks.diffusers import DiffusersUNet
-from cdmem.training.checkpoint import load_module, weights_digest
+from cdmem.models.load import load_model
+from cdmem.training.checkpoint import weights_digest
 from support.folders import make_unet, saved
 
 
@@ -116,7 +117,7 @@ HOSTILE = {
 
 def one_line(folder, key="model.teacher"):
     with pytest.raises(InputError) as error:
-        load_module(folder, key)
+        load_model(folder, key)
     assert "\n" not in str(error.value) and str(error.value).startswith(key)
     return str(error.value)
 
@@ -124,7 +125,7 @@ def one_line(folder, key="model.teacher"):
 @pytest.mark.parametrize("name", HOSTILE)
 def test_hostile_folders_run_nothing(tmp_path, unet, name):
     folder = saved(tmp_path / "p", unet, DDPMScheduler())
-    load_module(folder)
+    load_model(folder)
     HOSTILE[name](folder)
     one_line(folder)
     assert not (tmp_path / "sung").exists()
@@ -181,7 +182,7 @@ def test_a_record_edited_by_hand(tmp_path, unet, key, value):
     record |= {"scaling": None, "sampler": {"solver": "heun", "points": 5}, "sampling_seed": 0, "step": 3}
     record |= {"digest": weights_digest(UNetNetwork(unet)), "training_set": {"hash": "ab", "status": "recorded"}}
     (tmp_path / "cdmem.json").write_text(json.dumps(record))
-    assert load_module(tmp_path).about["training_set"] == "ab"
+    assert load_model(tmp_path).about["training_set"] == "ab"
     (tmp_path / "cdmem.json").write_text(json.dumps(record | {key: value}))
     one_line(tmp_path)
 

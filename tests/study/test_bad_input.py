@@ -26,7 +26,7 @@ STAGE = {
     "trainer": {"accelerator": "cpu", "max_steps": 2, "enable_progress_bar": False, "enable_model_summary": False},
 }
 STUDENT_MODEL = {
-    "class_path": "cdmem.training.ConsistencyStudent",
+    "class_path": "cdmem.training.Student",
     "init_args": {"teacher": "missing.ckpt", "ema_half_lives": [2]},
 }
 

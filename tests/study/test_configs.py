@@ -18,7 +18,7 @@ from cdmem.cli.theory import LABORATORIES, WITH_RUN, read_settings
 from cdmem.run.folder import RunFolder
 from cdmem.study.stage import CdmemCLI, build
 from cdmem.study.study import Study, read_study, run_study
-from cdmem.training.student import ConsistencyStudent
+from cdmem.training.student import Student
 from cdmem.training.teacher import DiffusionTeacher
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
@@ -52,7 +52,7 @@ def small_callbacks(name: str) -> str:
 def stage(name: str, run_dir: Path, *args: str) -> CdmemCLI:
     """A stage file built as ``fit`` would build it; the teacher of a student may be missing, it is read later."""
     common = ["--config", str(CONFIGS / name), "--run_dir", str(run_dir), *HERE]
-    if CONTENT[name]["model"]["class_path"].endswith("ConsistencyStudent") and "--model.teacher" not in args:
+    if CONTENT[name]["model"]["class_path"].endswith("Student") and "--model.teacher" not in args:
         common += ["--model.teacher", str(run_dir / "teacher")]
     return build("fit", [*common, *args])
 
@@ -146,7 +146,7 @@ def test_study_builds_teachers_and_students_of_one_training_set(name, tmp_path):
     args = ["--config", str(CONFIGS / name), "--run_dir", str(tmp_path / "study")]
     study = Study(read_study([*args, *DIGITS]))
     kinds = [type(cli.model) for cli in study.stages.values()]
-    assert kinds == [DiffusionTeacher] + [ConsistencyStudent] * (len(kinds) - 1)
+    assert kinds == [DiffusionTeacher] + [Student] * (len(kinds) - 1)
 
 
 # ---- what the comments claim -----------------------------------------------------------------------------------------

@@ -53,7 +53,7 @@ STUDENT = {
     "threads": 1,
     "data": DATA,
     "model": {
-        "class_path": "cdmem.training.ConsistencyStudent",
+        "class_path": "cdmem.training.Student",
         "init_args": {
             "preset": "small",
             "points": 8,

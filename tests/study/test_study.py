@@ -50,7 +50,7 @@ STUDENT = {
     "threads": 1,
     "data": DATA,
     "model": {
-        "class_path": "cdmem.training.ConsistencyStudent",
+        "class_path": "cdmem.training.Student",
         "init_args": {"preset": "small", "points": 5, "ema_half_lives": [2], "dropout": 0.1},
     },
     "trainer": TRAINER,

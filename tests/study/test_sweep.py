@@ -28,7 +28,7 @@ def stage(class_path: str, **options) -> dict:
 @pytest.fixture
 def config(tmp_path):
     teacher = stage("cdmem.training.DiffusionTeacher", network=NETWORK, sampler_points=4)
-    student = stage("cdmem.training.ConsistencyStudent", preset="small", points=5)
+    student = stage("cdmem.training.Student", preset="small", points=5)
     study = {"teacher": "teacher.yaml", "students": {"student": "student.yaml"}}
     study |= {"audit": {"samples": 16, "metrics": ["memorization", "quality"]}}
     for name, content in (("teacher", teacher), ("student", student), ("study", study)):

@@ -13,7 +13,7 @@ from diffusers import CMStochasticIterativeScheduler, DDIMScheduler, DDPMSchedul
 from cdmem.diffusion import noise, preconditioning
 from cdmem.models import export
 from cdmem.models import model_card as export_card
-from cdmem.training.student import ConsistencyStudent
+from cdmem.training.student import Student
 from support.parts import refused, rng
 
 BETAS = {"linear": (1e-4, 0.02), "scaled_linear": (0.00085, 0.012), "squaredcos_cap_v2": (1e-4, 0.02)}
@@ -109,7 +109,7 @@ def check_claim_is_said():
         teacher = SimpleNamespace(num_classes=classes, about={"training_set": "unrecorded"})
         said = StringIO()
         with redirect_stdout(said):
-            bad = refused(partial(ConsistencyStudent._claim_training_set, teacher, "folder", "cd" * 32, data))
+            bad = refused(partial(Student._claim_training_set, teacher, "folder", "cd" * 32, data))
         assert bad == (not good)
         if good:
             assert teacher.about == {"training_set": "cd" * 32, "training_set_status": "claimed"}

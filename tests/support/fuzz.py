@@ -47,7 +47,7 @@ TEACHER = {
     "trainer": {**TRAINER, "callbacks": CALLBACKS},
 }
 STUDENT = {
-    "class_path": "cdmem.training.ConsistencyStudent",
+    "class_path": "cdmem.training.Student",
     "init_args": {"teacher": "run/teacher", "preset": "small", "points": 4, "ema_half_lives": [2]},
 }
 STUDY = {"seed": 0, "threads": 1, "teacher": "teacher.yaml", "students": {"student": "student.yaml"}}
@@ -109,7 +109,7 @@ def reached(*args: object, **kwargs: object) -> None:
 
 SLOW = (
     "training.teacher.DiffusionTeacher.training_step",
-    "training.student.ConsistencyStudent.training_step",
+    "training.student.Student.training_step",
     "theory.two_gaussians.laboratory.train",
     "theory.edge.laboratory.isotropic",
     "theory.edge.laboratory.scaling",

@@ -93,7 +93,7 @@ PICKLES: dict[str, Callable[[Path, Song, dict], None]] = {
 def student() -> dict:
     """Settings of a student for the teacher that STAGE describes."""
     init = {"preset": "small", "ema_half_lives": [2]}
-    return stage(model={"class_path": "cdmem.training.ConsistencyStudent", "init_args": init})
+    return stage(model={"class_path": "cdmem.training.Student", "init_args": init})
 
 
 def write_settings(folder: Path) -> None:

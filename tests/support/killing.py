@@ -120,15 +120,15 @@ def plant(moments: Moments) -> None:
     from callbacks.evaluation import Evaluation, EvaluationCallback
     from cdmem.run.metrics_log import MetricsRecord
     from cdmem.training.ema import EMA
-    from cdmem.training.module import CdmemModule
+    from cdmem.training.module import DiffusionModule
 
     for owner, name in (
         (os, "replace"),
         (os, "fsync"),
         (os, "link"),
         (EMA, "update"),
-        (CdmemModule, "training_step"),
-        (CdmemModule, "on_save_checkpoint"),
+        (DiffusionModule, "training_step"),
+        (DiffusionModule, "on_save_checkpoint"),
         (EvaluationCallback, "run"),
         (Evaluation, "samples"),
     ):

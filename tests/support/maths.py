@@ -115,7 +115,7 @@ def check_nan_is_visible():
     function = preconditioning.ConsistencyFunction(Broken(), edm())
     assert not function(torch.ones(2, 1, 4, 4), torch.full((2,), SIGMA_MIN)).isfinite().any()
 
-    class Diverging(student.ConsistencyStudent):
+    class Diverging(student.Student):
         def setup(self, stage):
             super().setup(stage)
             with torch.no_grad():
@@ -231,7 +231,7 @@ def check_pair_of_consistency_training():
     """Control without a teacher: x_hi = x0 + sigma_hi eps with unit noise, x_lo = x0 + sigma_lo eps with the same."""
     images = []
 
-    class Keep(student.ConsistencyStudent):
+    class Keep(student.Student):
         def images(self, batch):
             images.append(super().images(batch))
             return images[-1]

@@ -114,7 +114,7 @@ def make_student(cls=None, **options):
         "ema_half_lives": [2],
         "optimizer": lambda p: torch.optim.SGD(p, lr=0.1),
     }
-    return (cls or student.ConsistencyStudent)(**(default | options))
+    return (cls or student.Student)(**(default | options))
 
 
 def make_teacher(cls=None, **options):

@@ -46,7 +46,7 @@ class Tracked:
         super().after_optimizer_step(step)
 
 
-class TrackedStudent(Tracked, student.ConsistencyStudent):
+class TrackedStudent(Tracked, student.Student):
     pass
 
 

@@ -14,6 +14,7 @@ import support
 from cdmem.diffusion.analytic import EmpiricalDenoiser
 from cdmem.diffusion.preconditioning import Denoiser, EDMScaling
 from cdmem.errors import InputError
+from cdmem.models.load import load_model
 from cdmem.networks.mlp import MLP
 from cdmem.networks.unet import UNet
 from cdmem.theory.bridge.decision import cliffs_delta, difference, verdict
@@ -21,7 +22,6 @@ from cdmem.theory.bridge.directions import compare, directions, lanczos, last_fe
 from cdmem.theory.bridge.laboratory import Settings, ratios, run
 from cdmem.theory.measures import Interval, mean_interval
 from cdmem.theory.trained_pair import load_pair
-from cdmem.training.checkpoint import load_module
 from support.fuzz import furnish
 from support.laboratory import QUIET, succeed
 
@@ -195,7 +195,7 @@ def test_the_student_is_compared_with_the_endpoints_of_its_own_teacher(study):
     pair, name = load_pair(str(study), None)
     assert name == "student" and pair.images.min() >= -1 and pair.images.max() <= 1
     x, labels = pair.start([3, 4])
-    sampler = load_module(study / "teacher").sampler()
+    sampler = load_model(study / "teacher").sampler()
     torch.testing.assert_close(pair.endpoint(x, pair.sigma_max, labels), sampler([3, 4]), atol=1e-5, rtol=0)
 
 

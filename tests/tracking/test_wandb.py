@@ -56,7 +56,7 @@ TEACHER = {
     },
 }
 STUDENT = {
-    "class_path": "cdmem.training.ConsistencyStudent",
+    "class_path": "cdmem.training.Student",
     "init_args": {"preset": "small", "points": 5, "ema_half_lives": [2]},
 }
 

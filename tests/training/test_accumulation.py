@@ -11,7 +11,7 @@ from lightning.pytorch.plugins.precision import MixedPrecision
 import support
 from cdmem.diffusion.step_noise import StepNoise
 from cdmem.networks.mlp import MLP
-from cdmem.training.student import ConsistencyStudent
+from cdmem.training.student import Student
 from cdmem.training.teacher import DiffusionTeacher
 
 ROLES = pytest.mark.parametrize("role", ["teacher", "student"])
@@ -114,7 +114,7 @@ def test_parts_of_a_step_share_noise_but_no_dropout():
 def test_micro_batches_drop_different_units(role):
     seeds = []
 
-    class Noted(DiffusionTeacher if role == "teacher" else ConsistencyStudent):
+    class Noted(DiffusionTeacher if role == "teacher" else Student):
         def loss(self, batch, noise):
             seeds.append(noise.dropout_seed)
             return super().loss(batch, noise)

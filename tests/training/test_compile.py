@@ -15,8 +15,8 @@ from cdmem.errors import InputError
 from cdmem.networks.mlp import MLP
 from cdmem.networks.unet import UNet
 from cdmem.training import compile as compilation
-from cdmem.training.checkpoint import load_module
-from cdmem.training.student import ConsistencyStudent
+from cdmem.models.load import load_model
+from cdmem.training.student import Student
 
 ROLES = pytest.mark.parametrize("role", ["teacher", "student"])
 needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler")
@@ -70,7 +70,7 @@ class Sampling(pl.Callback):
 
 def from_teacher(path, **options):
     default = {"teacher": path, "ema_half_lives": [2], "mu": 0.5, "optimizer": lambda p: torch.optim.SGD(p, lr=0.1)}
-    return ConsistencyStudent(**(default | options))
+    return Student(**(default | options))
 
 
 def test_only_the_networks_of_the_loss_are_compiled(programs, teacher_file):
@@ -96,7 +96,7 @@ def test_checkpoints_and_copies_do_not_know_of_it(role, teacher_file, tmp_path):
             made = support.fit(from_teacher(teacher_file, compile=compiled), 2)
         keys.append(list(made.state_dict()))
         made.trainer.save_checkpoint(tmp_path / "x.ckpt")
-        back = load_module(str(tmp_path / "x.ckpt"))
+        back = load_model(str(tmp_path / "x.ckpt"))
         assert torch.equal(back.sampler(weights="raw")(range(3)), made.eval().sampler(weights="raw")(range(3)))
         assert copy.deepcopy(made.raw.network)._compiled_call_impl is None
     assert keys[0] == keys[1]

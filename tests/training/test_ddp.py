@@ -17,7 +17,7 @@ import yaml
 from support.spying import run_jobs, spied
 
 ROOT = Path(__file__).resolve().parents[2]
-TEACHER, STUDENT = "cdmem.training.DiffusionTeacher", "cdmem.training.ConsistencyStudent"
+TEACHER, STUDENT = "cdmem.training.DiffusionTeacher", "cdmem.training.Student"
 # An SGD step is linear in the gradient, so that the difference is float32 rounding only.
 SGD = {"class_path": "torch.optim.SGD", "init_args": {"lr": 0.05}}
 CONFIG = {

@@ -10,7 +10,7 @@ from cdmem.errors import InputError
 from cdmem.networks.mlp import MLP
 from cdmem.networks.unet import UNet
 from cdmem.training import teacher as teacher_module
-from cdmem.training.checkpoint import load_module
+from cdmem.models.load import load_model
 
 NETWORKS = {"mlp": MLP(width=16, depth=1), "unet": UNet(channels=[4], layers=1, norm_groups=2)}
 
@@ -54,7 +54,7 @@ def test_without_dropout_the_model_is_what_it_was():
 def test_a_checkpoint_keeps_the_label_that_means_none(tmp_path, name):
     module = support.fit(make(network=NETWORKS[name]), 2, support.make_data(balance=True, n=20))
     module.trainer.save_checkpoint(tmp_path / "t.ckpt")
-    again = load_module(tmp_path / "t.ckpt")
+    again = load_model(tmp_path / "t.ckpt")
     assert again.num_classes == 10 and again.about["null_label"] is True
     x, sigma = torch.randn(3, 1, 8, 8, generator=support.rng()), torch.full((3,), 0.7)
     for label in (0, 10):
@@ -77,7 +77,7 @@ def test_a_student_inherits_it_and_is_read_back(tmp_path):
     student = support.make_student(teacher=str(tmp_path / "t.ckpt"), initialize="teacher", network=None)
     support.fit(student, 2, support.make_data(balance=True, n=20))
     student.trainer.save_checkpoint(tmp_path / "s.ckpt")
-    again = load_module(tmp_path / "s.ckpt")
+    again = load_model(tmp_path / "s.ckpt")
     assert again.about["null_label"] is True and torch.equal(again.sampler(1)([5]), student.sampler(1)([5]))
 
 
@@ -89,7 +89,7 @@ def test_an_exported_folder_keeps_it(tmp_path):
     with pytest.raises(SystemExit) as stop:
         main(["export", "--checkpoint", str(tmp_path / "t.ckpt"), "--out", str(tmp_path / "folder")])
     assert stop.value.code == 0
-    again = load_module(tmp_path / "folder")
+    again = load_model(tmp_path / "folder")
     assert again.num_classes == 10 and again.about["null_label"] is True
     torch.testing.assert_close(again.sampler()([3, 4]), module.sampler()([3, 4]))
 
@@ -108,4 +108,4 @@ def test_records_that_make_no_sense_are_refused(tmp_path, num_classes, null):
     state["cdmem"] |= {"num_classes": num_classes, "null_label": null}
     torch.save(state, tmp_path / "t.ckpt")
     with pytest.raises(InputError, match=r"^checkpoint="):
-        load_module(tmp_path / "t.ckpt")
+        load_model(tmp_path / "t.ckpt")

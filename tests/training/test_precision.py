@@ -65,7 +65,7 @@ def teacher_file(tmp_path_factory):
 def test_types_at_every_stage_of_a_distillation(precision, teacher_file):
     low, seen = LOW[precision], defaultdict(set)
 
-    class Watched(student.ConsistencyStudent):
+    class Watched(student.Student):
         def on_train_start(self):
             super().on_train_start()
             watch(self.raw.network, "student", seen)
@@ -207,7 +207,7 @@ def runs(tmp_path_factory):
             },
         },
         "student": {
-            "role": "student.ConsistencyStudent",
+            "role": "student.Student",
             "arguments": {
                 "teacher": str(folder / "teacher-32-true"),
                 "points": 4,

@@ -8,12 +8,12 @@ import torch
 import support
 from cdmem.errors import InputError
 from cdmem.images import to_float
-from cdmem.training.student import ConsistencyStudent
+from cdmem.training.student import Student
 
 # ---- what the student is shown --------------------------------------------------------------------------------------
 
 
-class KeepIds(ConsistencyStudent):
+class KeepIds(Student):
     def loss(self, batch, noise):
         self.ids = [*getattr(self, "ids", []), *batch.index.tolist()]
         self.shown = [*getattr(self, "shown", []), *batch.image]

@@ -17,8 +17,8 @@ from cdmem.diffusion.preconditioning import ConsistencyFunction
 from cdmem.errors import InputError
 from cdmem.networks.mlp import MLP
 from cdmem.networks.unet import UNet
-from cdmem.training.checkpoint import load_module
-from cdmem.training.student import ConsistencyStudent
+from cdmem.models.load import load_model
+from cdmem.training.student import Student
 
 SETTINGS = {"max_epochs": -1}
 
@@ -54,7 +54,7 @@ def vp_teacher_file(folder):
 
 def from_teacher(path, **options):
     default = {"teacher": path, "ema_half_lives": [2], "optimizer": lambda p: torch.optim.SGD(p, lr=0.1)}
-    return ConsistencyStudent(**(default | options))
+    return Student(**(default | options))
 
 
 # ---- who learns -----------------------------------------------------------------------------------------------------
@@ -90,8 +90,8 @@ def test_the_teacher_is_frozen_in_eval_mode_and_unchanged(teacher_file):
 def test_the_student_starts_from_the_teachers_averaged_weights(teacher_file):
     module = from_teacher(teacher_file, mu=0.5, optimizer=lambda p: torch.optim.SGD(p, lr=0.0))
     support.fit(module, 1)
-    average = support.flat_weights(load_module(teacher_file).ema.get("ema_2"))
-    assert not torch.equal(average, support.flat_weights(load_module(teacher_file).raw.network))
+    average = support.flat_weights(load_model(teacher_file).ema.get("ema_2"))
+    assert not torch.equal(average, support.flat_weights(load_model(teacher_file).raw.network))
     for network in (module.raw.network, module.target, module.ema.get("ema_2")):
         assert torch.equal(support.flat_weights(network), average)
 
@@ -102,7 +102,7 @@ def test_the_solver_uses_the_chosen_teacher_weights(teacher_file):
     for weights in (None, "raw"):
         module = support.fit(from_teacher(teacher_file, teacher_weights=weights), 1)
         outputs.append(module.teacher_denoiser(x, sigma))
-        expected = load_module(teacher_file).function(weights)(x, sigma)
+        expected = load_model(teacher_file).function(weights)(x, sigma)
         assert torch.equal(outputs[-1], expected)
     assert not torch.equal(*outputs)
 

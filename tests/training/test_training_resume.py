@@ -8,7 +8,7 @@ import torch
 
 import support
 from cdmem.networks.mlp import MLP
-from cdmem.training.checkpoint import load_module
+from cdmem.models.load import load_model
 
 
 def saved(module, path):
@@ -61,7 +61,7 @@ def test_two_steps_and_two_more_are_four(role, accumulate, tmp_path):
 @pytest.mark.parametrize("role", ["teacher", "student"])
 def test_a_checkpoint_samples_like_the_run_that_wrote_it(role, tmp_path):
     module = support.fit(support.make_teacher() if role == "teacher" else support.make_student(mu=0.5), 2)
-    back = load_module(saved(module, tmp_path / "x.ckpt"))
+    back = load_model(saved(module, tmp_path / "x.ckpt"))
     assert not back.training and back.step == 2
     assert torch.equal(back.sampler()(range(3)), module.sampler()(range(3)))
     assert torch.equal(back.sampler(weights="raw")(range(3)), module.eval().sampler(weights="raw")(range(3)))

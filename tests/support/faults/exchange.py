@@ -6,7 +6,7 @@ import support
 from cdmem.diffusion import noise, preconditioning
 from cdmem.models import export
 from cdmem.models import model_card as export_card
-from cdmem.training.student import ConsistencyStudent
+from cdmem.training.student import Student
 from support.faults.frame import EDM, VP, fault, slip
 
 
@@ -112,14 +112,14 @@ def card_of_other_weights(m):
 
 @fault(support.check_claim_is_said)
 def claim_not_recorded(m):
-    slip(m, ConsistencyStudent._claim_training_set, ', "training_set_status": "claimed"', "")
+    slip(m, Student._claim_training_set, ', "training_set_status": "claimed"', "")
 
 
 @fault(support.check_claim_is_said)
 def claim_made_silently(m):
-    slip(m, ConsistencyStudent._claim_training_set, "rank_zero_only(print)", "(lambda *a, **k: None)")
+    slip(m, Student._claim_training_set, "rank_zero_only(print)", "(lambda *a, **k: None)")
 
 
 @fault(support.check_claim_is_said)
 def classes_of_an_imported_teacher_unchecked(m):
-    slip(m, ConsistencyStudent._claim_training_set, "teacher.num_classes != num_classes", "False")
+    slip(m, Student._claim_training_set, "teacher.num_classes != num_classes", "False")

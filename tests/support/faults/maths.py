@@ -8,7 +8,7 @@ import support
 from cdmem.diffusion import losses, noise, preconditioning, sampling, solvers
 from cdmem.diffusion import step_noise as randomness
 from cdmem.training import student
-from cdmem.training.student import ConsistencyStudent
+from cdmem.training.student import Student
 from cdmem.training.teacher import DiffusionTeacher
 from support.faults.frame import EDM, VP, fault, slip
 
@@ -171,13 +171,13 @@ def solver_steps_up(m):
 def clean_image_renoised_instead_of_the_ode(m):
     """What consistency training does, called distillation."""
     wrong = lambda self, x0, x, hi, lo, labels: losses.training_step_solver(x0, x, hi, lo)  # noqa: E731
-    m.setattr(ConsistencyStudent, "solver_step", wrong)
+    m.setattr(Student, "solver_step", wrong)
 
 
 @fault(support.check_step_follows_the_teacher)
 def fresh_noise_at_the_lower_level(m):
     m.setattr(
-        ConsistencyStudent,
+        Student,
         "solver_step",
         lambda self, x0, x, hi, lo, labels: sampling.renoise(x0, lo, torch.randn_like(x0)),
     )
@@ -212,13 +212,13 @@ def heun_evaluated_at_the_old_level(m):
 
 @fault(support.check_target_is_a_consistency_function)
 def goal_is_the_teachers_denoiser(m):
-    real = ConsistencyStudent._seeded
+    real = Student._seeded
 
     def wrong(self, function, seed):
         teacher = self.teacher_denoiser
         return real(self, function, seed) if function is self.raw else lambda x, s, labels: teacher(x, s).float()
 
-    m.setattr(ConsistencyStudent, "_seeded", wrong)
+    m.setattr(Student, "_seeded", wrong)
 
 
 @fault(support.check_target_is_a_consistency_function)

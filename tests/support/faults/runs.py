@@ -14,7 +14,7 @@ from cdmem.diffusion import noise, sampling
 from cdmem.diffusion import step_noise as randomness
 from cdmem.images import to_float
 from cdmem.training import ema, module
-from cdmem.training.student import ConsistencyStudent
+from cdmem.training.student import Student
 from support.faults.frame import fault
 
 # ---- averages, optimizer, random streams ----------------------------------------------------------------------------
@@ -28,18 +28,18 @@ def averages_updated_before_the_step(m):
         self.after_optimizer_step(self.trainer.global_step + 1)
         real(self, *a, **k)
 
-    m.setattr(module.CdmemModule, "optimizer_step", wrong)
+    m.setattr(module.DiffusionModule, "optimizer_step", wrong)
 
 
 @fault(support.check_averages, 2)
 def averages_updated_per_micro_batch(m):
-    real = module.CdmemModule.training_step
+    real = module.DiffusionModule.training_step
 
     def wrong(self, batch, batch_idx):
         self.after_optimizer_step(self.trainer.global_step + 1)
         return real(self, batch, batch_idx)
 
-    m.setattr(module.CdmemModule, "training_step", wrong)
+    m.setattr(module.DiffusionModule, "training_step", wrong)
 
 
 @fault(support.check_averages)
@@ -51,7 +51,7 @@ def averages_count_from_zero(m):
         real(self, *a, **k)
         self.after_optimizer_step(self.trainer.global_step)
 
-    m.setattr(module.CdmemModule, "optimizer_step", wrong)
+    m.setattr(module.DiffusionModule, "optimizer_step", wrong)
 
 
 @fault(support.check_averages)
@@ -67,7 +67,7 @@ def constant_decay_on_a_short_run(m):
 
 @fault(support.check_who_is_optimised)
 def averages_in_the_optimizer(m):
-    real = ConsistencyStudent.configure_optimizers
+    real = Student.configure_optimizers
 
     def wrong(self):
         made = real(self)
@@ -75,23 +75,23 @@ def averages_in_the_optimizer(m):
         made["lr_scheduler"]["scheduler"] = torch.optim.lr_scheduler.LambdaLR(made["optimizer"], lambda step: 1.0)
         return made
 
-    m.setattr(ConsistencyStudent, "configure_optimizers", wrong)
+    m.setattr(Student, "configure_optimizers", wrong)
 
 
 @fault(support.check_who_is_optimised)
 def target_receives_gradients(m):
-    real = ConsistencyStudent.assemble_student
+    real = Student.assemble_student
 
     def wrong(self, *a):
         real(self, *a)
         self.target.requires_grad_(True)
 
-    m.setattr(ConsistencyStudent, "assemble_student", wrong)
+    m.setattr(Student, "assemble_student", wrong)
 
 
 @fault(support.check_who_is_optimised)
 def averages_contain_the_teacher(m):
-    real = ConsistencyStudent.assemble
+    real = Student.assemble
 
     def wrong(self, about, network, raw):
         real(self, about, network, raw)
@@ -99,12 +99,12 @@ def averages_contain_the_teacher(m):
         self.ema = ema.EMA(both, self.ema_half_lives, self.ema_ramp)
         self.ema.update = lambda network, step: None
 
-    m.setattr(ConsistencyStudent, "assemble", wrong)
+    m.setattr(Student, "assemble", wrong)
 
 
 @fault(support.check_shared_dropout)
 def dropout_streams_not_shared(m):
-    m.setattr(ConsistencyStudent, "_seeded", lambda self, function, seed: function)
+    m.setattr(Student, "_seeded", lambda self, function, seed: function)
 
 
 @fault(support.check_streams_restored)
@@ -124,7 +124,7 @@ def curriculum_from_a_counter_of_its_own(m):
         r = self.recipe
         return noise.num_points(self.calls, self.trainer.max_steps, r.curriculum, r.start_points, r.points)
 
-    m.setattr(ConsistencyStudent, "points_at", wrong)
+    m.setattr(Student, "points_at", wrong)
 
 
 @fault(support.check_curriculum_values)

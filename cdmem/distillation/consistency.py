@@ -1,0 +1,157 @@
+"""Consistency distillation (Song et al. 2023, alg. 2), and consistency training (alg. 3) as its control."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+
+from cdmem.diffusion.curriculum import Curriculum, adaptive_mu, num_points
+from cdmem.diffusion.losses import Distance, PseudoHuber, consistency_loss, training_step_solver
+from cdmem.diffusion.noise import IntervalDistribution, interval_probabilities, karras_sigmas
+from cdmem.diffusion.preconditioning import DenoiserLike
+from cdmem.diffusion.sampling import renoise
+from cdmem.diffusion.solvers import SOLVERS
+from cdmem.diffusion.step_noise import StepNoise
+from cdmem.distillation.base import CleanBatch, DistillationMethod, Progress, StudentFunctions
+from cdmem.errors import InputError
+
+SolverName = Literal["heun", "euler"]
+Weighting = Literal["uniform", "inverse_gap"]
+
+
+@dataclass(frozen=True)
+class ConsistencyPart:
+    """One pair of neighbouring points of a trajectory per sample.
+
+    Attributes:
+        x_hi: x0 + sigma_hi eps, (B, C, H, W).
+        x_lo: the same points one solver step further down.
+        sigma_hi, sigma_lo: noise levels (B,).
+        labels: classes (B,) or None.
+    """
+
+    x_hi: Tensor
+    x_lo: Tensor
+    sigma_hi: Tensor
+    sigma_lo: Tensor
+    labels: Tensor | None
+
+
+@dataclass(frozen=True)
+class ConsistencyTraining(DistillationMethod):
+    """Control: consistency training steps towards the image itself and needs no teacher.
+
+    The defaults are stable at small batch (chosen by trajectory rmse over seeds, ``benchmarks/student_recipes.py``);
+    ``configs/methods/`` has the published choices.
+
+    Args:
+        points: grid points N; the last value of a growing curriculum (s1).
+        start_points: first value of a growing curriculum (s0).
+        curriculum: ``fixed``, ``doubling`` (iCT) or ``sqrt`` (Song et al.).
+        distance: ``cdmem.diffusion.PseudoHuber`` (on the whole image vector), ``L2`` or ``L1``.
+        weighting: lambda = 1 (``uniform``), or 1 / (sigma_hi - sigma_lo) (``inverse_gap``).
+        intervals: which interval of the grid a sample trains: ``uniform`` or ``lognormal``.
+        p_mean: mean of ln sigma of log-normal intervals.
+        p_std: standard deviation of ln sigma of log-normal intervals.
+        mu: target rate in [0, 1): 0 is the student itself without gradient; ``adaptive`` follows N.
+        mu_start: mu_0 of the adaptive rate.
+        dropout: probability in the student's network, shared with the target.
+    """
+
+    points: int = 18
+    start_points: int = 2
+    curriculum: Curriculum = "fixed"
+    distance: Distance = field(default_factory=PseudoHuber)
+    weighting: Weighting = "uniform"
+    intervals: IntervalDistribution = "lognormal"
+    p_mean: float = -1.1
+    p_std: float = 2.0
+    mu: float | Literal["adaptive"] = 0.95
+    mu_start: float = 0.95
+    dropout: float = 0.0
+
+    needs_teacher: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        key = "model.method"
+        if self.points < 2:
+            raise InputError(f"{key}.points", self.points, "a grid needs at least 2 points", "18 is usual")
+        if not 1 <= self.start_points <= self.points:
+            problem = f"must be 1..{key}.points={self.points}"
+            raise InputError(f"{key}.start_points", self.start_points, problem, "lower it")
+        if self.mu != "adaptive" and not 0 <= self.mu < 1:
+            hint = "0 for no target network, 0.95 for small runs"
+            raise InputError(f"{key}.mu", self.mu, "must be in [0, 1)", hint)
+
+    def points_at(self, step: int, total_steps: int) -> int:
+        """Grid points N at an optimizer step."""
+        return num_points(step, total_steps, self.curriculum, self.start_points, self.points)
+
+    def grid_points(self) -> int:
+        return self.points + (self.curriculum != "fixed")
+
+    def teacher_part(
+        self, teacher: DenoiserLike | None, batch: CleanBatch, noise: StepNoise, at: Progress
+    ) -> ConsistencyPart:
+        sigmas = karras_sigmas(self.points_at(at.step, at.total_steps), at.sigma_min, at.sigma_max)
+        interval = noise.choice(interval_probabilities(sigmas, self.intervals, self.p_mean, self.p_std))
+        grid = sigmas.to(batch.x0.device, torch.float32)
+        hi, lo = grid[interval], grid[interval + 1]
+        x_hi = renoise(batch.x0, hi, noise.normal(tuple(batch.x0.shape[1:])))
+        x_lo = self.step_down(teacher, batch, x_hi, hi, lo)
+        return ConsistencyPart(x_hi, x_lo, hi, lo, batch.labels)
+
+    def step_down(
+        self, teacher: DenoiserLike | None, batch: CleanBatch, x_hi: Tensor, hi: Tensor, lo: Tensor
+    ) -> Tensor:
+        """From sigma_hi to sigma_lo: x0 + (lo / hi) (x - x0)."""
+        return training_step_solver(batch.x0, x_hi, hi, lo)
+
+    def loss(self, student: StudentFunctions, part: ConsistencyPart, noise: StepNoise) -> Tensor:
+        weight = 1 / (part.sigma_hi - part.sigma_lo) if self.weighting == "inverse_gap" else 1.0
+        return consistency_loss(
+            student.online,
+            student.target,
+            part.x_hi,
+            part.x_lo,
+            part.sigma_hi,
+            part.sigma_lo,
+            self.distance,
+            weight,
+            part.labels,
+        )
+
+    @property
+    def keeps_target(self) -> bool:
+        return self.mu != 0
+
+    def update_target(self, target: nn.Module, network: nn.Module, at: Progress) -> None:
+        mu = self.mu
+        if mu == "adaptive":
+            mu = adaptive_mu(self.points_at(at.step - 1, at.total_steps), self.start_points, self.mu_start)
+        with torch.no_grad():
+            source = [p.detach() for p in network.parameters()]
+            torch._foreach_lerp_([p.data for p in target.parameters()], source, 1 - mu)
+
+
+@dataclass(frozen=True)
+class ConsistencyDistillation(ConsistencyTraining):
+    """Consistency distillation: neighbouring points lie on the teacher's probability-flow ODE.
+
+    Args:
+        solver: ``heun`` or ``euler`` step of the teacher; the others are those of consistency training.
+    """
+
+    solver: SolverName = "heun"
+
+    needs_teacher: ClassVar[bool] = True
+
+    def step_down(
+        self, teacher: DenoiserLike | None, batch: CleanBatch, x_hi: Tensor, hi: Tensor, lo: Tensor
+    ) -> Tensor:
+        # The teacher stays in float32 whatever precision the student trains in.
+        with torch.no_grad(), torch.autocast(x_hi.device.type, enabled=False):
+            return SOLVERS[self.solver](teacher, x_hi, hi, lo, batch.labels).float()

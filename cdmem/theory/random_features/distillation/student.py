@@ -12,7 +12,7 @@ target linear between two times of a fine grid.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -62,10 +62,6 @@ class Chain:
     modes: list[Modes]
     readouts: list[np.ndarray]
     levels: list[Level]
-
-    def score(self, k: int, x: np.ndarray) -> np.ndarray:
-        """The teacher's score at t_k."""
-        return self.features(x) @ self.readouts[k].T
 
     def c_skip(self, k: int) -> float:
         """e^-t (assumed)."""
@@ -193,23 +189,27 @@ def visited(count: int, nfe: int) -> list[int]:
 def teacher_samples(chain: Chain, x: np.ndarray, nfe: int, readouts: list[np.ndarray] | None = None) -> np.ndarray:
     """DDIM from noise x (S, d), the last step to the clean estimate; with other ``readouts`` than the chain's own if
     given."""
-    order = visited(len(chain.times), nfe)
-    for k, after in zip(order, [*order[1:], None]):
-        M = (readouts or chain.readouts)[k]
-        t_next = 0.0 if after is None else float(chain.times[after])
-        x = ddim(x, float(chain.times[k]), t_next, chain.features(x) @ M.T)
-    return x
+    readouts = readouts or chain.readouts
+    return _follow(chain, x, nfe, lambda k, x: chain.features(x) @ readouts[k].T)
 
 
 def empirical_samples(chain: Chain, x: np.ndarray) -> np.ndarray:
-    """The same walk over all times with the exact score of the training points."""
-    order = visited(len(chain.times), len(chain.times))
-    for k, after in zip(order, [*order[1:], None]):
+    """The same over all times with the exact score of the training points."""
+
+    def score(k: int, x: np.ndarray) -> np.ndarray:
         t = float(chain.times[k])
         means = math.exp(-t) * chain.data
         square = (x**2).sum(1)[:, None] + (means**2).sum(1) - 2 * x @ means.T
-        score = (softmax(-square / (2 * delta(t)), axis=1) @ means - x) / delta(t)
-        x = ddim(x, t, 0.0 if after is None else float(chain.times[after]), score)
+        return (softmax(-square / (2 * delta(t)), axis=1) @ means - x) / delta(t)
+
+    return _follow(chain, x, len(chain.times), score)
+
+
+def _follow(chain: Chain, x: np.ndarray, nfe: int, score: Callable[[int, np.ndarray], np.ndarray]) -> np.ndarray:
+    order = visited(len(chain.times), nfe)
+    for k, after in zip(order, [*order[1:], None]):
+        t_next = 0.0 if after is None else float(chain.times[after])
+        x = ddim(x, float(chain.times[k]), t_next, score(k, x))
     return x
 
 

@@ -18,7 +18,7 @@ from pathlib import Path
 CONFIG = "configs/quickstart.yaml"
 STUDENT = "configs/quickstart/student.yaml"
 CANDIDATES = {
-    "l2, log-normal": ["--model.distance", "l2"],
+    "l2, log-normal": ["--model.method.distance", "l2"],
 }
 COLUMNS = (
     "distillation/rmse_to_teacher",

@@ -120,7 +120,9 @@ class MemorizationDataModule(LightningDataModule):
         """Show H instead of T; ids count on from n."""
         t = self.training_set
         if len(t.held_out_images) == 0:
-            raise InputError("model.data", "heldout", "data.held_out is 0", "set data.held_out to the size wanted")
+            raise InputError(
+                "model.data.images", "heldout", "data.held_out is 0", "set data.held_out to the size wanted"
+            )
         ids = len(t.images) + torch.arange(len(t.held_out_images))
         self._pool = (t.held_out_images, t.held_out_labels, ids, torch.arange(len(ids)))
 

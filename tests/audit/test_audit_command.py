@@ -17,6 +17,7 @@ from PIL import Image
 from cdmem.cli.main import main
 from cdmem.data.sources import load_source
 from cdmem.data.subset import SubsetSpec, choose
+from support.settings import nested
 
 CALLBACKS = [
     {
@@ -31,7 +32,8 @@ DATA = {"n": 8, "held_out": 32, "batch_size": 4, "duplication": [{"fraction": 0.
 
 
 def stage(class_path: str, **options) -> dict:
-    model = {"class_path": class_path, "init_args": {"ema_half_lives": [2], **options}}
+    role = "student" if class_path.endswith("Student") else "teacher"
+    model = {"class_path": class_path, "init_args": nested(role, ema_half_lives=[2], **options)}
     return {"threads": 1, "data": DATA, "model": model, "trainer": TRAINER | {"callbacks": CALLBACKS}}
 
 
@@ -59,7 +61,7 @@ def run(tmp_path_factory):
     """A finished tiny study."""
     folder = tmp_path_factory.mktemp("audited")
     write(folder / "teacher.yaml", stage("cdmem.training.DiffusionTeacher", network=NETWORK, sampler_points=4))
-    write(folder / "student.yaml", stage("cdmem.training.Student", preset="small", points=5))
+    write(folder / "student.yaml", stage("cdmem.training.Student", points=5))
     study = {"teacher": "teacher.yaml", "students": {"student": "student.yaml"}}
     study |= {"audit": {"samples": 24, "metrics": ["memorization"]}}
     config = write(folder / "study.yaml", study)

@@ -10,6 +10,7 @@ import pytest
 import yaml
 
 from cdmem.cli.main import main
+from support.settings import nested
 
 METRICS = {
     "memorization.MemorizedFraction": ({"near_duplicates": "auto"}, "f_mem"),
@@ -43,13 +44,16 @@ def entry(name: str, **options) -> dict:
     }
 
 
+NETWORK = {"class_path": "cdmem.networks.MLP", "init_args": {"width": 16, "depth": 1}}
+
+
 def config(*callbacks: dict) -> dict:
     return {
         "threads": 1,
         "data": {"n": 10, "held_out": 40, "batch_size": 4},
         "model": {
             "class_path": "cdmem.training.Student",
-            "init_args": {"preset": "small", "points": 4, "teacher": "analytic:empirical", "initialize": "scratch"},
+            "init_args": nested("student", points=4, teacher="analytic:empirical", network=NETWORK),
         },
         "trainer": {
             "accelerator": "cpu",

@@ -13,6 +13,7 @@ import yaml
 from callbacks.onset import OnsetCallback, held_out_bar, memorization_onset, plateau_start
 from cdmem.cli.main import main
 from cdmem.data.subset import TrainingSet
+from support.settings import nested
 
 MEASURES = [{"class_path": "callbacks.MemorizationCallback", "init_args": {"samples": 24, "points": 3}}]
 QUALITY = {"class_path": "callbacks.QualityCallback", "init_args": {"samples": 24, "points": 3}}
@@ -33,11 +34,12 @@ def config(*callbacks: dict, measures: list[dict] = MEASURES) -> dict:
         "data": {"n": 8, "held_out": 0, "batch_size": 4},
         "model": {
             "class_path": "cdmem.training.DiffusionTeacher",
-            "init_args": {
-                "network": {"class_path": "cdmem.networks.MLP", "init_args": {"width": 16, "depth": 1}},
-                "ema_half_lives": [2],
-                "sampler_points": 4,
-            },
+            "init_args": nested(
+                "teacher",
+                network={"class_path": "cdmem.networks.MLP", "init_args": {"width": 16, "depth": 1}},
+                ema_half_lives=[2],
+                sampler_points=4,
+            ),
         },
         "trainer": {
             "accelerator": "cpu",
@@ -179,7 +181,7 @@ def test_a_study_goes_on_after_a_stopped_stage(tmp_path, capsys):
     student = config()
     student["model"] = {
         "class_path": "cdmem.training.Student",
-        "init_args": {"preset": "small", "points": 4, "ema_half_lives": [2]},
+        "init_args": nested("student", points=4, ema_half_lives=[2]),
     }
     student["trainer"]["max_steps"] = 4
     for name, settings in (("teacher", teacher), ("student", student)):

@@ -143,7 +143,7 @@ def test_the_audit_is_that_of_the_real_run(run):
 def test_steps_cost_what_torch_counts_in_the_real_run(run, name, tmp_path):
     args = stage_arguments(run.config, name) + ["--run_dir", str(tmp_path), "--trainer.callbacks", "[]"]
     if name == "euler":
-        args += ["--model.data", "same"]
+        args += ["--model.data.images", "same"]
     cli = build("fit", args)
     cli.datamodule.setup("fit")
     if cli.model.raw is None:

@@ -23,8 +23,8 @@ def test_l2_and_l1_are_means_over_pixels_per_image():
     a, b = pairs()
     for k in range(4):
         delta = (a[k] - b[k]).flatten().tolist()
-        assert losses.l2(a, b)[k].item() == pytest.approx(sum(v * v for v in delta) / 18, rel=1e-13)
-        assert losses.l1(a, b)[k].item() == pytest.approx(sum(map(abs, delta)) / 18, rel=1e-13)
+        assert losses.L2()(a, b)[k].item() == pytest.approx(sum(v * v for v in delta) / 18, rel=1e-13)
+        assert losses.L1()(a, b)[k].item() == pytest.approx(sum(map(abs, delta)) / 18, rel=1e-13)
 
 
 def test_pseudo_huber_acts_on_the_whole_vector():
@@ -60,7 +60,7 @@ def test_pseudo_huber_gradient_is_bounded_by_one(c):
     assert bool((norms <= 1).all()) and bool((norms > 0.9).all())
 
 
-@pytest.mark.parametrize("distance", [losses.l2, losses.l1, losses.PseudoHuber()], ids=["l2", "l1", "huber"])
+@pytest.mark.parametrize("distance", [losses.L2(), losses.L1(), losses.PseudoHuber()], ids=["l2", "l1", "huber"])
 def test_equal_images_have_distance_and_gradient_zero(distance):
     a = torch.ones(2, 1, 3, 3, requires_grad=True)
     value = distance(a, torch.ones(2, 1, 3, 3))
@@ -69,7 +69,7 @@ def test_equal_images_have_distance_and_gradient_zero(distance):
     assert torch.equal(a.grad, torch.zeros_like(a))
 
 
-@pytest.mark.parametrize("distance", [losses.l2, losses.l1, losses.PseudoHuber(0.3)], ids=["l2", "l1", "huber"])
+@pytest.mark.parametrize("distance", [losses.L2(), losses.L1(), losses.PseudoHuber(0.3)], ids=["l2", "l1", "huber"])
 def test_gradients_agree_with_differences(distance):
     a, b = pairs(2)
     assert torch.autograd.gradcheck(lambda v: distance(v, b), (a.requires_grad_(),))
@@ -114,7 +114,7 @@ def test_closed_form_student_has_the_local_solver_error(name):
         return support.gaussian().endpoint(x, sigma, support.SIGMA_MIN)
 
     x_lo = step(support.gaussian(), x, hi, lo)
-    loss = losses.consistency_loss(exact, exact, x, x_lo, hi, lo, losses.l1)
+    loss = losses.consistency_loss(exact, exact, x, x_lo, hi, lo, losses.L1())
     for k in range(17):
         g = gains(hi[k].item(), lo[k].item())
         to_end = gains(lo[k].item(), support.SIGMA_MIN)["exact"]
@@ -161,7 +161,7 @@ def test_target_may_be_the_student_itself():
     network = torch.nn.Linear(1, 1)
     x_hi, x_lo, s = torch.full((2, 1), 2.0), torch.full((2, 1), 1.0), torch.ones(2)
     f = lambda x, *_: network(x)  # noqa: E731
-    losses.consistency_loss(f, f, x_hi, x_lo, s, s, losses.l2).sum().backward()
+    losses.consistency_loss(f, f, x_hi, x_lo, s, s, losses.L2()).sum().backward()
     # d/dw (w x_hi - goal)^2 = 2 (w x_hi - w x_lo) x_hi, for both; a moving goal would have x_hi - x_lo as last factor.
     w = network.weight.item()
     assert network.weight.grad.item() == pytest.approx(2 * 2 * w * 2, rel=1e-5)
@@ -175,6 +175,6 @@ def test_nothing_is_clamped():
 def test_weights_multiply_per_sample():
     a, b = pairs(3)
     weight, s = torch.tensor([1.0, 10.0, 100.0]).double(), torch.ones(3)
-    plain = losses.consistency_loss(lambda *_: a, lambda *_: b, a, b, s, s, losses.l2)
-    weighted = losses.consistency_loss(lambda *_: a, lambda *_: b, a, b, s, s, losses.l2, weight)
+    plain = losses.consistency_loss(lambda *_: a, lambda *_: b, a, b, s, s, losses.L2())
+    weighted = losses.consistency_loss(lambda *_: a, lambda *_: b, a, b, s, s, losses.L2(), weight)
     torch.testing.assert_close(weighted, plain * weight, rtol=1e-15, atol=0)

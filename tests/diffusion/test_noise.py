@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from scipy.stats import norm
 
 import support
-from cdmem.diffusion import noise
+from cdmem.diffusion import curriculum, ddpm, noise
 
 
 def test_grid_has_exact_ends_and_the_published_values():
@@ -81,35 +81,35 @@ def test_curriculum_is_a_function_of_the_step():
     support.check_curriculum_follows_the_step()
 
 
-@pytest.mark.parametrize("curriculum", ["fixed", "doubling", "sqrt"])
+@pytest.mark.parametrize("name", ["fixed", "doubling", "sqrt"])
 @pytest.mark.parametrize("total", [1, 7, 1000])
 @pytest.mark.parametrize(("start", "end"), [(2, 150), (10, 1280), (2, 2), (1, 5)])
-def test_curriculum_grows_and_stays_within_its_ends(curriculum, total, start, end):
-    values = [noise.num_points(k, total, curriculum, start, end) for k in range(total + 5)]
+def test_curriculum_grows_and_stays_within_its_ends(name, total, start, end):
+    values = [curriculum.num_points(k, total, name, start, end) for k in range(total + 5)]
     assert values == sorted(values)
     assert values[0] >= 2 and values[-1] <= end + 1
-    if curriculum == "fixed":
+    if name == "fixed":
         assert set(values) == {end}
-    if curriculum == "sqrt":
+    if name == "sqrt":
         assert values[total] == end + 1
 
 
 def test_adaptive_rate_starts_at_the_papers_value():
     # The published code divides by N - 1 and so starts at 0.81.
-    assert noise.adaptive_mu(2, 2, 0.9) == pytest.approx(0.9, rel=1e-15)
-    assert noise.adaptive_mu(1, 2, 0.9) == pytest.approx(0.81, rel=1e-15)
-    assert noise.adaptive_mu(151, 2, 0.9) == pytest.approx(0.9 ** (2 / 151), rel=1e-15)
+    assert curriculum.adaptive_mu(2, 2, 0.9) == pytest.approx(0.9, rel=1e-15)
+    assert curriculum.adaptive_mu(1, 2, 0.9) == pytest.approx(0.81, rel=1e-15)
+    assert curriculum.adaptive_mu(151, 2, 0.9) == pytest.approx(0.9 ** (2 / 151), rel=1e-15)
 
 
 def test_vp_schedule_spans_the_known_levels():
-    schedule = noise.VPSchedule()
+    schedule = ddpm.VPSchedule()
     assert schedule.sigma_min == pytest.approx(math.sqrt(1e-4 / (1 - 1e-4)), rel=1e-12)
     assert f"{schedule.sigma_min:.4f}" == "0.0100"
     assert f"{schedule.sigma_max:.1f}" == "157.4"
 
 
 def test_vp_time_inverts_vp_sigma():
-    schedule = noise.VPSchedule()
+    schedule = ddpm.VPSchedule()
     sigma = torch.logspace(math.log10(0.0101), math.log10(157), 200, dtype=torch.float64)
     back = schedule.sigma(schedule.time(sigma)).double()
     # time is rounded to float32 (at 1000: 6e-5 steps); ln sigma moves by at most 0.35 a step (the first one).
@@ -119,7 +119,7 @@ def test_vp_time_inverts_vp_sigma():
 
 
 def test_vp_time_is_exact_at_the_steps_and_clamped_outside():
-    schedule = noise.VPSchedule()
+    schedule = ddpm.VPSchedule()
     t = torch.arange(1000)
     torch.testing.assert_close(schedule.time(schedule.log_sigma.exp()), t.float(), rtol=0, atol=1000 * support.EPS32)
     outside = schedule.time(torch.tensor([0.0, 1e-3, 1e3]))

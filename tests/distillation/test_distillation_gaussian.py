@@ -47,7 +47,7 @@ def test_student_converges_to_the_composed_solver_steps(name):
         x_hi = x0 + noise.expand(hi, x0) * support.as_images(torch.randn(BATCH, generator=g, dtype=torch.float64))
         with torch.no_grad():
             x_lo = step(denoiser, x_hi, hi, lo)
-        loss = losses.consistency_loss(student, student, x_hi, x_lo, hi, lo, losses.l2).mean()
+        loss = losses.consistency_loss(student, student, x_hi, x_lo, hi, lo, losses.L2()).mean()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

@@ -186,7 +186,7 @@ def evaluate(folder, step, nfe, hits, squared_error=None, m=200):
 
 def test_record_of_a_run_folder(tmp_path):
     folder = RunFolder(tmp_path / "run")
-    folder.write_text("config.yaml", "model: {class_path: x, init_args: {lr_schedule: cosine}}\n")
+    folder.write_text("config.yaml", "model: {class_path: x, init_args: {optimization: {schedule: cosine}}}\n")
     for k, step in enumerate((1000, 2000, 3000, 4000, 5000, 6000)):
         evaluate(folder, step, 1, 20 * (k + 1), (0.6 - 0.1 * k) ** 2)
         evaluate(folder, step, 2, 100)

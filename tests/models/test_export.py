@@ -25,8 +25,8 @@ from cdmem.diffusion.solvers import euler_step
 from cdmem.errors import InputError
 from cdmem.images import to_uint8
 from cdmem.models import export, pipelines
-from cdmem.networks.unet import UNet
 from cdmem.models.load import load_model
+from cdmem.networks.unet import UNet
 from cdmem.training.checkpoint import weights_digest
 from support.diffusers_alone import SCRIPT
 
@@ -60,7 +60,7 @@ def labelled():
 
 
 def student(**options):
-    return support.make_student(network=SMALL, mid_sigmas=[0.8, 0.3], **options)
+    return support.make_student(**({"network": SMALL, "mid_sigmas": [0.8, 0.3]} | options))
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +70,7 @@ def home(tmp_path_factory):
     home = tmp_path_factory.mktemp("exports")
     runs = {
         "gray": (student(points=19), data()),
-        "rgb": (student(preset="ict", points=40), data(3)),
+        "rgb": (student(curriculum="doubling", start_points=10, weighting="inverse_gap", mu=0.0, points=40), data(3)),
         "wide": (student(), data(1, (8, 12))),
         "edm": (support.make_teacher(network=SMALL, sampler_points=5), data()),
         "classes": (support.make_teacher(network=SMALL, conditional=True), labelled()),
@@ -79,12 +79,10 @@ def home(tmp_path_factory):
     for seed, (name, (module, training_set)) in enumerate(runs.items()):
         save(home / "runs" / name, module, training_set, seed=seed)
     # Its boundary form is not that of diffusers' consistency scheduler.
-    of_ddpm = student(teacher=str(home / "runs/ddpm"), initialize="teacher", ema_half_lives=[3])
-    of_ddpm.network_config = None
+    of_ddpm = student(teacher=str(home / "runs/ddpm"), network=None, ema_half_lives=[3])
     save(home / "runs" / "vp", of_ddpm, data())
     # One with classes needs a teacher with classes, whose about it inherits.
-    of_classes = student(teacher=str(home / "runs/classes"), initialize="teacher")
-    of_classes.network_config = None
+    of_classes = student(teacher=str(home / "runs/classes"), network=None)
     save(home / "runs" / "labelled", of_classes, labelled())
     for name in [*runs, "vp", "labelled"]:
         assert run_export(["--checkpoint", str(home / "runs" / name), "--out", str(home / name)]) == 0
@@ -179,7 +177,7 @@ def test_cdmem_reads_its_folder_back(home, name):
     assert weights_digest(back.function().network) == metadata["digest"] == weights_digest(module.function().network)
     for nfe in module.default_nfe:
         assert torch.equal(back.sampler(nfe)(SEEDS), module.sampler(nfe)(SEEDS))
-    assert back.about["training_set"] == module.about["training_set"] and back.step == 40
+    assert back.record.training_set == module.record.training_set and back.record.step == 40
     with pytest.raises(InputError):
         back.function("ema_2")  # one set of weights
 
@@ -244,7 +242,7 @@ def test_the_header_says_what_it_is(home):
     header, body = parts(home / "gray")
     module, about = module_of(home, "gray"), header["cdmem"]
     assert about["role"] == "student" and about["weights"] == "ema_2" and about["step"] == 40
-    assert about["training_set"] == {"hash": module.about["training_set"], "n": 8, "status": "recorded"}
+    assert about["training_set"] == module.record.training_set
     assert about["teacher_digest"] == "analytic:empirical" and about["digest"] in body
     teacher = weights_digest(module_of(home, "ddpm").function().network)
     assert parts(home / "vp")[0]["cdmem"]["teacher_digest"] == teacher

@@ -23,8 +23,8 @@ from cdmem.diffusion.preconditioning import EDMScaling, VPScaling
 from cdmem.diffusion.sampling import NoiseSource, sample_ode
 from cdmem.diffusion.solvers import euler_step
 from cdmem.errors import InputError
-from cdmem.networks.diffusers import DiffusersUNet
 from cdmem.models.load import load_model
+from cdmem.networks.diffusers import DiffusersUNet
 from cdmem.training.checkpoint import weights_digest
 from support.folders import make_unet, saved
 
@@ -91,7 +91,7 @@ def test_betas_are_theirs_to_the_bit(betas):
 def test_edm_denoisers(tmp_path, unet, scheduler, prediction):
     made = scheduler(sigma_data=0.7, sigma_min=0.01, sigma_max=50.0, prediction_type=prediction)
     module = load_model(saved(tmp_path / "p", unet, made))
-    assert (module.sigma_min, module.sigma_max, module.about["sigma_data"]) == (0.01, 50.0, 0.7)
+    assert (module.sigma_min, module.sigma_max, module.record.sigma_data) == (0.01, 50.0, 0.7)
     with torch.no_grad():
         for sigma in torch.tensor([0.01, 0.3, 2.0, 50.0]):
             x = noise() * (0.49 + sigma**2).sqrt()
@@ -153,7 +153,7 @@ def test_levels_beyond_the_folders_own_are_not_used(tmp_path, unet):
 
 
 def distilled(folder, steps=1, ckpt_path=None, data=None, **options):
-    student = support.make_student(teacher=str(folder), initialize="teacher", network=None, **options)
+    student = support.make_student(teacher=str(folder), network=None, **options)
     return support.fit(student, steps, data=data, ckpt_path=ckpt_path)
 
 
@@ -203,8 +203,8 @@ def test_the_student_is_read_back(pair):
     assert torch.equal(back.sampler(2)(SEEDS), student.sampler(2)(SEEDS))
     assert back.raw.scaling.prediction == student.raw.scaling.prediction
     assert isinstance(back.network_config, DiffusersUNet) and "_name_or_path" not in back.network_config.config
-    assert back.about["training_set_status"] == "claimed"
-    assert back.about["training_set"] == checks_data_hash()
+    assert back.record.training_set_status == "claimed"
+    assert back.record.training_set == checks_data_hash()
 
 
 def checks_data_hash():
@@ -227,7 +227,7 @@ def test_the_training_set_is_claimed_aloud(tmp_path, unet, capsys):
     folder = saved(tmp_path / "p", unet, DDPMScheduler())
     student = distilled(folder)
     said = [line for line in capsys.readouterr().out.splitlines() if "does not record" in line]
-    assert len(said) == 1 and str(folder) in said[0] and student.about["training_set"][:12] in said[0]
+    assert len(said) == 1 and str(folder) in said[0] and student.record.training_set[:12] in said[0]
 
 
 def test_an_audit_finds_teacher_and_student_and_says_the_claim(pair, tmp_path, unet):
@@ -253,7 +253,7 @@ def test_an_exported_teacher_is_the_same_teacher(tmp_path):
     from_run, from_folder = (distilled(tmp_path / name, 2) for name in ("run", "out"))
     assert from_run.teacher_digest == from_folder.teacher_digest
     assert torch.equal(support.flat_weights(from_run.raw.network), support.flat_weights(from_folder.raw.network))
-    assert "training_set_status" not in from_folder.about and from_folder.raw.scaling.noise_factor == 250
+    assert from_folder.record.training_set_status == "recorded" and from_folder.raw.scaling.noise_factor == 250
     with pytest.raises(InputError, match="another training set"):
         distilled(tmp_path / "out", data=support.make_data(n=6))
 
@@ -263,7 +263,7 @@ threads: 1
 data: {source: digits, n: 8, held_out: 8, batch_size: 4}
 model:
   class_path: cdmem.training.Student
-  init_args: {preset: small, lr_schedule: constant, ema_half_lives: [2]}
+  init_args: {optimization: {schedule: constant}, averaging: {half_lives: [2]}}
 trainer: {accelerator: cpu, max_steps: 2, enable_model_summary: false, enable_progress_bar: false}
 """
 
@@ -313,6 +313,6 @@ def test_network_and_scheduler_side_by_side_are_enough(tmp_path, unet):
     unet.save_pretrained(tmp_path / "unet")
     EDMEulerScheduler(sigma_data=0.6).save_pretrained(tmp_path / "scheduler")
     assert isinstance(load_model(tmp_path).raw.scaling, EDMScaling)
-    assert load_model(tmp_path).about["sigma_data"] == 0.6
+    assert load_model(tmp_path).record.sigma_data == 0.6
     DDPMScheduler().save_pretrained(tmp_path / "scheduler")
     assert isinstance(load_model(tmp_path).raw.scaling, VPScaling)

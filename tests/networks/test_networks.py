@@ -8,6 +8,7 @@ import torch
 import support
 from cdmem import networks
 from cdmem.errors import InputError
+from cdmem.networks.diffusers import load_diffusers, save_diffusers
 from cdmem.networks.mlp import MLP
 from cdmem.networks.unet import UNet
 
@@ -106,11 +107,11 @@ def test_a_record_chooses_no_foreign_class(path):
 
 def test_diffusers_folder_round_trip(tmp_path):
     network = support.scramble(UNet(**SMALL, attention=[4]).build((1, 8, 8), 3, 0)).eval()
-    networks.save_diffusers(network, str(tmp_path))
+    save_diffusers(network, str(tmp_path))
     names = {p.name for p in tmp_path.iterdir()}
     assert "config.json" in names and any(n.endswith(".safetensors") for n in names)
     assert not any(n.endswith((".bin", ".pt")) for n in names)
-    back = networks.load_diffusers(str(tmp_path)).eval()
+    back = load_diffusers(str(tmp_path)).eval()
     x, c = inputs()
     labels = torch.tensor([2, 0])
     assert torch.equal(network(x, c, labels), back(x, c, labels))
@@ -118,7 +119,7 @@ def test_diffusers_folder_round_trip(tmp_path):
 
 def test_only_a_unet_is_exported(tmp_path):
     with pytest.raises(InputError):
-        networks.save_diffusers(MLP(width=16).build((1, 8, 8), 0, 0), str(tmp_path))
+        save_diffusers(MLP(width=16).build((1, 8, 8), 0, 0), str(tmp_path))
 
 
 def test_rectangular_images():

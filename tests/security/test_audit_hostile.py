@@ -159,7 +159,7 @@ def stage(folder, steps=(3, 6, 9), **columns):
     (folder / "evaluations").mkdir()
     for step in steps:
         np.savez(folder / f"evaluations/step={step:08d}_nfe=1.npz", **rows)
-    (folder / "config.yaml").write_text("model: {init_args: {lr_schedule: constant}}")
+    (folder / "config.yaml").write_text("model: {init_args: {optimization: {schedule: constant}}}")
     return RunFolder(folder)
 
 

@@ -214,7 +214,7 @@ FOUND = {
     "laboratory without a size": (lambda: (["theory", "edge", "--out", "out", "--config", "edge.yaml"],
         {"edge.yaml": b"mixture: {k: null}"}), "mixture.k"),
     "checkpoint of no version": (lambda: resumed(**{"pytorch-lightning_version": torch.zeros(2)}), "ckpt_path"),
-    "teacher of no solver": (lambda: (DISTIL, resumed(solver="cuda")[1]), "model.teacher"),
+    "teacher of no solver": (lambda: (DISTIL, resumed(sampler={"solver": "cuda", "points": 3})[1]), "model.teacher"),
     "comparison with an audit of nothing": (lambda: (["report", "run", "run", "--out", "out.html"],
         {"run/audit/summary.json": without_training_set()}), "run"),
     "checkpoint of no training set": (lambda: resumed(training_set=None), "ckpt_path"),

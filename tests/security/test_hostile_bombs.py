@@ -229,9 +229,9 @@ RECORDS = {
     "layers": unet(layers=10**9),
     "side": {"shape": [3, 4096, 4096]},
     "classes": {"num_classes": 10**9},
-    "averages": {"ema_half_lives": [1] * 10**5},
-    "points": {"sampler_points": 10**9},
-    "steps": {"role": "student", "has_target": False, "mid_sigmas": [1.0] * 10**5},
+    "averages": {"half_lives": [1] * 10**5},
+    "points": {"sampler": {"solver": "heun", "points": 10**9}},
+    "steps": {"role": "student", "sampler": {"solver": "consistency", "points": 18, "mid_sigmas": [1.0] * 10**5}},
 }
 PARTS = {
     "bytearray": {"callbacks": Bytes()},

@@ -10,9 +10,9 @@ from diffusers import CMStochasticIterativeScheduler, ConsistencyModelPipeline, 
 from safetensors.torch import load_file, save_file
 
 from cdmem.errors import InputError
+from cdmem.models.load import load_model
 from cdmem.networks import from_record
 from cdmem.networks.diffusers import DiffusersUNet
-from cdmem.models.load import load_model
 from cdmem.training.checkpoint import weights_digest
 from support.folders import make_unet, saved
 
@@ -182,7 +182,7 @@ def test_a_record_edited_by_hand(tmp_path, unet, key, value):
     record |= {"scaling": None, "sampler": {"solver": "heun", "points": 5}, "sampling_seed": 0, "step": 3}
     record |= {"digest": weights_digest(UNetNetwork(unet)), "training_set": {"hash": "ab", "status": "recorded"}}
     (tmp_path / "cdmem.json").write_text(json.dumps(record))
-    assert load_model(tmp_path).about["training_set"] == "ab"
+    assert load_model(tmp_path).record.training_set == "ab"
     (tmp_path / "cdmem.json").write_text(json.dumps(record | {key: value}))
     one_line(tmp_path)
 

@@ -11,6 +11,7 @@ import torch
 import yaml
 
 from cdmem.cli.main import main
+from support.settings import nested
 
 STAGE = {
     "threads": 1,
@@ -18,16 +19,19 @@ STAGE = {
     "data": {"source": "digits", "n": 8, "held_out": 16, "batch_size": 4},
     "model": {
         "class_path": "cdmem.training.DiffusionTeacher",
-        "init_args": {
-            "network": {"class_path": "cdmem.networks.MLP", "init_args": {"width": 16, "depth": 1}},
-            "ema_half_lives": [2],
-        },
+        "init_args": nested(
+            "teacher",
+            **{
+                "network": {"class_path": "cdmem.networks.MLP", "init_args": {"width": 16, "depth": 1}},
+                "ema_half_lives": [2],
+            },
+        ),
     },
     "trainer": {"accelerator": "cpu", "max_steps": 2, "enable_progress_bar": False, "enable_model_summary": False},
 }
 STUDENT_MODEL = {
     "class_path": "cdmem.training.Student",
-    "init_args": {"teacher": "missing.ckpt", "ema_half_lives": [2]},
+    "init_args": nested("student", **{"teacher": "missing.ckpt", "ema_half_lives": [2]}),
 }
 
 
@@ -82,9 +86,9 @@ OVERRIDES = [
     (["--data.classes", "[77]"], ["data.classes", "77"]),
     (["--model.network.widht", "5"], ["widht"]),
     (["--model.network.width", "15"], ["model.network.width", "15"]),
-    (["--model.ema_half_lives", "[]"], ["model.ema_half_lives"]),
-    (["--model.weights", "ema_7"], ["model.weights", "ema_7", "ema_2"]),
-    (["--model.sampler_points", "1"], ["model.sampler_points"]),
+    (["--model.averaging.half_lives", "[]"], ["model.averaging.half_lives"]),
+    (["--model.averaging.weights", "ema_7"], ["model.weights", "ema_7", "ema_2"]),
+    (["--model.sampling.points", "1"], ["model.sampling.points"]),
     (["--trainer.max_steps", "-1"], ["trainer.max_steps"]),
     (["--trainer.max_steps", "many"], ["trainer.max_steps"]),
     (["--trainer.precision", "16-true"], ["trainer.precision", "bf16-mixed"]),
@@ -151,8 +155,8 @@ def test_a_trained_folder_is_never_overwritten(capsys, stage, trained):
     assert stop.value.code == 0 and "finished before, at step" in capsys.readouterr().out
     refused(
         capsys,
-        ["fit", "--config", stage, "--run_dir", str(trained), "--ckpt_path", "last", "--model.p_mean", "-1"],
-        "model.init_args.p_mean",
+        ["fit", "--config", stage, "--run_dir", str(trained), "--ckpt_path", "last", "--model.noise.p_mean", "-1"],
+        "model.init_args.noise.p_mean",
         "--run_dir",
     )
     assert {p: p.read_bytes() for p in trained.rglob("*") if p.is_file()} == before
@@ -181,7 +185,7 @@ def test_a_student_is_not_resumed_with_another_teacher(capsys, tmp_path, stage, 
         main(["fit", "--config", student, "--model.teacher", str(trained), *common])
     assert stop.value.code == 0
     with pytest.raises(SystemExit):
-        main(["fit", "--config", stage, "--run_dir", str(tmp_path / "t"), "--model.training_seed", "5"])
+        main(["fit", "--config", stage, "--run_dir", str(tmp_path / "t"), "--model.seeds.training", "5"])
     capsys.readouterr()
     args = ["fit", "--config", student, "--model.teacher", str(tmp_path / "t"), *common, "--ckpt_path", "last"]
     refused(capsys, args, "model.teacher", "distilled")
@@ -214,6 +218,6 @@ def test_wrong_studies_are_refused(capsys, tmp_path, stage, student, change, wor
 
 def test_a_student_stage_mistake_is_found_before_the_teacher_trains(capsys, tmp_path, stage, student):
     study = write(tmp_path / "study.yaml", {"teacher": "teacher.yaml", "students": {"student": "student.yaml"}})
-    refused(capsys, ["study", "--config", study, "--student.model.mu", "2"], "model.mu")
+    refused(capsys, ["study", "--config", study, "--student.model.method.mu", "2"], "model.method.mu")
     refused(capsys, ["study", "--config", study, "--student.data.n", "9"], "student.data")
     assert not (tmp_path / "runs").exists()

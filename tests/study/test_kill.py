@@ -15,6 +15,7 @@ import yaml
 
 from cdmem.io.atomic import owned
 from support.killing import Mortals, Outcome
+from support.settings import nested
 
 DATA = {"n": 8, "held_out": 16, "batch_size": 4, "flip": True}
 CALLBACKS = [
@@ -40,12 +41,15 @@ TEACHER = {
     "data": DATA,
     "model": {
         "class_path": "cdmem.training.DiffusionTeacher",
-        "init_args": {
-            "network": {"class_path": "cdmem.networks.MLP", "init_args": {"width": 16, "depth": 1, "dropout": 0.2}},
-            "ema_half_lives": [2, 5],
-            "sampler_points": 4,
-            "warmup_steps": 3,
-        },
+        "init_args": nested(
+            "teacher",
+            **{
+                "network": {"class_path": "cdmem.networks.MLP", "init_args": {"width": 16, "depth": 1, "dropout": 0.2}},
+                "ema_half_lives": [2, 5],
+                "sampler_points": 4,
+                "warmup_steps": 3,
+            },
+        ),
     },
     "trainer": TRAINER,
 }
@@ -54,16 +58,18 @@ STUDENT = {
     "data": DATA,
     "model": {
         "class_path": "cdmem.training.Student",
-        "init_args": {
-            "preset": "small",
-            "points": 8,
-            "start_points": 3,
-            "curriculum": "sqrt",
-            "mu": "adaptive",
-            "dropout": 0.2,
-            "ema_half_lives": [2],
-            "data": "teacher_samples",
-        },
+        "init_args": nested(
+            "student",
+            **{
+                "points": 8,
+                "start_points": 3,
+                "curriculum": "sqrt",
+                "mu": "adaptive",
+                "dropout": 0.2,
+                "ema_half_lives": [2],
+                "data": "teacher_samples",
+            },
+        ),
     },
     "trainer": TRAINER,
 }

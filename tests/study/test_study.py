@@ -13,6 +13,7 @@ import yaml
 from PIL import Image
 
 from cdmem.cli.main import main
+from support.settings import nested
 
 STEPS = 8
 CALLBACKS = [
@@ -38,11 +39,14 @@ TEACHER = {
     "data": DATA,
     "model": {
         "class_path": "cdmem.training.DiffusionTeacher",
-        "init_args": {
-            "network": {"class_path": "cdmem.networks.MLP", "init_args": {"width": 16, "depth": 1, "dropout": 0.1}},
-            "ema_half_lives": [2, 4],
-            "sampler_points": 4,
-        },
+        "init_args": nested(
+            "teacher",
+            **{
+                "network": {"class_path": "cdmem.networks.MLP", "init_args": {"width": 16, "depth": 1, "dropout": 0.1}},
+                "ema_half_lives": [2, 4],
+                "sampler_points": 4,
+            },
+        ),
     },
     "trainer": TRAINER,
 }
@@ -51,7 +55,7 @@ STUDENT = {
     "data": DATA,
     "model": {
         "class_path": "cdmem.training.Student",
-        "init_args": {"preset": "small", "points": 5, "ema_half_lives": [2], "dropout": 0.1},
+        "init_args": nested("student", **{"points": 5, "ema_half_lives": [2], "dropout": 0.1}),
     },
     "trainer": TRAINER,
 }
@@ -319,11 +323,11 @@ def test_sample_predict_and_validate(study, tmp_path):
 def test_stage_configs_work_by_themselves_and_take_overrides(study, tmp_path):
     folder = study[0]
     config = str(folder / "configs/tiny/teacher.yaml")
-    run("fit", "--config", config, "--data.n", "10", "--trainer.max_steps", "2", "--model.p_mean", "-1.0")
+    run("fit", "--config", config, "--data.n", "10", "--trainer.max_steps", "2", "--model.noise.p_mean", "-1.0")
     record = json.loads((tmp_path / "runs/tiny/teacher/training_set.json").read_text())
     settings = yaml.safe_load((tmp_path / "runs/tiny/teacher/config.yaml").read_text())
-    assert record["n"] == 10 and settings["model"]["init_args"]["p_mean"] == -1.0
-    assert settings["data"]["subset_seed"] == 0 and settings["model"]["init_args"]["training_seed"] == 0
+    assert record["n"] == 10 and settings["model"]["init_args"]["noise"]["p_mean"] == -1.0
+    assert settings["data"]["subset_seed"] == 0 and settings["model"]["init_args"]["seeds"]["training"] == 0
 
 
 def test_wandb_offline_never_asks_and_keeps_its_run(tmp_path, monkeypatch, study):
@@ -356,7 +360,6 @@ def test_analytic_teachers_are_teachers(tmp_path, name):
     config = json.loads(json.dumps(STUDENT))
     config["model"]["init_args"] |= {
         "teacher": name,
-        "initialize": "scratch",
         "network": {"class_path": "cdmem.networks.MLP", "init_args": {"width": 16, "depth": 1}},
     }
     run("fit", "--config", write(tmp_path / "c.yaml", config), "--run_dir", str(tmp_path / "r"))

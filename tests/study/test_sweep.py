@@ -12,6 +12,7 @@ from cdmem.cli.main import main
 from cdmem.errors import InputError
 from cdmem.study.study import read_study
 from cdmem.study.sweep import cells_of, parse_grid, read_sweep, run_sweep, split_arguments
+from support.settings import nested
 
 ROOT = Path(__file__).resolve().parents[2]
 NETWORK = {"class_path": "cdmem.networks.MLP", "init_args": {"width": 16, "depth": 1}}
@@ -20,7 +21,8 @@ TRAINER = {"accelerator": "cpu", "max_steps": 4, "enable_progress_bar": False, "
 
 
 def stage(class_path: str, **options) -> dict:
-    model = {"class_path": class_path, "init_args": {"ema_half_lives": [2], **options}}
+    role = "student" if class_path.endswith("Student") else "teacher"
+    model = {"class_path": class_path, "init_args": nested(role, ema_half_lives=[2], **options)}
     data = {"n": 8, "held_out": 16, "batch_size": 4}
     return {"threads": 1, "data": data, "model": model, "trainer": TRAINER | {"callbacks": CALLBACKS}}
 
@@ -28,7 +30,7 @@ def stage(class_path: str, **options) -> dict:
 @pytest.fixture
 def config(tmp_path):
     teacher = stage("cdmem.training.DiffusionTeacher", network=NETWORK, sampler_points=4)
-    student = stage("cdmem.training.Student", preset="small", points=5)
+    student = stage("cdmem.training.Student", points=5)
     study = {"teacher": "teacher.yaml", "students": {"student": "student.yaml"}}
     study |= {"audit": {"samples": 16, "metrics": ["memorization", "quality"]}}
     for name, content in (("teacher", teacher), ("student", student), ("study", study)):

@@ -94,7 +94,7 @@ OPTIONS = {
     "export": "checkpoint out weights audit licence",
     "report": "out runs",
     "plan": "config devices tflops teacher_config json sweep data.n seed trainer.devices trainer.num_nodes",
-    "study": "config run_dir seed sweep teacher.model.sampler_points student.model.mu data.n data.duplication "
+    "study": "config run_dir seed sweep teacher.model.sampling.points student.model.method.mu data.n data.duplication "
     "audit.nfe audit.samples audit.device audit.features audit.near_duplicates threads wandb "
     "student teacher.config students",
     "theory": "config out overwrite quiet seed n samples run student levels mixture.n images training.steps",

@@ -10,10 +10,12 @@ from types import SimpleNamespace
 import torch
 from diffusers import CMStochasticIterativeScheduler, DDIMScheduler, DDPMScheduler, EDMEulerScheduler
 
-from cdmem.diffusion import noise, preconditioning
+from cdmem.diffusion import ddpm, noise, preconditioning
 from cdmem.models import export
 from cdmem.models import model_card as export_card
-from cdmem.training.student import Student
+from cdmem.training import student
+from cdmem.training.frozen_teacher import FrozenTeacher
+from cdmem.training.record import ModelRecord
 from support.parts import refused, rng
 
 BETAS = {"linear": (1e-4, 0.02), "scaled_linear": (0.00085, 0.012), "squaredcos_cap_v2": (1e-4, 0.02)}
@@ -79,7 +81,7 @@ def check_imported_student(parameterization, prediction):
 def check_betas_are_theirs(betas):
     """Bit for bit."""
     start, end = BETAS[betas]
-    assert torch.equal(noise.ddpm_betas(betas, start, end, STEPS), DDPMScheduler(STEPS, start, end, betas).betas)
+    assert torch.equal(ddpm.ddpm_betas(betas, start, end, STEPS), DDPMScheduler(STEPS, start, end, betas).betas)
 
 
 def check_exported_scheduler():
@@ -106,11 +108,15 @@ def check_card_is_about_these_weights():
 def check_claim_is_said():
     """The training set of an imported teacher is claimed: said aloud, recorded, and refused with other classes."""
     for classes, data, good in ((0, 10, True), (10, 10, True), (4, 10, False)):
-        teacher = SimpleNamespace(num_classes=classes, about={"training_set": "unrecorded"})
+        record = ModelRecord(
+            "teacher", (1, 4, 4), classes, 0.5, 0.002, 80.0, "edm", {}, {"solver": "heun", "points": 18}, "raw"
+        )
+        teacher = FrozenTeacher("folder", None, None, record, "ab")
+        training_set = SimpleNamespace(shape=(1, 4, 4), num_classes=data, hash="cd" * 32)
         said = StringIO()
         with redirect_stdout(said):
-            bad = refused(partial(Student._claim_training_set, teacher, "folder", "cd" * 32, data))
+            bad = refused(partial(student._check_teacher, teacher, training_set))
         assert bad == (not good)
         if good:
-            assert teacher.about == {"training_set": "cd" * 32, "training_set_status": "claimed"}
+            assert (teacher.record.training_set, teacher.record.training_set_status) == ("cd" * 32, "claimed")
             assert said.getvalue().count("\n") == 1 and "does not record" in said.getvalue()

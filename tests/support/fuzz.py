@@ -21,9 +21,10 @@ import cdmem.cli.main
 import cdmem.training.module
 from cdmem.audit.auditor import Auditor
 from cdmem.diffusion import sampling
+from support.settings import nested
 
 NETWORK = {"class_path": "cdmem.networks.UNet", "init_args": {"channels": [4], "layers": 1, "norm_groups": 2}}
-MODEL = {"network": NETWORK, "ema_half_lives": [2], "sampler_points": 3}
+MODEL = nested("teacher", network=NETWORK, ema_half_lives=[2], sampler_points=3)
 DATA = {
     "source": "digits",
     "n": 8,
@@ -48,7 +49,7 @@ TEACHER = {
 }
 STUDENT = {
     "class_path": "cdmem.training.Student",
-    "init_args": {"teacher": "run/teacher", "preset": "small", "points": 4, "ema_half_lives": [2]},
+    "init_args": nested("student", teacher="run/teacher", points=4, ema_half_lives=[2]),
 }
 STUDY = {"seed": 0, "threads": 1, "teacher": "teacher.yaml", "students": {"student": "student.yaml"}}
 STUDY |= {"audit": {"samples": 8, "metrics": ["memorization"]}, "wandb": False}

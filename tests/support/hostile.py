@@ -92,7 +92,7 @@ PICKLES: dict[str, Callable[[Path, Song, dict], None]] = {
 
 def student() -> dict:
     """Settings of a student for the teacher that STAGE describes."""
-    init = {"preset": "small", "ema_half_lives": [2]}
+    init = {"averaging": {"half_lives": [2]}}
     return stage(model={"class_path": "cdmem.training.Student", "init_args": init})
 
 

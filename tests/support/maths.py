@@ -10,7 +10,7 @@ import torch
 from scipy.stats import kstest, norm, uniform
 from torch import nn
 
-from cdmem.diffusion import losses, noise, preconditioning, sampling, solvers
+from cdmem.diffusion import curriculum, losses, noise, preconditioning, sampling, solvers
 from cdmem.diffusion.step_noise import StepNoise
 from cdmem.errors import InputError
 from cdmem.training import student
@@ -171,10 +171,10 @@ def check_law_of_the_noise(parameterization):
 
 def check_curriculum_values():
     """Song et al. 2023, app. C and Song & Dhariwal 2023, eq. 11 on the published lengths."""
-    doubling = [noise.num_points(50_000 * k, 400_000, "doubling", 10, 1280) for k in range(8)]
+    doubling = [curriculum.num_points(50_000 * k, 400_000, "doubling", 10, 1280) for k in range(8)]
     assert doubling == [11, 21, 41, 81, 161, 321, 641, 1281]
     steps = (0, 1, 100_000, 400_000, 800_000)
-    assert [noise.num_points(k, 800_000, "sqrt", 2, 150) for k in steps] == [2, 3, 54, 107, 151]
+    assert [curriculum.num_points(k, 800_000, "sqrt", 2, 150) for k in steps] == [2, 3, 54, 107, 151]
 
 
 def check_curriculum_follows_the_step():
@@ -183,9 +183,12 @@ def check_curriculum_follows_the_step():
         modules = [make_student(curriculum=name, start_points=2, points=64) for _ in range(2)]
         for order, module in zip(((0, 5, 9), (9, 5, 0, 5)), modules):
             module._trainer = SimpleNamespace(max_steps=10)
+            module.record = SimpleNamespace(sigma_min=SIGMA_MIN, sigma_max=80.0)
             for step in order:
                 module._trainer.global_step = step
-                assert module.points_at(module.trainer.global_step) == noise.num_points(step, 10, name, 2, 64)
+                at = module.progress(module.trainer.global_step)
+                points = module.method.points_at(at.step, at.total_steps)
+                assert points == curriculum.num_points(step, 10, name, 2, 64)
 
 
 # ---- solver and loss ------------------------------------------------------------------------------------------------
@@ -236,7 +239,7 @@ def check_pair_of_consistency_training():
             images.append(super().images(batch))
             return images[-1]
 
-    module = make_student(Keep, teacher=None, objective="training")
+    module = make_student(Keep, teacher=None, training=True)
     seen = Seen(module, 3)
     assert module.teacher_denoiser is None and module.teacher_sampler() is None
     for x0, c in zip(images, seen.calls, strict=True):
@@ -269,7 +272,7 @@ def check_zero_loss(name="heun"):
         hi, lo = fill(7, value=sigmas[k]), fill(7, value=sigmas[k + 1])
         x_hi = as_images(torch.randn(7, generator=rng(k), dtype=torch.float64)) * sigmas[k]
         x_lo = step(gaussian(), x_hi, hi, lo)
-        loss = losses.consistency_loss(ideal, ideal, x_hi, x_lo, hi, lo, losses.l2)
+        loss = losses.consistency_loss(ideal, ideal, x_hi, x_lo, hi, lo, losses.L2())
         assert torch.equal(loss, torch.zeros_like(loss))
 
 
@@ -301,7 +304,7 @@ def check_student_sees_the_noisier_image():
 
     x_hi, x_lo = torch.full((3, 1), 2.0).requires_grad_(), torch.full((3, 1), 1.0).requires_grad_()
     hi, lo = torch.full((3,), 2.0), torch.full((3,), 1.0)
-    loss = losses.consistency_loss(wrap("online", online), wrap("target", target), x_hi, x_lo, hi, lo, losses.l2)
+    loss = losses.consistency_loss(wrap("online", online), wrap("target", target), x_hi, x_lo, hi, lo, losses.L2())
     loss.sum().backward()
     assert levels["online"][0] is x_hi and levels["online"][1] is hi
     assert levels["target"][0] is x_lo and levels["target"][1] is lo
@@ -324,7 +327,7 @@ def check_no_clamp():
     """Outputs beyond [-1, 1] still have a gradient and their full distance."""
     out = torch.full((2, 1, 2, 2), 3.0, requires_grad=True)
     loss = losses.consistency_loss(
-        lambda *_: out, lambda *_: torch.full((2, 1, 2, 2), -2.0), out, out, torch.ones(2), torch.ones(2), losses.l2
+        lambda *_: out, lambda *_: torch.full((2, 1, 2, 2), -2.0), out, out, torch.ones(2), torch.ones(2), losses.L2()
     )
     assert torch.equal(loss.detach(), torch.full((2,), 25.0))
     loss.sum().backward()

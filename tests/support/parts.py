@@ -11,11 +11,14 @@ import lightning.pytorch as pl
 import torch
 
 from cdmem.data.subset import TrainingSet
-from cdmem.diffusion import analytic, noise, preconditioning
+from cdmem.diffusion import analytic, ddpm, preconditioning
+from cdmem.distillation import consistency
 from cdmem.errors import InputError
+from cdmem.models.load import load_teacher
 from cdmem.networks.mlp import MLP
 from cdmem.training import student, teacher
 from cdmem.training.datamodule import MemorizationDataModule
+from support.settings import built
 
 EPS32 = torch.finfo(torch.float32).eps
 SIGMA_DATA, SIGMA_MIN = 0.5, 0.002
@@ -51,7 +54,7 @@ def edm(sigma_data=SIGMA_DATA):
 
 
 def vp():
-    return preconditioning.VPScaling(noise.VPSchedule().sigma_min)
+    return preconditioning.VPScaling(ddpm.VPSchedule().sigma_min)
 
 
 def gaussian():
@@ -109,17 +112,16 @@ def make_student(cls=None, **options):
     """A student of the exact empirical denoiser, from scratch."""
     default = {
         "teacher": "analytic:empirical",
-        "initialize": "scratch",
         "network": MLP(width=16, depth=1),
         "ema_half_lives": [2],
         "optimizer": lambda p: torch.optim.SGD(p, lr=0.1),
     }
-    return (cls or student.Student)(**(default | options))
+    return (cls or student.Student)(**built("student", **(default | options)))
 
 
 def make_teacher(cls=None, **options):
     default = {"network": MLP(width=16, depth=1), "ema_half_lives": [2]}
-    return (cls or teacher.DiffusionTeacher)(**(default | options))
+    return (cls or teacher.DiffusionTeacher)(**built("teacher", **(default | options)))
 
 
 def make_trainer(steps, **options):
@@ -136,11 +138,15 @@ def make_trainer(steps, **options):
 
 
 def fit(module, steps=3, data=None, ckpt_path=None, **trainer):
-    """Train in this process; returns the module."""
+    """Train in this process, handing a student the teacher that it names; returns the module."""
+    data = data or make_data()
+    name = getattr(module, "teacher_name", None)
+    if name is not None and module.teacher is None:
+        module.receive(load_teacher(name, data.training_set, module.teacher_weights))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         made = make_trainer(steps, **trainer)
-        made.fit(module, datamodule=data or make_data(), ckpt_path=ckpt_path)
+        made.fit(module, datamodule=data, ckpt_path=ckpt_path)
     return module
 
 
@@ -149,7 +155,7 @@ class Seen:
 
     def __init__(self, module, steps=2, **options):
         self.calls = []
-        real = student.consistency_loss
+        real = consistency.consistency_loss
 
         def spy(online, target, *rest):
             call = SimpleNamespace(**dict(zip(("x_hi", "x_lo", "hi", "lo"), rest)), outputs={})
@@ -158,7 +164,7 @@ class Seen:
             self.calls.append(call)
             return call.loss
 
-        with mock.patch.object(student, "consistency_loss", spy):
+        with mock.patch.object(consistency, "consistency_loss", spy):
             fit(module, steps, **options)
 
     @staticmethod

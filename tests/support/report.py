@@ -132,7 +132,8 @@ def make_study_folder(folder: Path, *, name: str = "student", n: int = 16, seed:
     (folder / "training_set.json").write_text(json.dumps({"n": n, "indices": list(range(n))}))
     for stage, role in stages.items():
         (folder / stage).mkdir()
-        init = {"lr_schedule": "cosine", "preset": "small"}
+        method = {"class_path": "cdmem.distillation.ConsistencyDistillation", "init_args": {"points": 10}}
+        init = {"optimization": {"schedule": "cosine"}, "method": method}
         settings = {"model": {"class_path": role, "init_args": init}, "data": {"n": n}}
         (folder / stage / "config.yaml").write_text(yaml.safe_dump(settings))
         (folder / stage / "finished.json").write_text(json.dumps({"step": 100, "seconds": 1.5}))

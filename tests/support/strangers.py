@@ -20,7 +20,7 @@ STAGE = {
         "class_path": "cdmem.training.DiffusionTeacher",
         "init_args": {
             "network": {"class_path": "cdmem.networks.MLP", "init_args": {"width": 16, "depth": 1}},
-            "ema_half_lives": [2],
+            "averaging": {"half_lives": [2]},
         },
     },
     "trainer": {"accelerator": "cpu", "max_steps": 2, "enable_progress_bar": False, "enable_model_summary": False},

@@ -18,6 +18,7 @@ from cdmem.cli.main import main
 from cdmem.run.folder import RunFolder
 from cdmem.tracking.wandb import PAIR_COLUMNS, SafeWandbLogger, group_name, run_tags
 from cdmem.tracking.workspace import LAYOUT
+from support.settings import nested
 
 DOCS = Path(__file__).resolve().parents[2] / "docs/wandb.md"
 STEPS = 6
@@ -49,15 +50,18 @@ def stage(model: dict) -> dict:
 
 TEACHER = {
     "class_path": "cdmem.training.DiffusionTeacher",
-    "init_args": {
-        "network": {"class_path": "cdmem.networks.MLP", "init_args": {"width": 16, "depth": 1}},
-        "ema_half_lives": [2],
-        "sampler_points": 4,
-    },
+    "init_args": nested(
+        "teacher",
+        **{
+            "network": {"class_path": "cdmem.networks.MLP", "init_args": {"width": 16, "depth": 1}},
+            "ema_half_lives": [2],
+            "sampler_points": 4,
+        },
+    ),
 }
 STUDENT = {
     "class_path": "cdmem.training.Student",
-    "init_args": {"preset": "small", "points": 5, "ema_half_lives": [2]},
+    "init_args": nested("student", **{"points": 5, "ema_half_lives": [2]}),
 }
 
 

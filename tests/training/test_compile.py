@@ -12,11 +12,12 @@ from torch import nn
 
 import support
 from cdmem.errors import InputError
+from cdmem.models.load import load_model
 from cdmem.networks.mlp import MLP
 from cdmem.networks.unet import UNet
 from cdmem.training import compile as compilation
-from cdmem.models.load import load_model
 from cdmem.training.student import Student
+from support.settings import built
 
 ROLES = pytest.mark.parametrize("role", ["teacher", "student"])
 needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler")
@@ -70,7 +71,7 @@ class Sampling(pl.Callback):
 
 def from_teacher(path, **options):
     default = {"teacher": path, "ema_half_lives": [2], "mu": 0.5, "optimizer": lambda p: torch.optim.SGD(p, lr=0.1)}
-    return Student(**(default | options))
+    return Student(**built("student", **(default | options)))
 
 
 def test_only_the_networks_of_the_loss_are_compiled(programs, teacher_file):

@@ -14,6 +14,7 @@ import pytest
 import torch
 import yaml
 
+from support.settings import nested
 from support.spying import run_jobs, spied
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -26,12 +27,13 @@ CONFIG = {
     "data": {"n": 8, "held_out": 150, "batch_size": 4, "predict_samples": 5},
     "model": {
         "class_path": TEACHER,
-        "init_args": {
-            "network": {"class_path": "cdmem.networks.MLP", "init_args": {"width": 16, "depth": 1}},
-            "optimizer": SGD,
-            "ema_half_lives": [2],
-            "sampler_points": 4,
-        },
+        "init_args": nested(
+            "teacher",
+            network={"class_path": "cdmem.networks.MLP", "init_args": {"width": 16, "depth": 1}},
+            optimizer=SGD,
+            ema_half_lives=[2],
+            sampler_points=4,
+        ),
     },
     "trainer": {
         "accelerator": "cpu",
@@ -52,7 +54,7 @@ TWO = ["--trainer.devices", "2", "--trainer.strategy", "ddp"]
 def student(**options):
     config = copy.deepcopy(CONFIG)
     given = {"points": 6, "optimizer": SGD, "ema_half_lives": [2, 3], "mu": 0.5, "lr_schedule": "constant"} | options
-    config["model"] = {"class_path": STUDENT, "init_args": given}
+    config["model"] = {"class_path": STUDENT, "init_args": nested("student", **given)}
     return config
 
 
@@ -217,7 +219,7 @@ def test_a_rank_without_samples(tmp_path):
 def test_a_study_on_two_processes_ends_with_one_audit(tmp_path):
     """Both stages train on two processes; one of them audits, and nobody waits for ever."""
     config = CONFIG | {"trainer": CONFIG["trainer"] | {"callbacks": CONFIG["trainer"]["callbacks"][1:]}}
-    model = {"class_path": STUDENT, "init_args": {"points": 4, "ema_half_lives": [2]}}
+    model = {"class_path": STUDENT, "init_args": nested("student", points=4, ema_half_lives=[2])}
     (tmp_path / "teacher.yaml").write_text(yaml.safe_dump(config))
     (tmp_path / "student.yaml").write_text(yaml.safe_dump(config | {"model": model}))
     study = {"teacher": "teacher.yaml", "students": {"student": "student.yaml"}, "audit": {"samples": 10}}

@@ -7,10 +7,10 @@ import torch
 
 import support
 from cdmem.errors import InputError
+from cdmem.models.load import load_model
 from cdmem.networks.mlp import MLP
 from cdmem.networks.unet import UNet
 from cdmem.training import teacher as teacher_module
-from cdmem.models.load import load_model
 
 NETWORKS = {"mlp": MLP(width=16, depth=1), "unet": UNet(channels=[4], layers=1, norm_groups=2)}
 
@@ -47,7 +47,7 @@ def test_the_given_share_of_labels_is_dropped_and_nothing_else_changes(monkeypat
 def test_without_dropout_the_model_is_what_it_was():
     """The same record and network as before there was such a setting."""
     module = support.fit(make(label_dropout=0.0), 1, support.make_data(balance=True, n=20))
-    assert "null_label" not in module.about and module.raw.network.classes.num_embeddings == 10
+    assert module.record.null_label is False and module.raw.network.classes.num_embeddings == 10
 
 
 @pytest.mark.parametrize("name", NETWORKS)
@@ -55,7 +55,7 @@ def test_a_checkpoint_keeps_the_label_that_means_none(tmp_path, name):
     module = support.fit(make(network=NETWORKS[name]), 2, support.make_data(balance=True, n=20))
     module.trainer.save_checkpoint(tmp_path / "t.ckpt")
     again = load_model(tmp_path / "t.ckpt")
-    assert again.num_classes == 10 and again.about["null_label"] is True
+    assert again.num_classes == 10 and again.record.null_label is True
     x, sigma = torch.randn(3, 1, 8, 8, generator=support.rng()), torch.full((3,), 0.7)
     for label in (0, 10):
         labels = torch.full((3,), label)
@@ -74,11 +74,11 @@ def test_the_label_that_means_none_is_learned():
 def test_a_student_inherits_it_and_is_read_back(tmp_path):
     teacher = support.fit(make(network=NETWORKS["unet"]), 2, support.make_data(balance=True, n=20))
     teacher.trainer.save_checkpoint(tmp_path / "t.ckpt")
-    student = support.make_student(teacher=str(tmp_path / "t.ckpt"), initialize="teacher", network=None)
+    student = support.make_student(teacher=str(tmp_path / "t.ckpt"), network=None)
     support.fit(student, 2, support.make_data(balance=True, n=20))
     student.trainer.save_checkpoint(tmp_path / "s.ckpt")
     again = load_model(tmp_path / "s.ckpt")
-    assert again.about["null_label"] is True and torch.equal(again.sampler(1)([5]), student.sampler(1)([5]))
+    assert again.record.null_label is True and torch.equal(again.sampler(1)([5]), student.sampler(1)([5]))
 
 
 def test_an_exported_folder_keeps_it(tmp_path):
@@ -90,7 +90,7 @@ def test_an_exported_folder_keeps_it(tmp_path):
         main(["export", "--checkpoint", str(tmp_path / "t.ckpt"), "--out", str(tmp_path / "folder")])
     assert stop.value.code == 0
     again = load_model(tmp_path / "folder")
-    assert again.num_classes == 10 and again.about["null_label"] is True
+    assert again.num_classes == 10 and again.record.null_label is True
     torch.testing.assert_close(again.sampler()([3, 4]), module.sampler()([3, 4]))
 
 

@@ -23,6 +23,7 @@ from cdmem.networks.unet import UNet
 from cdmem.study.stage import run_trainer_command
 from cdmem.training import student
 from cdmem.training.engine import check_precision
+from support.settings import built, nested
 
 LOW = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
 LOWS = pytest.mark.parametrize("precision", list(LOW))
@@ -76,7 +77,7 @@ def test_types_at_every_stage_of_a_distillation(precision, teacher_file):
         def on_before_optimizer_step(self, optimizer):
             seen["gradients"] |= {p.grad.dtype for p in self.raw.network.parameters()}
 
-    module = Watched(teacher=teacher_file, mu=0.5, ema_half_lives=[2])
+    module = Watched(**built("student", teacher=teacher_file, mu=0.5, ema_half_lives=[2]))
     calls = support.Seen(module, 3, plugins=plugin(precision)).calls
     full = {torch.float32}
     for name in ("student", "target", "teacher"):
@@ -154,14 +155,17 @@ METRICS = [
 ]
 
 
+CLASSES = {"teacher": "cdmem.training.DiffusionTeacher", "student": "cdmem.training.Student"}
+
+
 def command(folder, name, precision, model):
     config = {
         "threads": 1,
         "wandb": False,
         "data": {"n": 8, "held_out": 16, "batch_size": 8},
         "model": {
-            "class_path": f"cdmem.training.{model['role']}",
-            "init_args": {"ema_half_lives": [4]} | model["arguments"],
+            "class_path": CLASSES[model["role"]],
+            "init_args": nested(model["role"], ema_half_lives=[4], **model["arguments"]),
         },
         "trainer": {
             "accelerator": "cpu",
@@ -199,7 +203,7 @@ def runs(tmp_path_factory):
     network = {"class_path": "cdmem.networks.MLP", "init_args": {"width": 32, "depth": 1}}
     models = {
         "teacher": {
-            "role": "teacher.DiffusionTeacher",
+            "role": "teacher",
             "arguments": {
                 "network": network,
                 "sampler_points": 4,
@@ -207,7 +211,7 @@ def runs(tmp_path_factory):
             },
         },
         "student": {
-            "role": "student.Student",
+            "role": "student",
             "arguments": {
                 "teacher": str(folder / "teacher-32-true"),
                 "points": 4,

@@ -52,4 +52,4 @@ def test_teacher_samples_are_copies_when_the_teacher_memorised_everything():
 def test_held_out_images_are_needed():
     with pytest.raises(InputError) as caught:
         support.fit(support.make_student(data="heldout"), 1, support.make_data(held_out=0))
-    assert caught.value.key == "model.data"
+    assert caught.value.key == "model.data.images"

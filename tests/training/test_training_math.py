@@ -11,14 +11,15 @@ import torch
 from torch import nn
 
 import support
-from cdmem.diffusion import noise
-from cdmem.diffusion.losses import consistency_loss, l2
+from cdmem.diffusion import curriculum
+from cdmem.diffusion.losses import L2, consistency_loss
 from cdmem.diffusion.preconditioning import ConsistencyFunction
 from cdmem.errors import InputError
+from cdmem.models.load import load_model
 from cdmem.networks.mlp import MLP
 from cdmem.networks.unet import UNet
-from cdmem.models.load import load_model
 from cdmem.training.student import Student
+from support.settings import built
 
 SETTINGS = {"max_epochs": -1}
 
@@ -54,7 +55,7 @@ def vp_teacher_file(folder):
 
 def from_teacher(path, **options):
     default = {"teacher": path, "ema_half_lives": [2], "optimizer": lambda p: torch.optim.SGD(p, lr=0.1)}
-    return Student(**(default | options))
+    return Student(**built("student", **(default | options)))
 
 
 # ---- who learns -----------------------------------------------------------------------------------------------------
@@ -72,11 +73,11 @@ def test_the_teacher_is_frozen_in_eval_mode_and_unchanged(teacher_file):
     class Watched(type(module)):
         def setup(self, stage):
             super().setup(stage)
-            frozen.append(digest(self._frozen["module"]))
+            frozen.append(digest(self.teacher.denoiser))
 
     module.__class__ = Watched
     support.fit(module, 3)
-    frozen_teacher = module._frozen["module"]
+    frozen_teacher = module.teacher.denoiser
     assert digest(frozen_teacher) == frozen[0]
     assert hashlib.sha256(Path(teacher_file).read_bytes()).hexdigest() == file_before
     assert not any(m.training for m in frozen_teacher.modules())
@@ -84,7 +85,7 @@ def test_the_teacher_is_frozen_in_eval_mode_and_unchanged(teacher_file):
     assert not any(m.training for m in module.teacher_denoiser.modules())
     held = {id(p) for p in frozen_teacher.parameters()}
     assert not held & {id(p) for p in module.parameters()}
-    assert not any("_frozen" in key or "teacher" in key for key in module.state_dict())
+    assert not any("outside" in key or "teacher" in key for key in module.state_dict())
 
 
 def test_the_student_starts_from_the_teachers_averaged_weights(teacher_file):
@@ -144,15 +145,15 @@ def test_without_a_rate_the_target_is_the_student():
         assert torch.equal(call.target(x, sigma), module.raw(x, sigma))
 
 
-@pytest.mark.parametrize("curriculum", ["fixed", "sqrt", "doubling"])
-def test_adaptive_rate_follows_the_grid_of_the_same_step(curriculum):
+@pytest.mark.parametrize("name", ["fixed", "sqrt", "doubling"])
+def test_adaptive_rate_follows_the_grid_of_the_same_step(name):
     module = support.make_student(
-        support.TrackedStudent, mu="adaptive", mu_start=0.9, curriculum=curriculum, points=20, start_points=2
+        support.TrackedStudent, mu="adaptive", mu_start=0.9, curriculum=name, points=20, start_points=2
     )
     support.fit(module, 4)
     average = module.trail[0].double()
     for step, weights in enumerate(module.trail[1:]):
-        mu = noise.adaptive_mu(noise.num_points(step, 4, curriculum, 2, 20), 2, 0.9)
+        mu = curriculum.adaptive_mu(curriculum.num_points(step, 4, name, 2, 20), 2, 0.9)
         average = mu * average + (1 - mu) * weights.double()
     bound = 16 * support.EPS32 * float(torch.stack(module.trail).abs().max())
     assert float((support.flat_weights(module.target) - average).abs().max()) <= bound
@@ -221,7 +222,7 @@ def test_inverse_gap_weighting():
     module = support.make_student(weighting="inverse_gap", distance="l2")
     seen = support.Seen(module, 2)
     for c in seen.calls:
-        plain = l2(c.outputs["online"][2], c.outputs["target"][2]).detach()
+        plain = L2()(c.outputs["online"][2], c.outputs["target"][2]).detach()
         torch.testing.assert_close(c.loss.detach(), plain / (c.hi - c.lo), rtol=4 * support.EPS32, atol=0)
 
 
@@ -282,7 +283,7 @@ def test_mixed_precision_gradients_survive_the_goal():
         f = ConsistencyFunction(network, support.edm())
         x, s = torch.randn(4, 1, 4, 4, generator=support.rng()), torch.tensor([1.0, 2.0, 3.0, 4.0])
         with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
-            loss = consistency_loss(f, f, x, 0.5 * x, s, 0.5 * s, l2)
+            loss = consistency_loss(f, f, x, 0.5 * x, s, 0.5 * s, L2())
         loss.sum().backward()
         assert all(p.grad is not None for p in network.parameters())
         gradients.append(torch.cat([p.grad.flatten() for p in network.parameters()]))
@@ -299,7 +300,7 @@ def test_a_diverged_run_says_so():
 
 def test_vp_teacher_hands_down_its_form_and_its_classes(vp_teacher_file):
     module = support.fit(from_teacher(vp_teacher_file), 2)
-    assert module.about["parameterization"] == "vp" and module.num_classes == 10
+    assert module.record.parameterization == "vp" and module.num_classes == 10
     assert module.sigma_min == pytest.approx(0.01, rel=1e-3)
     x = torch.randn(3, 1, 8, 8, generator=support.rng())
     labels = torch.tensor([1, 2, 3])
@@ -344,18 +345,17 @@ def test_a_student_is_no_teacher(tmp_path):
     ("options", "key"),
     [
         ({"teacher": None}, "model.teacher"),
-        ({"initialize": "teacher"}, "model.initialize"),
         ({"network": None}, "model.network"),
-        ({"teacher": None, "objective": "training", "data": "teacher_samples"}, "model.data"),
+        ({"teacher": None, "training": True, "data": "teacher_samples"}, "model.data.images"),
         ({"mid_sigmas": [90.0]}, "model.mid_sigmas"),
         ({"mid_sigmas": [1.0, 2.0]}, "model.mid_sigmas"),
         ({"mid_sigmas": [0.0]}, "model.mid_sigmas"),
-        ({"points": 1}, "model.points"),
-        ({"start_points": 99}, "model.start_points"),
-        ({"mu": 1.0}, "model.mu"),
-        ({"ema_half_lives": []}, "model.ema_half_lives"),
-        ({"ema_half_lives": [0]}, "model.ema_half_lives"),
-        ({"weights": "ema_7"}, "model.weights"),
+        ({"points": 1}, "model.method.points"),
+        ({"start_points": 99}, "model.method.start_points"),
+        ({"mu": 1.0}, "model.method.mu"),
+        ({"ema_half_lives": []}, "model.averaging.half_lives"),
+        ({"ema_half_lives": [0]}, "model.averaging.half_lives"),
+        ({"weights": "ema_7"}, "model.averaging.weights"),
     ],
 )
 def test_settings_that_cannot_work_are_refused_at_once(options, key):
@@ -364,10 +364,18 @@ def test_settings_that_cannot_work_are_refused_at_once(options, key):
     assert caught.value.key == key
 
 
-def test_another_network_than_the_teachers_is_refused(teacher_file):
-    with pytest.raises(InputError) as caught:
-        support.fit(from_teacher(teacher_file, network=MLP(width=32, depth=1)), 1)
-    assert caught.value.key == "model.network"
+def test_a_network_of_its_own_starts_from_random_weights(teacher_file):
+    config = MLP(width=32, depth=1)
+    module = support.fit(from_teacher(teacher_file, network=config, optimizer=lambda p: torch.optim.SGD(p, lr=0.0)), 1)
+    fresh = config.build(module.shape, module.record.label_rows, module.training_seed)
+    assert torch.equal(support.flat_weights(module.raw.network), support.flat_weights(fresh))
+    assert module.record.network["init_args"]["width"] == 32 and module.teacher_digest is not None
+
+
+def test_a_student_is_handed_its_teacher(teacher_file):
+    with pytest.raises(InputError, match="not handed over") as caught:
+        from_teacher(teacher_file).prepare(support.make_data().training_set)
+    assert caught.value.key == "model.teacher"
 
 
 def test_a_run_needs_an_end():

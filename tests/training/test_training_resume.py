@@ -7,8 +7,8 @@ import pytest
 import torch
 
 import support
-from cdmem.networks.mlp import MLP
 from cdmem.models.load import load_model
+from cdmem.networks.mlp import MLP
 
 
 def saved(module, path):

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import support
-from cdmem.diffusion import noise, preconditioning
+from cdmem.diffusion import ddpm, preconditioning
 from cdmem.models import export
 from cdmem.models import model_card as export_card
-from cdmem.training.student import Student
+from cdmem.training import student
 from support.faults.frame import EDM, VP, fault, slip
 
 
@@ -37,22 +37,22 @@ def ddpm_input_not_scaled(m):
 
 @fault(support.check_imported_ddpm, "epsilon")
 def ddpm_times_one_step_late(m):
-    slip(m, noise.VPSchedule.time, "(left + fraction)", "(left + fraction + 1)")
+    slip(m, ddpm.VPSchedule.time, "(left + fraction)", "(left + fraction + 1)")
 
 
 @fault(support.check_betas_are_theirs, "scaled_linear")
 def scaled_linear_without_square(m):
-    slip(m, noise.ddpm_betas, "dtype=torch.float32) ** 2", "dtype=torch.float32)")
+    slip(m, ddpm.ddpm_betas, "dtype=torch.float32) ** 2", "dtype=torch.float32)")
 
 
 @fault(support.check_betas_are_theirs, "squaredcos_cap_v2")
 def cosine_betas_not_capped(m):
-    slip(m, noise.ddpm_betas, "b / a, 0.999", "b / a, 1.0")
+    slip(m, ddpm.ddpm_betas, "b / a, 0.999", "b / a, 1.0")
 
 
 @fault(support.check_betas_are_theirs, "scaled_linear")
 def scaled_linear_read_as_linear(m):
-    slip(m, noise.ddpm_betas, 'kind == "linear"', '"linear" in kind')
+    slip(m, ddpm.ddpm_betas, 'kind == "linear"', '"linear" in kind')
 
 
 @fault(support.check_imported_edm, "epsilon")
@@ -112,14 +112,14 @@ def card_of_other_weights(m):
 
 @fault(support.check_claim_is_said)
 def claim_not_recorded(m):
-    slip(m, Student._claim_training_set, ', "training_set_status": "claimed"', "")
+    slip(m, student._check_teacher, ', training_set_status="claimed"', "")
 
 
 @fault(support.check_claim_is_said)
 def claim_made_silently(m):
-    slip(m, Student._claim_training_set, "rank_zero_only(print)", "(lambda *a, **k: None)")
+    slip(m, student._check_teacher, "rank_zero_only(print)", "(lambda *a, **k: None)")
 
 
 @fault(support.check_claim_is_said)
 def classes_of_an_imported_teacher_unchecked(m):
-    slip(m, Student._claim_training_set, "teacher.num_classes != num_classes", "False")
+    slip(m, student._check_teacher, "record.num_classes != training_set.num_classes", "False")

@@ -7,7 +7,7 @@ import torch
 import support
 from cdmem.diffusion import losses, noise, preconditioning, sampling, solvers
 from cdmem.diffusion import step_noise as randomness
-from cdmem.training import student
+from cdmem.distillation import ConsistencyDistillation, ConsistencyTraining, consistency
 from cdmem.training.student import Student
 from cdmem.training.teacher import DiffusionTeacher
 from support.faults.frame import EDM, VP, fault, slip
@@ -98,8 +98,8 @@ def nan_replaced_in_the_output(m):
 
 @fault(support.check_nan_is_visible)
 def nan_left_out_of_the_loss(m):
-    real = student.consistency_loss
-    m.setattr(student, "consistency_loss", lambda *a: real(*a).nan_to_num())
+    real = consistency.consistency_loss
+    m.setattr(consistency, "consistency_loss", lambda *a: real(*a).nan_to_num())
 
 
 # ---- grid, solver, target -------------------------------------------------------------------------------------------
@@ -122,7 +122,7 @@ def ends_only_to_rounding(m):
 
 @fault(support.check_law_of_the_noise, "edm")
 def spread_of_the_noise_for_its_variance(m):
-    slip(m, DiffusionTeacher.sigma, "self.p_std * normal", "self.p_std**0.5 * normal")
+    slip(m, DiffusionTeacher.sigma, "self.noise.p_std * normal", "self.noise.p_std**0.5 * normal")
 
 
 @fault(support.check_law_of_the_noise, "edm")
@@ -130,8 +130,8 @@ def noise_in_decimal_logarithms(m):
     slip(
         m,
         DiffusionTeacher.sigma,
-        "(self.p_mean + self.p_std * normal).exp()",
-        "10 ** (self.p_mean + self.p_std * normal)",
+        "(self.noise.p_mean + self.noise.p_std * normal).exp()",
+        "10 ** (self.noise.p_mean + self.noise.p_std * normal)",
     )
 
 
@@ -142,14 +142,14 @@ def ddpm_times_gaussian(m):
 
 @fault(support.check_every_interval_is_trained)
 def last_interval_never_drawn(m):
-    real = student.interval_probabilities
+    real = consistency.interval_probabilities
 
     def without_last(*a):
         p = real(*a)
         p[-1] = 0
         return p
 
-    m.setattr(student, "interval_probabilities", without_last)
+    m.setattr(consistency, "interval_probabilities", without_last)
 
 
 @fault(support.check_every_interval_is_trained)
@@ -164,35 +164,34 @@ def upwards(step):
 
 @fault(support.check_step_follows_the_teacher)
 def solver_steps_up(m):
-    m.setitem(student.SOLVERS, "heun", upwards(solvers.heun_step))
+    m.setitem(consistency.SOLVERS, "heun", upwards(solvers.heun_step))
 
 
 @fault(support.check_step_follows_the_teacher)
 def clean_image_renoised_instead_of_the_ode(m):
     """What consistency training does, called distillation."""
-    wrong = lambda self, x0, x, hi, lo, labels: losses.training_step_solver(x0, x, hi, lo)  # noqa: E731
-    m.setattr(Student, "solver_step", wrong)
+    m.setattr(ConsistencyDistillation, "step_down", ConsistencyTraining.step_down)
 
 
 @fault(support.check_step_follows_the_teacher)
 def fresh_noise_at_the_lower_level(m):
     m.setattr(
-        Student,
-        "solver_step",
-        lambda self, x0, x, hi, lo, labels: sampling.renoise(x0, lo, torch.randn_like(x0)),
+        ConsistencyDistillation,
+        "step_down",
+        lambda self, teacher, batch, x, hi, lo: sampling.renoise(batch.x0, lo, torch.randn_like(x)),
     )
 
 
 @fault(support.check_pair_of_consistency_training)
 def noise_of_half_the_level(m):
-    real = student.renoise
-    m.setattr(student, "renoise", lambda x0, s, eps: real(x0, s / 2, eps))
+    real = consistency.renoise
+    m.setattr(consistency, "renoise", lambda x0, s, eps: real(x0, s / 2, eps))
 
 
 @fault(support.check_pair_of_consistency_training)
 def fresh_noise_in_consistency_training(m):
     wrong = lambda x0, x, hi, lo: sampling.renoise(x0, lo, torch.randn_like(x0))  # noqa: E731
-    m.setattr(student, "training_step_solver", wrong)
+    m.setattr(consistency, "training_step_solver", wrong)
 
 
 @fault(support.check_solver_order, "heun")
@@ -223,13 +222,13 @@ def goal_is_the_teachers_denoiser(m):
 
 @fault(support.check_target_is_a_consistency_function)
 def target_in_the_denoisers_form(m):
-    m.setattr(student, "ConsistencyFunction", preconditioning.Denoiser)
+    slip(m, Student.loss, "type(self.raw)(self.target", "Denoiser(self.target")
 
 
 @fault(support.check_target_is_a_consistency_function)
 def goal_at_the_upper_level(m):
     real = losses.consistency_loss
-    m.setattr(student, "consistency_loss", lambda f, g, xh, xl, hi, lo, *r: real(f, g, xh, xl, hi, hi, *r))
+    m.setattr(consistency, "consistency_loss", lambda f, g, xh, xl, hi, lo, *r: real(f, g, xh, xl, hi, hi, *r))
 
 
 @fault(support.check_student_sees_the_noisier_image)

@@ -10,8 +10,9 @@ from torch import nn
 
 import support
 from cdmem.data import subset
-from cdmem.diffusion import noise, sampling
+from cdmem.diffusion import curriculum, sampling
 from cdmem.diffusion import step_noise as randomness
+from cdmem.distillation import ConsistencyTraining
 from cdmem.images import to_float
 from cdmem.training import ema, module
 from cdmem.training.student import Student
@@ -80,23 +81,23 @@ def averages_in_the_optimizer(m):
 
 @fault(support.check_who_is_optimised)
 def target_receives_gradients(m):
-    real = Student.assemble_student
+    real = Student.prepare
 
     def wrong(self, *a):
         real(self, *a)
         self.target.requires_grad_(True)
 
-    m.setattr(Student, "assemble_student", wrong)
+    m.setattr(Student, "prepare", wrong)
 
 
 @fault(support.check_who_is_optimised)
 def averages_contain_the_teacher(m):
     real = Student.assemble
 
-    def wrong(self, about, network, raw):
-        real(self, about, network, raw)
+    def wrong(self, record, network, function):
+        real(self, record, network, function)
         both = nn.ModuleDict({"network": network, "teacher": nn.Linear(3, 3)})
-        self.ema = ema.EMA(both, self.ema_half_lives, self.ema_ramp)
+        self.ema = ema.EMA(both, self.averaging.half_lives, self.averaging.ramp)
         self.ema.update = lambda network, step: None
 
     m.setattr(Student, "assemble", wrong)
@@ -119,18 +120,19 @@ def dropout_seed_leaks(m):
 
 @fault(support.check_curriculum_follows_the_step)
 def curriculum_from_a_counter_of_its_own(m):
-    def wrong(self, step):
-        self.calls = getattr(self, "calls", -1) + 1
-        r = self.recipe
-        return noise.num_points(self.calls, self.trainer.max_steps, r.curriculum, r.start_points, r.points)
+    calls = []
 
-    m.setattr(Student, "points_at", wrong)
+    def wrong(self, step, total_steps):
+        calls.append(step)
+        return curriculum.num_points(len(calls) - 1, total_steps, self.curriculum, self.start_points, self.points)
+
+    m.setattr(ConsistencyTraining, "points_at", wrong)
 
 
 @fault(support.check_curriculum_values)
 def curriculum_without_its_last_stage(m):
-    real = noise.num_points
-    m.setattr(noise, "num_points", lambda k, total, *a: real(k, total * 8 // 7, *a))
+    real = curriculum.num_points
+    m.setattr(curriculum, "num_points", lambda k, total, *a: real(k, total * 8 // 7, *a))
 
 
 # ---- sampling -------------------------------------------------------------------------------------------------------

@@ -38,7 +38,7 @@ STEPS = 8  # divides 1000: otherwise DDIM steps to other levels than it visits n
 
 def save(stage, module, training_set, step=40, seed=0):
     """The checkpoint of a module with random weights, and the record of its training set."""
-    module.prepare(training_set)
+    support.hand_over(module, training_set).prepare(training_set)
     for k, network in enumerate([module.raw.network, *module.ema.copies]):
         draw = support.rng(10 * seed + k)
         for p in network.parameters():

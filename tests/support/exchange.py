@@ -88,7 +88,8 @@ def check_exported_scheduler():
     """The consistency scheduler that is written has the student's own scalings, c_noise and grid, and clips nothing."""
     scaling = preconditioning.EDMScaling(0.37, 0.002)
     module = SimpleNamespace(raw=SimpleNamespace(scaling=scaling), sigma_min=0.002, sigma_max=60.0)
-    theirs = CMStochasticIterativeScheduler(**export._scheduler("consistency", module, 23))
+    module.record = SimpleNamespace(sampler={"points": 23})
+    theirs = CMStochasticIterativeScheduler(**export._scheduler("consistency", module))
     assert not theirs.config.clip_denoised and theirs.init_noise_sigma == 60.0
     grid = noise.karras_sigmas(23, 0.002, 60.0)
     torch.testing.assert_close(theirs.sigmas, grid, rtol=1e-9, atol=1e-9)

@@ -137,12 +137,17 @@ def make_trainer(steps, **options):
     )
 
 
+def hand_over(module, training_set):
+    """Give a student the teacher that it names, as the command line does; returns the module."""
+    if getattr(module, "teacher_name", None) is not None and module.teacher is None:
+        module.receive(load_teacher(module.teacher_name, training_set, module.teacher_weights))
+    return module
+
+
 def fit(module, steps=3, data=None, ckpt_path=None, **trainer):
     """Train in this process, handing a student the teacher that it names; returns the module."""
     data = data or make_data()
-    name = getattr(module, "teacher_name", None)
-    if name is not None and module.teacher is None:
-        module.receive(load_teacher(name, data.training_set, module.teacher_weights))
+    hand_over(module, data.training_set)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         made = make_trainer(steps, **trainer)

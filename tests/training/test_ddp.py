@@ -42,7 +42,7 @@ CONFIG = {
         "enable_progress_bar": False,
         "enable_model_summary": False,
         "callbacks": [
-            {"class_path": "spying.Spy"},
+            {"class_path": "support.spying.Spy"},
             {"class_path": "callbacks.MemorizationCallback", "init_args": {"samples": 25, "points": 2}},
             {"class_path": "callbacks.QualityCallback", "init_args": {"samples": 25, "points": 2}},
         ],
@@ -198,7 +198,7 @@ def test_a_rank_without_samples(tmp_path):
     config = copy.deepcopy(CONFIG)
     config["data"]["batch_size"] = 6
     config["trainer"]["callbacks"] = [
-        {"class_path": "spying.Spy"},
+        {"class_path": "support.spying.Spy"},
         {"class_path": "callbacks.MemorizationCallback", "init_args": {"samples": 2, "points": 1}},
     ]
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))

@@ -37,7 +37,7 @@ def no_cluster(monkeypatch):
 
 def arguments(folder, name, *extra):
     config = copy.deepcopy(CONFIG)
-    config["trainer"]["callbacks"] = [{"class_path": "spying.Spy"}]
+    config["trainer"]["callbacks"] = [{"class_path": "support.spying.Spy"}]
     (folder / "config.yaml").write_text(yaml.safe_dump(config))
     return ["--config", str(folder / "config.yaml"), "--run_dir", str(folder / name), *extra]
 

@@ -285,7 +285,7 @@ def test_measurements_are_float32(role, what, monkeypatch):
             continue
         trainer = support.make_trainer(1, **options)
         module.trainer = trainer
-        module.prepare(data.training_set)
+        support.hand_over(module, data.training_set).prepare(data.training_set)
         support.scramble(module.ema)
         if what == "predict":
             results.append(torch.cat([images for _, images in trainer.predict(module, datamodule=data)]))

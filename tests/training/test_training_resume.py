@@ -62,6 +62,6 @@ def test_two_steps_and_two_more_are_four(role, accumulate, tmp_path):
 def test_a_checkpoint_samples_like_the_run_that_wrote_it(role, tmp_path):
     module = support.fit(support.make_teacher() if role == "teacher" else support.make_student(mu=0.5), 2)
     back = load_model(saved(module, tmp_path / "x.ckpt"))
-    assert not back.training and back.step == 2
+    assert not back.training and back.record.step == 2
     assert torch.equal(back.sampler()(range(3)), module.sampler()(range(3)))
     assert torch.equal(back.sampler(weights="raw")(range(3)), module.eval().sampler(weights="raw")(range(3)))

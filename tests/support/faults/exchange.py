@@ -92,7 +92,7 @@ def exported_with_the_usual_sigma_data(m):
 
 @fault(support.check_exported_scheduler)
 def exported_with_intervals_for_points(m):
-    slip(m, export._scheduler, '"num_train_timesteps": points', '"num_train_timesteps": points - 1')
+    slip(m, export._scheduler, 'module.record.sampler["points"]', 'module.record.sampler["points"] - 1')
 
 
 @fault(support.check_exported_scheduler)

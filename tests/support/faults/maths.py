@@ -271,4 +271,4 @@ def student_clamped_in_the_loss(m):
 
 @fault(support.check_no_clamp)
 def loss_summed_over_pixels(m):
-    m.setattr(losses, "l2", lambda a, b: (a - b).flatten(1).square().sum(1))
+    m.setattr(losses.L2, "__call__", lambda self, a, b: (a - b).flatten(1).square().sum(1))

@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 PY := $(VENV)/bin/python
 
-.PHONY: quickstart test test-slow lint clean
+.PHONY: quickstart test test-slow test-sensitive lint clean
 
 $(VENV)/installed: pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "cdmem needs Python 3.11 or newer; set PYTHON=python3.11")'
@@ -24,6 +24,10 @@ test: $(VENV)/installed-test
 
 test-slow: $(VENV)/installed-test
 	$(PY) -m pytest -m slow
+
+# Outcomes of training and sampling, quick ones; with other kernels: `ATEN_CPU_CAPABILITY=default make test-sensitive`.
+test-sensitive: $(VENV)/installed-test
+	$(PY) -m pytest -m 'sensitive and not slow'
 
 lint: $(VENV)/installed-test
 	$(VENV)/bin/ruff check .

@@ -1,8 +1,9 @@
-"""Metrics that are functions of a *set of samples by seed*, the same on one process and on many, to the bit.
+"""Metrics that are functions of a *set of samples by seed*, the same on one process and on many.
 
 Every process contributes rows for its own seeds; before anything is computed the rows of all processes are gathered,
 sorted by seed and counted once (samplers pad shares to equal length). What is computed is then a function of the sorted
-rows only, so neither the number of processes nor the batch size can change it.
+rows only, so neither the number of processes nor the batch size can change it: to the bit on machines
+of one kind, with the same thread count and versions.
 """
 
 from __future__ import annotations

@@ -18,6 +18,7 @@ class MetricsRecord:
 
     def __init__(self, folder: RunFolder) -> None:
         self.folder = folder
+        self._rewind: tuple[int | None, int] | None = None
 
     @property
     def path(self) -> Path:
@@ -25,6 +26,7 @@ class MetricsRecord:
 
     def append(self, step: int, values: dict[str, float]) -> None:
         """Add one line: ``{"step": ..., "time": unix seconds, key: value, ...}``."""
+        self._apply_rewind()
         line = json.dumps({"step": int(step), "time": round(time.time(), 3), **values})
         with self.folder.file("metrics.jsonl").open("a", encoding="utf-8") as stream:
             stream.write(line + "\n")
@@ -43,10 +45,20 @@ class MetricsRecord:
 
     def sync(self) -> int:
         """Force all lines to the disk; their size in bytes."""
+        self._apply_rewind()
         if not self.path.is_file():
             return 0
         sync(self.path)
         return self.path.stat().st_size
+
+    def rewind_before_next_line(self, size: int | None, step: int) -> None:
+        """:meth:`rewind` once there is something to write: a run that cannot be restored changes nothing."""
+        self._rewind = (size, step)
+
+    def _apply_rewind(self) -> None:
+        rewind, self._rewind = self._rewind, None
+        if rewind is not None:
+            self.rewind(*rewind)
 
     def rewind(self, size: int | None, step: int) -> None:
         """Forget what was written after a checkpoint: a resumed run does that work again.

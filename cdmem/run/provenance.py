@@ -31,7 +31,9 @@ def git_state() -> dict[str, Any]:
 
 
 def environment(threads: int) -> dict[str, Any]:
-    """Versions, git state, platform and command: what it takes to make the run again."""
+    """Versions, git state, platform, kernels and command: what it takes to make the run again."""
+    import torch  # loaded already wherever something was computed; this module alone stays light
+
     versions = {}
     for package in PACKAGES:
         try:
@@ -41,6 +43,7 @@ def environment(threads: int) -> dict[str, Any]:
     return {
         "python": platform.python_version(),
         "platform": platform.platform(),
+        "processor": f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}",
         "packages": versions,
         "git": git_state(),
         "threads": threads,

@@ -63,8 +63,8 @@ class RunCheckpoint(Checkpoint):
     """``checkpoints/last.ckpt``: every so many steps, before every evaluation, at the end, and when told to stop.
 
     It is written where one step is complete and the next has not begun: weights, averages, target, records and
-    callbacks all belong to the same step, whatever happens later. So a run that is killed goes on bit for bit, and an
-    evaluation that was cut short is made again.
+    callbacks all belong to the same step, whatever happens later. So a run that is killed goes on bit for bit on the
+    same kind of machine, and an evaluation that was cut short is made again.
 
     Args:
         every_n_steps: cadence in optimizer steps.
@@ -84,14 +84,12 @@ class RunCheckpoint(Checkpoint):
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         trainer.strategy.checkpoint_io = DurableCheckpointIO()
         self._whole = self._told_to_stop = False
+        for record in self._records(trainer):
+            record.rewind_before_next_line(*self._metrics)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._kept = trainer.global_step if trainer.ckpt_path else -1
         self._saved = self._kept if self._from_last(trainer) else -1
-        # Only now is everything restored: a checkpoint that cannot be leaves the record as it was.
-        if trainer.is_global_zero and not trainer.fast_dev_run:
-            for record in self._records(trainer):
-                record.rewind(*self._metrics)
         # Lightning's own handler broadcasts from within the handler, in the middle of whatever collective is running.
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, self._on_sigterm)

@@ -1,7 +1,7 @@
 """``model.compile``: torch.compile of the networks in the training loss, and of nothing else.
 
 Preconditioning, solver and loss stay as they are; so do samples and measurements, which therefore have the bits that
-``python -m cdmem sample`` gets from the checkpoint. State-dict keys do not change.
+``python -m cdmem sample`` gets from the checkpoint on the same machine. State-dict keys do not change.
 """
 
 from __future__ import annotations

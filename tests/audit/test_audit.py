@@ -19,6 +19,7 @@ from cdmem.diffusion.sampling import OdeSampler
 from cdmem.diffusion.solvers import heun_step
 from cdmem.errors import InputError
 from cdmem.images import to_float
+from cdmem.metrics.neighbors.pixels import int_mm_works
 from cdmem.metrics.statistics import wilson_interval
 
 SHAPE = (1, 8, 8)
@@ -86,6 +87,18 @@ def test_entries(result, t):
     assert settings.items() <= result.settings.items()
     again = AuditResult.from_dict(json.loads(result.to_json()) | {"key of a later version": 1})
     assert again.to_json() == result.to_json()
+
+
+@pytest.mark.skipif(not int_mm_works(torch.device("cpu")), reason="no int8 product")
+def test_the_path_of_the_products_is_recorded_and_changes_no_number(t, monkeypatch):
+    records = []
+    for path in ("int8", "float32"):
+        audit = auditor(t, 40)
+        monkeypatch.setattr(audit.search.index, "use_int_mm", path == "int8")
+        record = json.loads(audit.run([subject(empirical(t))]).to_json())
+        assert record["settings"].pop("neighbor_products") == path
+        records.append(record)
+    assert records[0] == records[1]
 
 
 def test_a_teacher_that_generalises_is_far_below(result):

@@ -58,6 +58,7 @@ def test_density_and_scores_against_brute_force():
         assert score == pytest.approx(alone.max())
 
 
+@pytest.mark.sensitive
 def test_em_climbs_to_the_optimum_of_the_published_objective(monkeypatch):
     monkeypatch.setattr("cdmem.metrics.memorization.feature_likelihood.STEPS", 3000)
     monkeypatch.setattr("cdmem.metrics.memorization.feature_likelihood.TOLERANCE", 1e-13)

@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from cdmem.errors import InputError
-from cdmem.metrics.neighbors.pixels import FAR, NeighborIndex, group_ids, int_mm_works
+from cdmem.metrics.neighbors.pixels import FAR, NeighborIndex, group_ids, int_mm_pays, int_mm_works, products
+from cdmem.metrics.neighbors.pixels import pixels as neighbors
 
 ROOT = Path(__file__).resolve().parents[2]
 SHAPES = [(1, 8, 8), (3, 32, 32)]
@@ -309,6 +310,45 @@ def test_products_that_saturate_are_noticed(monkeypatch):
 
     monkeypatch.setattr(torch, "_int_mm", saturating)
     assert not int_mm_works(torch.device("cpu"))
+
+
+@pytest.mark.skipif(not int_mm_works(torch.device("cpu")), reason="no int8 product")
+@pytest.mark.parametrize("width", [8, neighbors.BLOCK + 8, neighbors.INT_BLOCK + 8])
+def test_both_paths_give_the_same_bits(width):
+    draw = torch.Generator().manual_seed(0)
+    a, b = (torch.randint(-128, 128, (n, width), generator=draw).to(torch.int8) for n in (24, 32))
+    a[0] = b[0] = -128
+    by_int8, by_float = products(a, b, True), products(a, b, False)
+    assert by_int8.dtype == by_float.dtype and torch.equal(by_int8, by_float)
+    assert torch.equal(by_float.long(), a.long() @ b.long().t())
+
+
+@pytest.fixture
+def fresh_choice():
+    int_mm_pays.cache_clear()
+    yield
+    int_mm_pays.cache_clear()
+
+
+@pytest.mark.parametrize(("int8", "float32", "exact"), [(1.0, 2.0, True), (2.0, 1.0, True), (1.0, 2.0, False)])
+def test_the_faster_exact_path_is_taken_and_timed_once(monkeypatch, fresh_choice, int8, float32, exact):
+    """By a clock that only products move; the first product of either path is slow and does not count."""
+    clock, calls = [0.0], []
+
+    def timed(queries, rows, use_int_mm):
+        assert len(queries) > 16 and not (len(queries) % 8 or len(rows) % 8 or rows.shape[1] % 8)  # as CUDA wants them
+        clock[0] += (int8 if use_int_mm else float32) + (0 if use_int_mm in calls else 100 * (1 + use_int_mm))
+        calls.append(use_int_mm)
+        return products(queries, rows, False)
+
+    monkeypatch.setattr(neighbors, "products", timed)
+    monkeypatch.setattr(neighbors, "perf_counter", lambda: clock[0])
+    monkeypatch.setattr(neighbors, "int_mm_works", lambda device: exact)
+    images = random_images(4, (1, 8, 8), 14)
+    assert NeighborIndex(images).use_int_mm == (exact and int8 < float32)
+    count = len(calls)
+    assert NeighborIndex(images).to("cpu").use_int_mm == (exact and int8 < float32)
+    assert len(calls) == count and set(calls) == ({True, False} if exact else set())
 
 
 def test_no_training_images_are_refused():

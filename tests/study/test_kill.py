@@ -44,7 +44,10 @@ TEACHER = {
         "init_args": nested(
             "teacher",
             **{
-                "network": {"class_path": "cdmem.networks.MLP", "init_args": {"width": 16, "depth": 1, "dropout": 0.2}},
+                "network": {
+                    "class_path": "cdmem.networks.MLP",
+                    "init_args": {"width": 16, "depth": 1, "dropout": 0.2},
+                },
                 "ema_half_lives": [2, 5],
                 "sampler_points": 4,
                 "warmup_steps": 3,
@@ -78,7 +81,7 @@ STUDY = {
     "students": {"student": "student.yaml"},
     "audit": {"samples": 12, "metrics": ["memorization"]},
 }
-TIMES = {"time", "seconds"}
+TIMES = {"time", "seconds", "neighbor_products"}  # the last one tells which path was the faster in this process
 STATE = ("state_dict", "optimizer_states", "lr_schedulers", "callbacks", "global_step")
 
 

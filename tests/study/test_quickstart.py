@@ -14,7 +14,11 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.mark.slow
+@pytest.mark.sensitive
 def test_the_quick_start_shows_the_phenomenon(tmp_path):
+    """Bounds are those of the claims. README's three seeds: f_mem of the teacher .895 to .923, of held-out images 0 to
+    .002, variance ratios .929 to 1.011, where the verdict asks for .9 to 1.1; rmse falls to .53 of its start (seed 0).
+    """
     run = tmp_path / "quickstart"
     command = [sys.executable, "-m", "cdmem", "study", "--config", "configs/quickstart.yaml", "--run_dir", str(run)]
     env = os.environ | {"WANDB_MODE": "offline"}

@@ -191,6 +191,7 @@ def test_the_same_seed_gives_the_same_numbers(study):
     assert first == again and first["levels"] != other["levels"]
 
 
+@pytest.mark.sensitive
 def test_the_student_is_compared_with_the_endpoints_of_its_own_teacher(study):
     pair, name = load_pair(str(study), None)
     assert name == "student" and pair.images.min() >= -1 and pair.images.max() <= 1

@@ -254,6 +254,7 @@ def test_a_trained_run_with_its_student(tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
+@pytest.mark.sensitive
 def test_any_teacher_alone_and_its_own_guidance(tmp_path, monkeypatch):
     """Trained with label dropout, then looked at by its stage folder, its checkpoint and exported."""
     monkeypatch.chdir(tmp_path)

@@ -49,8 +49,11 @@ def test_a_students_form_holds_its_teachers_denoiser():
         torch.testing.assert_close(step[e].double(), alone, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.sensitive
 def test_students_of_one_point_learn_its_flow():
-    """The flow of a single point is linear: the one-step map is known, and both distillations find it."""
+    """The flow of a single point is linear: the one-step map is known, and both distillations find it: up to .0704 to
+    .0706 and .0062 of its size on six kinds of processors.
+    """
     data, z = tensor(3, 4), tensor(200, 4, seed=1)
     teacher = Learned(data[:1], 1e-4)
     exact = integrate(teacher, z, grid())
@@ -61,8 +64,11 @@ def test_students_of_one_point_learn_its_flow():
         assert float((student(z) - exact).norm() / exact.norm()) < 0.12
 
 
+@pytest.mark.sensitive
 def test_a_student_follows_a_teacher_of_two_far_points():
-    """Half of the noise flows to each point; the one-step map must choose as the trajectory does."""
+    """Half of the noise flows to each point; the one-step map must choose as the trajectory does, and a second step
+    must end nearer to the points. Six kinds of processors: the same choice in all 400, .26 to .28 away and then .16.
+    """
     data = torch.tensor([[4.0, 0.0, 0.0], [-4.0, 0.0, 0.0]], dtype=torch.float64)
     z = tensor(400, 3, seed=1)
     teacher = Learned(data, 1e-4)

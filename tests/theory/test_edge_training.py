@@ -73,15 +73,21 @@ def test_the_loss_is_that_of_noise_prediction():
     torch.testing.assert_close(noise_loss(estimate, clean, t), expected)
 
 
+@pytest.mark.sensitive
 def test_one_mean_learns_mean_and_variance_of_the_data():
-    """M = 1: at every noise level the best linear denoiser has the data's mean and mean variance."""
+    """M = 1: at every noise level the best linear denoiser has the data's mean and mean variance.
+
+    The noise of the last steps stays: .008 of the mean and .012 of the variance, to six digits on every processor.
+    """
     data = 2 + 0.7 * tensor(40, 6)
     learned = train(data, [1], replace(SHORT, steps=2500), 0)[0]
     assert torch.allclose(learned.means[0], data.mean(0), atol=0.06)
     assert learned.var == pytest.approx(float(((data - data.mean(0)) ** 2).mean()), rel=0.05)
 
 
+@pytest.mark.sensitive
 def test_members_train_as_they_would_alone():
+    """Up to rounding, which 30 steps enlarge: between processors the variances differ by 1e-4 of themselves."""
     data = tensor(8, 5)
     training = Training(30, 1e-2, draws=2)
     together = train(data, [2, 5, 8], training, 3)
@@ -141,6 +147,7 @@ def test_bookkeeping_by_hand():
     assert means.to_sample == pytest.approx((8 + 0.1 + 4.5 + 3.5) / 4)
 
 
+@pytest.mark.sensitive
 def test_the_fitted_weight_recovers_a_planted_crossover():
     """Gaps of the theory's form whose crossover differs by tuple; the planted weight sits at one time."""
     share, times = np.linspace(0.05, 1, 20), np.linspace(0.05, 0.95, 10)
@@ -154,17 +161,23 @@ def test_the_fitted_weight_recovers_a_planted_crossover():
     assert np.average(times**2, weights=fitted.weights) == pytest.approx(times[5] ** 2, abs=0.03)
 
 
+@pytest.mark.sensitive
 def test_the_transition_lies_near_four_fifths():
-    """N = 40, d = 30, K = 4 (published: M_pt = 4N/5): below 3/5 nothing is copied, at N everything; s^2 falls."""
+    """N = 40, d = 30, K = 4 (published: M_pt = 4N/5): below 3/5 nothing is copied, at N everything; s^2 falls.
+
+    Six kinds of processors and four seeds: M_pt/N .766 to .794; at M = N s^2 .000 to .043 of the data's 1, loss on the
+    training points .005 to .23 (at N/5: 3.7 to 3.8), on fresh ones 5.9 to 11 times that at N/5.
+    """
     problem = gaussian_problem(Sizes(40, 30, 4), 10, 300, 0)
     sweep = sweep_capacities([problem], gaussian_trainer(SHORT), FIVE, [0.36])
     assert sweep.capacities == steps_of(40, 5) == [8, 16, 24, 32, 40]
     ratios, rows = [c.ratio for c in sweep.pooled()], sweep.rows[0]
     assert max(ratios[:2]) < 0.05 and ratios[2] < 0.35 and ratios[4] > 0.95
-    assert 0.65 < sweep.transition().middle / 40 < 0.95
-    assert np.all(np.diff([r.var for r in rows]) < 0) and rows[4].var < 0.02
-    assert rows[4].fresh[0] > 5 * rows[0].fresh[0] and rows[4].train[0] < 0.2
-    assert np.all(np.diff([r.means.to_sample for r in rows]) < 0.1)
+    assert sweep.transition().middle / 40 == pytest.approx(0.8, abs=0.1)  # half a step between the capacities
+    # A memoriser keeps a small part of the data's variance and of the loss, and pays for it on fresh points.
+    assert np.all(np.diff([r.var for r in rows]) < 0) and rows[4].var < 0.1
+    assert rows[4].fresh[0] > 4 * rows[0].fresh[0] and rows[4].train[0] < 0.1 * rows[0].train[0]
+    assert np.all(np.diff([r.means.to_sample for r in rows]) < 0)
 
 
 def test_images_made_of_templates():
@@ -177,8 +190,11 @@ def test_images_made_of_templates():
     torch.testing.assert_close(colours[..., None] * problem.shown[:, None], problem.data)
 
 
+@pytest.mark.sensitive
 def test_the_image_model_with_every_image_memorises():
-    """At M = N the start is the memorising denoiser and training keeps it; few templates do not copy."""
+    """At M = N the start is the memorising denoiser and training keeps it (1.00 are copies on six kinds of processors);
+    few templates do not copy (.19 to .20).
+    """
     problem = image_problem(templates(Images(k=2), np.random.default_rng(0)), 10, 5, 100, 0)
     all_of_them, few = train_images(problem, [10, 2], replace(IMAGES, steps=300), 0)
     assert copies(integrate(all_of_them, problem.noise, grid()), problem.data).ratio > 0.9
@@ -187,13 +203,14 @@ def test_the_image_model_with_every_image_memorises():
 
 
 @pytest.mark.slow
+@pytest.mark.sensitive
 def test_published_sizes_of_the_isotropic_experiment():
     """Rows 13 and 16 at N = 200, d = 50, K = 12 with the short schedule."""
     torch.set_num_threads(2)
     problem = gaussian_problem(Sizes(200, 50, 12), 100, 200, 0)
     sweep = sweep_capacities([problem], gaussian_trainer(replace(SHORT, draws=2)), FIVE, [float(grid()[16])])
     ratios = [c.ratio for c in sweep.pooled()]
-    assert ratios[0] == 0 and ratios[1] < 0.02 and ratios[-1] > 0.95
+    assert max(ratios[:2]) < 0.02 and ratios[-1] > 0.95
     assert 0.75 < sweep.transition().middle / 200 < 0.88
     var = np.array([r.var for r in sweep.rows[0]])
     assert var[1:4] == pytest.approx(1 - np.array([0.4, 0.6, 0.8]), abs=0.25)
@@ -201,6 +218,7 @@ def test_published_sizes_of_the_isotropic_experiment():
 
 
 @pytest.mark.slow
+@pytest.mark.sensitive
 def test_the_shape_of_the_published_image_table():
     """Row 15 (theory 3.5): .06 or less up to M/N = .5, .58 at .9, 1 at 1; train loss near the generalising one."""
     problem = image_problem(templates(Images(k=4), np.random.default_rng(0)), 40, 50, 300, 0)

@@ -70,6 +70,7 @@ def run(role, parts, batch=BATCH, steps=STEPS, **options):
     return module, follow, record.rows
 
 
+@pytest.mark.sensitive
 @ROLES
 @pytest.mark.parametrize("parts", [2, 3, 12])
 def test_micro_batches_are_the_batch(role, parts):
@@ -79,7 +80,8 @@ def test_micro_batches_are_the_batch(role, parts):
     assert torch.equal(torch.cat(seen.indices), torch.cat(seen_cut.indices))
     assert len(seen_cut.indices) == parts * STEPS
     for step, (a, b) in enumerate(zip(seen.trail, seen_cut.trail)):
-        # Sums in another order: a few float32 roundings a step of numbers of the size of the weights.
+        # Sums in another order: a few float32 roundings a step of numbers of the size of the weights. Six kinds of
+        # processors use at most a thousandth of it: the gradients are small.
         assert float((a - b).abs().max()) <= 16 * (step + 1) * support.EPS32 * float(a.abs().max())
     assert float((seen.trail[0] - seen.trail[-1]).abs().max()) > 1e-3
     assert [(r["step"], r["images_seen"]) for r in rows_cut] == [(1, BATCH), (3, 3 * BATCH)]

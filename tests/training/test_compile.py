@@ -151,6 +151,7 @@ def near(a, b):
 
 
 @pytest.mark.slow
+@pytest.mark.sensitive
 @needs_compiler
 @pytest.mark.parametrize("network", list(NETWORKS))
 def test_compiled_runs_follow_uncompiled_ones(network, tmp_path):

@@ -118,6 +118,21 @@ def runs(tmp_path_factory):
     return folder
 
 
+def near_rows(one, many):
+    """Rows of samples that differ in the last bits: where rounding to grey levels falls the other way, a distance moves
+    by at most the length of that change, here of four pixels by one level; only a tie within that may change the group.
+    """
+    gap = 2.0
+    d1, d2 = (np.sqrt(one[key].astype(float)) for key in ("squared1", "squared2"))
+    for key, own in (("squared1", d1), ("squared2", d2)):
+        np.testing.assert_allclose(np.sqrt(many[key].astype(float)), own, rtol=0, atol=gap)
+    apart = d2 - d1 > 2 * gap
+    assert apart.any() and (many["group1"] == one["group1"])[apart].all()
+    for key in set(one.files) - {"squared1", "squared2", "group1"}:
+        np.testing.assert_allclose(many[key], one[key], rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.sensitive
 @pytest.mark.parametrize("name", ["teacher", "student", "bf16"])
 def test_two_processes_equal_one(runs, name):
     (one, rows_one), (two, rows_two) = result(runs / "one" / name), result(runs / "two" / name)
@@ -172,6 +187,7 @@ def test_resume_is_exact(runs, processes):
     assert all(torch.equal(straight[k], resumed[k]) for k in straight)
 
 
+@pytest.mark.sensitive
 def test_every_seed_is_measured_once(runs):
     """25 samples on 2 ranks: 13 and 12."""
     files = [sorted((runs / n / "student/evaluations").glob("*.npz")) for n in ("one", "two")]
@@ -179,10 +195,10 @@ def test_every_seed_is_measured_once(runs):
     for one, two in zip(*([np.load(f) for f in fs] for fs in files)):
         assert set(one.files) == set(two.files)
         assert sorted(two["seeds"]) == list(range(25)) == one["seeds"].tolist()
-        for key in one.files:
-            np.testing.assert_allclose(two[key], one[key], rtol=1e-3, atol=1e-4)
+        near_rows(one, two)
 
 
+@pytest.mark.sensitive
 def test_validate_and_predict(runs):
     """Held-out images fill 3 batches, which 2 ranks cannot share evenly; 5 seeds neither."""
     values = [json.loads((runs / n / "teacher/validate/step=00000006.json").read_text()) for n in ("one", "two")]
@@ -193,6 +209,7 @@ def test_validate_and_predict(runs):
 
 
 @pytest.mark.slow
+@pytest.mark.sensitive
 def test_a_rank_without_samples(tmp_path):
     """2 samples on 3 ranks: the third has none, and nobody waits for it."""
     config = copy.deepcopy(CONFIG)
@@ -209,8 +226,7 @@ def test_a_rank_without_samples(tmp_path):
     files = [next((tmp_path / n / "evaluations").glob("*.npz")) for n in ("one", "three")]
     one, three = map(np.load, files)
     assert three["seeds"].tolist() == [0, 1]
-    for key in one.files:
-        np.testing.assert_allclose(three[key], one[key], rtol=1e-3, atol=1e-4)
+    near_rows(one, three)
     ranks = spied(tmp_path / "three")
     assert len(ranks) == 3 and len({json.dumps([r["digests"], r["measured"]]) for r in ranks}) == 1
 

@@ -225,6 +225,7 @@ def runs(tmp_path_factory):
     return made
 
 
+@pytest.mark.sensitive
 @ROLES
 def test_a_bf16_run_stays_near_the_float32_run(runs, role):
     (full, full_rows), (low, low_rows) = runs[role, "32-true"], runs[role, "bf16-mixed"]
@@ -337,6 +338,7 @@ def test_gradients_that_always_overflow_end_the_run():
     assert caught.value.key == "trainer.precision"
 
 
+@pytest.mark.sensitive
 @ROLES
 def test_a_float16_run_stays_near_the_float32_run(role):
     weights = []

@@ -179,8 +179,11 @@ def test_mirror_images_are_one_group():
     support.check_flips_are_grouped()
 
 
+@pytest.mark.sensitive
 def test_analytic_teacher_trains_a_student_end_to_end():
-    """One step from the shared noise comes closer to the end of the exact flow than the untrained network does."""
+    """One step from the shared noise comes closer to the end of the exact flow than the untrained network does: to .68
+    of its distance, to six digits on every processor.
+    """
     module = support.make_student(
         network=MLP(width=32, depth=2),
         optimizer=lambda p: torch.optim.RAdam(p, lr=3e-3),

@@ -18,10 +18,8 @@ from tqdm import tqdm
 
 from cdmem.errors import InputError
 from cdmem.io.paths import possible_path
-from cdmem.report.build import write
-from cdmem.report.charts.base import Chart
-from cdmem.report.html import esc, figure, table
-from cdmem.report.style import page
+from cdmem.report.page import Figure, Page, Table, Text, write
+from cdmem.report.page import Section as PageSection
 
 T = TypeVar("T")
 FILES = ("results.json", "report.html", "figures")
@@ -47,23 +45,6 @@ class Progress:
     def bar(self, items: Iterable[T], what: str) -> Iterable[T]:
         """The same items, with a bar."""
         return tqdm(items, desc=what, disable=self.quiet, leave=False, file=sys.stderr)
-
-
-@dataclass(frozen=True)
-class Figure:
-    """A chart and the words below it: what is drawn, n, seeds, and what to see."""
-
-    chart: Chart
-    caption: str
-
-
-@dataclass(frozen=True)
-class Table:
-    """Plain text cells, which the page escapes."""
-
-    head: Sequence[str]
-    rows: Sequence[Sequence[str]]
-    caption: str = ""
 
 
 @dataclass(frozen=True)
@@ -135,30 +116,14 @@ def span(entry: Mapping[str, Any] | None, form: str = "+.3f") -> str:
     return f"{middle:{form}} [{entry['low']:{form}}, {entry['high']:{form}}]"
 
 
-def render(outcome: Outcome, command: str) -> str:
-    """The page, one self-contained HTML document."""
-    links = "".join(f'<a href="#part{k}">{esc(s.title)}</a>' for k, s in enumerate(outcome.sections))
-    lead = "".join(f'<p class="lead">{esc(line)}</p>' for line in outcome.lead)
-    parts = [f"<h1>{esc(outcome.title)}</h1>", lead, f"<nav>{links}</nav>"]
-    parts += [_section(k, s) for k, s in enumerate(outcome.sections)]
-    parts.append(f"<h2>Made by</h2><pre>{esc(command)}</pre>")
-    return page(esc(outcome.title), "\n".join(parts))
-
-
-def _section(k: int, section: Section) -> str:
-    mark = f'<p class="soft"><b>{esc(RECONSTRUCTION)}</b></p>' if section.reconstruction else ""
-    text = "".join(f"<p>{esc(line)}</p>" for line in section.text)
-    body = "".join(_part(part) for part in section.parts)
-    return f'<section id="part{k}"><h2>{esc(section.title)}</h2>{mark}{text}{body}</section>'
-
-
-def _part(part: Figure | Table) -> str:
-    if isinstance(part, Table):
-        rows = [[esc(cell) for cell in row] for row in part.rows]
-        return table(part.head, rows, caption=part.caption, sortable=False)
-    name = esc(part.chart.name)
-    links = f' <a href="figures/{name}.png">PNG</a> <a href="figures/{name}.csv">CSV</a>'
-    return figure(part.chart.svg(), part.caption, links)
+def render(outcome: Outcome, command: str) -> Page:
+    """The page, with how it was made at its end."""
+    sections = []
+    for k, s in enumerate(outcome.sections):
+        text = [Text(RECONSTRUCTION, "soft")] * s.reconstruction + [Text(line) for line in s.text]
+        sections.append(PageSection(f"part{k}", s.title, [*text, *s.parts]))
+    made = PageSection("made", "Made by", [Text(command, "code")])
+    return Page(outcome.title, outcome.lead, [*sections, made], figures="figures")
 
 
 def output_folder(given: str, overwrite: bool) -> Path:
@@ -195,9 +160,7 @@ def write_outcome(outcome: Outcome, folder: Path, command: str) -> Path:
     names = [chart.name for chart in charts]
     if len(set(names)) != len(names):
         raise ValueError(f"two figures share a name: {sorted(names)}")
-    for chart in charts:
-        write(folder, f"figures/{chart.name}.png", chart.png())
-        write(folder, f"figures/{chart.name}.csv", chart.csv())
-    write(folder, "results.json", json.dumps(plain(outcome.results), indent=2, allow_nan=False) + "\n")
-    write(folder, "report.html", render(outcome, command))
+    results = json.dumps(plain(outcome.results), indent=2, allow_nan=False) + "\n"
+    for name, content in {"results.json": results, **render(outcome, command).files("report.html")}.items():
+        write(folder, name, content)
     return folder / "report.html"

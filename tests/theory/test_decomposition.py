@@ -285,7 +285,8 @@ def test_any_teacher_alone_and_its_own_guidance(tmp_path, monkeypatch):
 
 
 def test_the_callback_logs_the_parts(tmp_path):
-    own = {"class_path": "callbacks.DecompositionCallback", "init_args": {"samples": 6, "steps": 4, "points": 2}}
+    settings = {"steps": 4, "cadence": {"samples": 6, "points": 2}}
+    own = {"class_path": "callbacks.DecompositionCallback", "init_args": settings}
     config = {**TEACHER, "trainer": {**TEACHER["trainer"], "callbacks": [own]}}
     (tmp_path / "teacher.yaml").write_text(json.dumps(config))
     succeed("fit", "--config", tmp_path / "teacher.yaml", "--run_dir", tmp_path / "run")

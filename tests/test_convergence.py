@@ -48,8 +48,9 @@ def test_one_evaluation_is_no_trend():
 
 def test_classes_are_exclusive_at_the_margin():
     assert classify(-MARGIN, MARGIN) == "stopped"
-    assert classify(-MARGIN - 1e-9, MARGIN) == "undetermined"
+    assert classify(-MARGIN - 1e-9, MARGIN) == classify(-MARGIN, MARGIN + 1e-9) == "undetermined"
     assert classify(1e-9, MARGIN) == "rising" and classify(-MARGIN, -1e-9) == "falling"
+    assert classify(0.0, MARGIN) == classify(-MARGIN, 0.0) == classify(0.0, 0.0) == "stopped"
 
 
 def spread(means, m=400, seed=0):

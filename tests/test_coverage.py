@@ -42,6 +42,13 @@ def test_coverage_by_hand():
     assert found["effective"] == pytest.approx(math.exp(entropy), rel=1e-12)
 
 
+def test_chao_interval_is_that_of_estimates():
+    """EstimateS on the counts 0 1 1 4 2 5 2 4 1 2, two decimals, as scikit-bio's tests quote it."""
+    found = coverage(torch.tensor([0, 1, 1, 4, 2, 5, 2, 4, 1, 2]))
+    assert found["chao1"] == 9.75
+    assert (round(found["chao1_low"], 2), round(found["chao1_high"], 2)) == (9.07, 17.45)
+
+
 def test_coverage_of_nothing_and_of_one():
     nothing = coverage(torch.zeros(4, dtype=torch.int64))
     assert math.isnan(nothing.pop("good_turing")) and set(nothing.values()) == {0.0}

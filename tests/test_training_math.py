@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
+from types import SimpleNamespace
 
 import lightning.pytorch as pl
 import pytest
@@ -11,12 +12,16 @@ import torch
 from torch import nn
 
 import checks
+from cdmem.data.stream import Batch
 from cdmem.diffusion import noise
 from cdmem.diffusion.losses import consistency_loss, l2
 from cdmem.diffusion.preconditioning import ConsistencyFunction
+from cdmem.diffusion.solvers import SOLVERS
 from cdmem.errors import InputError
+from cdmem.images import to_float
 from cdmem.networks import MLP, UNet
 from cdmem.training.checkpoint import load_module
+from cdmem.training.randomness import StepNoise
 from cdmem.training.student import ConsistencyStudent
 
 SETTINGS = {"max_epochs": -1}
@@ -248,6 +253,76 @@ def test_dropout_noise_is_not_the_training_noise(monkeypatch):
         assert not set(seeds) & {n.seed for n in noises}
 
 
+# ---- samplers and noise levels -----------------------------------------------------------------------------------
+
+
+def prepared(module, **data):
+    """Built for its data, not trained."""
+    module.prepare(checks.make_data(**data).training_set)
+    return module
+
+
+@pytest.mark.parametrize(
+    ("solver", "nfe", "points"),
+    [("heun", None, 18), ("heun", 35, 18), ("heun", 3, 2), ("heun", 5, 3), ("euler", None, 18), ("euler", 2, 2)],
+)
+def test_a_teacher_spends_the_evaluations_asked_for(solver, nfe, points):
+    module = prepared(checks.make_teacher(solver=solver))
+    sampler = module.sampler(nfe)
+    assert torch.equal(sampler.sigmas, noise.sampler_sigmas(points)) and sampler.step is SOLVERS[solver]
+    assert sampler.nfe == (nfe or module.default_nfe[0]) and len(module.default_nfe) == 1
+
+
+@pytest.mark.parametrize(("solver", "nfe"), [("heun", 1), ("heun", 2), ("heun", 4), ("euler", 0), ("euler", 1)])
+def test_evaluations_that_a_teacher_cannot_spend_are_refused(solver, nfe):
+    with pytest.raises(InputError, match=r"^nfe="):
+        prepared(checks.make_teacher(solver=solver)).sampler(nfe)
+
+
+def test_a_teacher_walks_the_students_levels_by_euler_steps():
+    sampler = prepared(checks.make_teacher()).few_step_sampler([2.0, 0.5])
+    assert sampler.sigmas.tolist() == [80.0, 2.0, 0.5, 0.0] and sampler.nfe == 3
+
+
+@pytest.mark.parametrize(("nfe", "levels"), [(None, []), (1, []), (2, [2.0]), (3, [2.0, 0.5])])
+def test_a_student_renoises_to_its_first_levels(nfe, levels):
+    module = prepared(checks.make_student(mid_sigmas=[2.0, 0.5]))
+    sampler = module.sampler(nfe)
+    assert (list(sampler.mid_sigmas), sampler.sigma_max, sampler.sigma_min) == (levels, 80.0, 0.002)
+    assert sampler.nfe == 1 + len(levels) and module.default_nfe == [1, 2, 3]
+    for wrong in (0, 4):
+        with pytest.raises(InputError, match=r"^nfe="):
+            module.sampler(wrong)
+
+
+@pytest.mark.parametrize("parameterization", ["edm", "vp"])
+def test_a_gaussian_number_is_a_noise_level(parameterization):
+    """EDM: exp(p_mean + p_std z). VP: the level of time 999 Phi(z): known at both ends and, with z = 0, the middle."""
+    module = prepared(checks.make_teacher(parameterization=parameterization, p_mean=-0.7, p_std=1.5))
+    z = torch.tensor([-9.0, 0.0, 9.0])
+    sigma = module.sigma(SimpleNamespace(normal=lambda: z)).double()
+    expected = (-0.7 + 1.5 * z.double()).exp()
+    if parameterization == "vp":
+        table = noise.VPSchedule().log_sigma
+        expected = torch.stack([table[0], table[499:501].mean(), table[-1]]).exp()
+    torch.testing.assert_close(sigma, expected, rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize("parameterization", ["edm", "vp"])
+def test_loss_of_an_empty_network(parameterization):
+    """Fresh networks answer 0, so D = c_skip x; the weights make the loss that of F, with c_out^2 taken out."""
+    data = checks.make_data()
+    module = prepared(checks.make_teacher(parameterization=parameterization, sigma_data=0.6))
+    batch = Batch(data.training_set.images, data.training_set.labels, torch.arange(8))
+    loss = module.loss(batch, StepNoise(3, 5, 8)).double()
+    draws = StepNoise(3, 5, 8)
+    sigma, eps = module.sigma(draws).double(), draws.normal((1, 8, 8)).double()
+    x0, s2, d2 = to_float(batch.image).double(), (sigma**2)[:, None, None, None], 0.6**2
+    error = (d2 / (s2 + d2) * (x0 + s2.sqrt() * eps) - x0).square().mean((1, 2, 3)) * (sigma**2 + d2) / (sigma**2 * d2)
+    expected = error if parameterization == "edm" else eps.square().mean((1, 2, 3))
+    torch.testing.assert_close(loss, expected, rtol=1e-4, atol=0)
+
+
 # ---- precision ------------------------------------------------------------------------------------------------------
 
 
@@ -346,12 +421,12 @@ def test_a_student_is_no_teacher(tmp_path):
         ({"initialize": "teacher"}, "model.initialize"),
         ({"network": None}, "model.network"),
         ({"teacher": None, "objective": "training", "data": "teacher_samples"}, "model.data"),
-        ({"mid_sigmas": [90.0]}, "model.mid_sigmas"),
-        ({"mid_sigmas": [1.0, 2.0]}, "model.mid_sigmas"),
-        ({"mid_sigmas": [0.0]}, "model.mid_sigmas"),
+        *(({"mid_sigmas": levels}, "model.mid_sigmas") for levels in ([80.0], [1.0, 1.0], [0.0], [0.8, 0.0])),
         ({"points": 1}, "model.points"),
-        ({"start_points": 99}, "model.start_points"),
+        ({"start_points": 0}, "model.start_points"),
+        ({"start_points": 19}, "model.start_points"),
         ({"mu": 1.0}, "model.mu"),
+        ({"mu": -0.1}, "model.mu"),
         ({"ema_half_lives": []}, "model.ema_half_lives"),
         ({"ema_half_lives": [0]}, "model.ema_half_lives"),
         ({"weights": "ema_7"}, "model.weights"),
@@ -375,11 +450,23 @@ def test_a_run_needs_an_end():
     assert caught.value.key == "trainer.max_steps"
 
 
-def test_more_evaluations_than_levels_are_refused():
-    module = checks.fit(checks.make_student(mid_sigmas=[0.8]), 1)
-    assert module.default_nfe == [1, 2]
-    with pytest.raises(InputError):
-        module.sampler(3)
+@pytest.mark.parametrize("levels", [{"mid_sigmas": [2.0]}, {"mid_sigmas": [1.0, 0.5]}])
+def test_levels_outside_the_teachers_range_are_refused(levels):
+    """A teacher from elsewhere may end below 80 and start above 0.002."""
+    module = checks.make_student(**levels)
+    module.sigma_max = 2.0
+    about = {"shape": [1, 4, 4], "num_classes": 0, "sigma_data": 0.5, "sigma_min": 0.5, "parameterization": "edm"}
+    with pytest.raises(InputError, match="must lie between") as caught:
+        module.assemble_student(about, checks.small_network())
+    assert caught.value.key == "model.mid_sigmas"
+
+
+def test_smallest_settings_are_taken():
+    checks.make_student(points=2, start_points=2, mu=0.0, mid_sigmas=[])
+    checks.make_student(points=2, start_points=1, mu=0.99, mid_sigmas=[79.0, 0.003], ema_half_lives=[1])
+    checks.make_teacher(sampler_points=2, conditional=True, label_dropout=0.99)
+    with pytest.raises(InputError, match=r"^model\.sampler_points="):
+        checks.make_teacher(sampler_points=1)
 
 
 def test_student_dropout_replaces_the_teachers(folder):

@@ -114,6 +114,7 @@ def test_no_rmse_trend_without_errors():
     assert rmse_convergence({}) is None and rmse_convergence(spread((1.0,))) is None
     assert rmse_convergence(spread((0.0, 0.0, 0.0))) is None
     assert rmse_convergence(spread((1.0, 1.0, 1.0), m=1)) is None
+    assert rmse_convergence(spread((1.0, 1.0, 1.0), m=2)).samples == 2
     apart = {200: (np.arange(5), np.ones(5)), 300: (np.arange(5) + 5, np.ones(5))}
     assert rmse_convergence(apart) is None and convergence(apart) is None
 
@@ -136,6 +137,12 @@ def test_extrapolation_ignores_the_first_third():
     flags, errors = on_a_line(0.8, 1.0, (0.7, 0.5, 0.4, 0.3, 0.2, 0.1))
     flags[100] = (flags[100][0], np.ones(1000, bool))
     assert extrapolate(flags, errors)["f_mem"] == pytest.approx(0.8, abs=1e-9)
+
+
+def test_extrapolation_of_one_draw_has_no_width():
+    """The interval is that of the redrawn seeds alone: one draw is both of its ends, and not the estimate."""
+    found = extrapolate(*on_a_line(0.8, 1.0, (0.5, 0.4, 0.3, 0.2, 0.1), m=100), draws=1)
+    assert found["ci95"][0] == found["ci95"][1] != found["f_mem"]
 
 
 def test_extrapolation_stays_a_fraction():

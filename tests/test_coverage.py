@@ -182,6 +182,8 @@ def test_isolation_without_variation_is_unknown():
     for hits, spacing in (([2, 2, 2], [1.0, 2, 3]), ([1, 2, 3], [5.0, 5, 5])):
         found = hits_against_spacing(torch.tensor(hits), torch.tensor(spacing, dtype=torch.float64))
         assert found["spearman"] is None and found["p_value"] is None and len(found["bins"]) == 3
+    two = hits_against_spacing(torch.tensor([0, 1, 1]), torch.tensor([2.0, 5.0, 5.0]))
+    assert two["spearman"] == pytest.approx(1)
 
 
 # ---- the metric -----------------------------------------------------------------------------------------------------

@@ -80,6 +80,8 @@ DEFAULTS = [
     (noise.VPSchedule, {"beta_start": 1e-4, "beta_end": 0.02, "steps": 1000}),
     (preconditioning.EDMScaling, {"noise_factor": 250.0, "prediction": "epsilon"}),
     (preconditioning.VPScaling, {"prediction": "epsilon"}),
+    (sampling.OdeSampler, {"num_classes": 0}),
+    (sampling.ConsistencySampler, {"num_classes": 0}),
     (losses.PseudoHuber, {"c": None}),
     (losses.denoising_loss, {"weight": 1.0}),
     (losses.consistency_loss, {"weight": 1.0}),

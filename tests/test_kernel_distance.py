@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from cdmem.metrics.fidelity import fidelity, kernel_distance, kernel_interval, reference_of
+from cdmem.metrics.frechet import moments
 
 
 def normal(n, d, seed):
@@ -31,10 +32,25 @@ def test_kid_is_the_double_loop():
     assert fidelity(x, y)["kid"] == pytest.approx(want, rel=1e-10)
 
 
-@pytest.mark.parametrize("block", [1, 7, 64])
+@pytest.mark.parametrize("block", [64, 5000])
 def test_kid_blocks_do_not_matter(block):
-    x, y = normal(50, 6, 15), normal(33, 6, 16) + 0.2
+    """More rows on either side than are worked on at once."""
+    x, y = normal(1100, 3, 15), normal(1030, 3, 16) + 0.2
     assert kernel_distance(x, y, block) == pytest.approx(kernel_distance(x, y), rel=1e-10, abs=1e-13)
+    assert kernel_distance(x, y, block) == pytest.approx(fidelity(x, y)["kid"], rel=1e-10, abs=1e-13)
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+def test_a_large_reference_is_thinned_for_kid_alone(weighted, monkeypatch):
+    monkeypatch.setattr("cdmem.metrics.fidelity.MOST", 50)
+    x, y, w = normal(20, 3, 17), normal(80, 3, 18), torch.arange(80) + 1 if weighted else None
+    reference = reference_of(y, w)
+    rows = torch.tensor([(y == row).all(1).nonzero().item() for row in reference.features])
+    assert len(rows.unique()) == 50 and torch.equal(reference.moments.mean, moments(y, w).mean)
+    assert reference.weights.tolist() == (w[rows].tolist() if weighted else [1] * 50)
+    kept = reference_of(y[rows], w[rows] if weighted else None)
+    assert kernel_interval(x, reference) == pytest.approx(kernel_interval(x, kept), rel=1e-12)
+    assert len(reference_of(y[:50]).features) == 50
 
 
 def expected_kernel(d, a_b, a2, b2):

@@ -148,7 +148,9 @@ def test_unusable_input_is_refused(optimum):
         denoising_losses(optimum, TRAIN[:0], [0.5])
     with pytest.raises(InputError, match="must be positive"):
         denoising_losses(optimum, TRAIN, [0.0])
-    with pytest.raises(InputError, match="two images"):
-        loss_gap(torch.ones(1, 1), torch.ones(5, 1))
+    for sides in ((1, 2), (2, 1)):
+        with pytest.raises(InputError, match="two images"):
+            loss_gap(*(torch.rand(n, 1) for n in sides))
+    assert len(loss_gap(torch.rand(2, 3), torch.rand(2, 3))) == 3
     with pytest.raises(InputError, match="cannot be ranked"):
         separation(np.array([np.nan]), np.array([1.0]))

@@ -279,9 +279,11 @@ def test_evaluations_that_a_teacher_cannot_spend_are_refused(solver, nfe):
         prepared(checks.make_teacher(solver=solver)).sampler(nfe)
 
 
-def test_a_teacher_walks_the_students_levels_by_euler_steps():
-    sampler = prepared(checks.make_teacher()).few_step_sampler([2.0, 0.5])
-    assert sampler.sigmas.tolist() == [80.0, 2.0, 0.5, 0.0] and sampler.nfe == 3
+def test_a_teacher_walks_the_students_levels_by_euler_steps(teacher_file):
+    student = prepared(from_teacher(teacher_file))
+    for sampler in (prepared(checks.make_teacher()).few_step_sampler([2.0]), student.teacher_few_step_sampler([2.0])):
+        assert sampler.sigmas.tolist() == [80.0, 2.0, 0.0] and sampler.nfe == 2
+    assert prepared(checks.make_student()).teacher_few_step_sampler([2.0]) is None
 
 
 @pytest.mark.parametrize(("nfe", "levels"), [(None, []), (1, []), (2, [2.0]), (3, [2.0, 0.5])])
@@ -450,15 +452,27 @@ def test_a_run_needs_an_end():
     assert caught.value.key == "trainer.max_steps"
 
 
-@pytest.mark.parametrize("levels", [{"mid_sigmas": [2.0]}, {"mid_sigmas": [1.0, 0.5]}])
+@pytest.mark.parametrize("levels", [[2.0], [3.0, 1.0], [1.0, 0.5]])
 def test_levels_outside_the_teachers_range_are_refused(levels):
     """A teacher from elsewhere may end below 80 and start above 0.002."""
-    module = checks.make_student(**levels)
+    module = checks.make_student(mid_sigmas=levels)
     module.sigma_max = 2.0
     about = {"shape": [1, 4, 4], "num_classes": 0, "sigma_data": 0.5, "sigma_min": 0.5, "parameterization": "edm"}
     with pytest.raises(InputError, match="must lie between") as caught:
         module.assemble_student(about, checks.small_network())
     assert caught.value.key == "model.mid_sigmas"
+
+
+@pytest.mark.parametrize(("curriculum", "points"), [("fixed", 18), ("sqrt", 19), ("doubling", 19)])
+def test_a_record_names_the_last_grid(curriculum, points):
+    """s1 is the number of points where it is fixed, of intervals where it grows."""
+    record = checks.make_student(curriculum=curriculum, mu=0.5).extra_record()
+    assert record["grid_points"] == points == noise.num_points(100, 100, curriculum, 2, 18)
+
+
+def test_classes_need_labels():
+    with pytest.raises(InputError, match=r"^model\.conditional="):
+        checks.make_teacher(conditional=True).prepare(checks.make_training_set(checks.random_images(4)))
 
 
 def test_smallest_settings_are_taken():

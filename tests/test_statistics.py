@@ -78,7 +78,9 @@ def test_newcombe_is_antisymmetric_and_brackets_its_estimate(table):
     assert newcombe_paired_difference(neither, second, first, both) == pytest.approx((-d, -high, -low), abs=1e-14)
 
 
-@pytest.mark.parametrize("both, first, second, neither", [(6, 4, 24, 16), (25, 25, 25, 25), (0, 0, 40, 60), (1, 0, 0, 1)])
+@pytest.mark.parametrize(
+    "both, first, second, neither", [(6, 4, 24, 16), (25, 25, 25, 25), (0, 0, 40, 60), (1, 0, 0, 1)]
+)
 def test_newcombe_without_correlation_is_the_unpaired_interval(both, first, second, neither):
     n = both + first + second + neither
     assert 0 <= both * neither - first * second <= n / 2  # what the continuity correction takes away

@@ -115,6 +115,7 @@ def test_no_rmse_trend_without_errors():
     assert rmse_convergence(spread((0.0, 0.0, 0.0))) is None
     assert rmse_convergence(spread((1.0, 1.0, 1.0), m=1)) is None
     assert rmse_convergence(spread((1.0, 1.0, 1.0), m=2)).samples == 2
+    assert rmse_convergence(spread((1.0, 0.0, 1.0))) is None and rmse_convergence(spread((1.0, 1.0, 0.0))).change == -1
     apart = {200: (np.arange(5), np.ones(5)), 300: (np.arange(5) + 5, np.ones(5))}
     assert rmse_convergence(apart) is None and convergence(apart) is None
 

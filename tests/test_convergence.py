@@ -132,6 +132,7 @@ def test_extrapolation_recovers_a_line():
     assert found["f_mem"] == pytest.approx(0.8, abs=1e-9) and found["slope"] == pytest.approx(-1.0, abs=1e-9)
     assert found["ci95"][0] < 0.8 < found["ci95"][1] and found["ci95"][1] - found["ci95"][0] < 0.2
     assert found["evaluations"] == 5 and found["rmse"] == pytest.approx([0.1, 0.5])
+    assert found["reach"] == pytest.approx(0.1 / 0.4)
 
 
 def test_extrapolation_ignores_the_first_third():

@@ -210,6 +210,8 @@ def test_metrics_need_two_held_out_images(kind):
 def test_two_sample_without_held_out_images():
     found = measure(TwoSampleAccuracy().prepare(training_set(images(20, 0), images(0, 1))), images(30, 2))
     assert set(found) == {"two_sample", "two_sample_real", "two_sample_fake", "two_sample_size"}
+    pair = measure(TwoSampleAccuracy().prepare(training_set(images(20, 0), images(2, 1))), images(30, 2))
+    assert pair["two_sample_size"] == 2 and "two_sample_heldout" in pair
     with pytest.raises(InputError):
         measure(TwoSampleAccuracy().prepare(training_set(images(20, 0), images(0, 1))), images(1, 2))
 

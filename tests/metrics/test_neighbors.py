@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from cdmem.errors import InputError
-from cdmem.metrics.neighbors import pixels as neighbors
 from cdmem.metrics.neighbors.pixels import FAR, NeighborIndex, group_ids, int_mm_pays, int_mm_works, products
+from cdmem.metrics.neighbors import pixels as neighbors
 from support import random_images
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -296,6 +296,25 @@ def test_flips_labels_and_exclusion_together(seed):
     for query, image, d, group in zip(queries.long(), found.nearest, found.squared1, found.group1):
         distance = (twice.long() - query).square().flatten(1).sum(1).reshape(2, -1).amin(0)
         assert int(image) == min(i for i in range(40) if distance[i] == d and groups[i] == group)
+
+
+def cuda_int_mm(a, b):
+    """With the sizes that torch demands on CUDA: more than 16 rows, the others multiples of 8."""
+    assert a.shape[0] > 16 and a.shape[1] % 8 == b.shape[1] % 8 == 0
+    return (a.long() @ b.long()).to(torch.int32)
+
+
+@pytest.mark.parametrize("shape", [(1, 3, 3), (3, 5, 5), (1, 4, 4)])
+@pytest.mark.parametrize("count", [2, 8, 9, 31])
+@pytest.mark.parametrize("memory_mib", [0, 256])
+def test_products_have_the_sizes_that_cuda_wants(shape, count, memory_mib, monkeypatch):
+    monkeypatch.setattr(torch, "_int_mm", cuda_int_mm)
+    train = random_images(count, shape, 30)
+    index = build(train, use_int_mm=True, memory_mib=memory_mib)
+    for queries in (random_images(size, shape, 31) for size in (1, 16, 17, 24, 41)):
+        squared, ids = all_groups(train, list(range(count)), queries, 2)
+        found = index.query(queries)
+        assert torch.equal(found.squared, squared) and torch.equal(found.groups, ids)
 
 
 def test_products_that_saturate_are_noticed(monkeypatch):

@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from cdmem.errors import InputError
-from cdmem.metrics.neighbors.pixels import FAR, NeighborIndex, group_ids, int_mm_pays, int_mm_works, products
 from cdmem.metrics.neighbors import pixels as neighbors
+from cdmem.metrics.neighbors.pixels import FAR, NeighborIndex, group_ids, int_mm_pays, int_mm_works, products
 from support import random_images
 
 ROOT = Path(__file__).resolve().parents[2]

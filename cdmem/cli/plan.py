@@ -147,7 +147,7 @@ def _cell(cell: Cell, options: PlanOptions) -> tuple[str, dict[str, Any]]:
 
 def _study(options: PlanOptions) -> tuple[Any, Any]:
     from cdmem.plan.study import plan_study
-    from cdmem.study.study import read_study
+    from cdmem.study.config import read_study
 
     if options.teacher_config is not None:
         mend = "use --teacher.config FILE, or leave it out"

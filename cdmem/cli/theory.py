@@ -28,7 +28,7 @@ from typing import Any
 from cdmem.errors import InputError
 from cdmem.io.paths import possible_path, usable_path
 from cdmem.io.text import parse_yaml, read_text
-from cdmem.study.numbers import check_numbers
+from cdmem.study.parsing import check_numbers
 
 LABORATORIES = {
     "random-features": "cdmem.theory.random_features.laboratory",

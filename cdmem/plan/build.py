@@ -9,9 +9,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from cdmem.errors import InputError
-from cdmem.study.parsing import PARSING, explain, one_line
-from cdmem.study.quiet import quiet_libraries
-from cdmem.study.stage import CdmemCLI
+from cdmem.study.parsing import PARSING, explain, one_line, quiet_libraries
+from cdmem.study.stage import Stage
 
 
 @dataclass(frozen=True)
@@ -34,7 +33,7 @@ class Machine:
         return self.precision in ("bf16-mixed", "16-mixed")
 
 
-class PlanCLI(CdmemCLI):
+class PlanCLI(Stage):
     """``fit`` up to the point where data would be read, on whatever machine this is."""
 
     def before_instantiate_classes(self) -> None:

@@ -9,7 +9,7 @@ from cdmem.errors import InputError
 from cdmem.plan.build import Machine, build_stage
 from cdmem.plan.stage import Stage, StagePlan
 from cdmem.plan.work import Work, inside
-from cdmem.study.study import StudyConfig, stage_arguments
+from cdmem.study.config import StudyConfig, stage_arguments
 from cdmem.training.student import ConsistencyStudent
 from cdmem.training.teacher import DiffusionTeacher
 
@@ -35,7 +35,7 @@ def plan_study(config: StudyConfig, devices: int | None = None) -> tuple[list[St
     """Every stage and the audit.
 
     Args:
-        config: from `cdmem.study.study.read_study`.
+        config: from `cdmem.study.config.read_study`.
         devices: replaces those of the stages.
 
     Raises:

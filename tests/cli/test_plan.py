@@ -22,8 +22,9 @@ from cdmem.plan.stage import Stage
 from cdmem.plan.study import plan_study
 from cdmem.plan.text import duration, gib, si
 from cdmem.run.folder import RunFolder
+from cdmem.study.config import read_study, stage_arguments
 from cdmem.study.stage import build
-from cdmem.study.study import Study, read_study, stage_arguments
+from cdmem.study.study import Study
 from cdmem.training.datamodule import MemorizationDataModule
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, TypeVar
 
 from cdmem.errors import InputError
-from cdmem.io.paths import usable_path
+from cdmem.io.paths import possible_path, usable_path
 from cdmem.io.text import parse_yaml, read_text
 from cdmem.study.parsing import field_type, help_text, is_list, one_value, options, read_settings
 
@@ -43,7 +44,7 @@ def parse(kind: type[Kind], args: Sequence[str], command: str, positional: str =
         own, rest = _split(words, field_type(kind, key)) if key else ([], words)
         loose += rest
         if key:
-            values[key] = _parts(key, own) if is_list(field_type(kind, key)) else one_value(key, own)
+            values[key] = own if len(own) != 1 and is_list(field_type(kind, key)) else one_value(key, own)
     if loose and not positional:
         raise InputError("arguments", loose[0], "belongs to no option", f"write settings of {command} as --key value")
     if loose:
@@ -58,20 +59,6 @@ def _split(words: list[str], hint: Any) -> tuple[list[str], list[str]]:
     return (words, []) if hint is None or is_list(hint) else (words[:1], words[1:])
 
 
-def _parts(key: str, words: Sequence[str]) -> list[Any] | None:
-    """``a b`` and ``[a,b]``, also mixed; None for ``null``."""
-    if list(words) == ["null"]:
-        return None
-    parts: list[Any] = []
-    for word in words:
-        try:
-            listed = parse_yaml(word) if word.startswith("[") else word
-        except ValueError as error:
-            raise InputError(key, word, str(error), f"write --{key} a b or --{key} [a,b]") from None
-        parts += listed if isinstance(listed, list) else [word]
-    return parts
-
-
 def _file(name: str) -> dict[str, Any]:
     file = usable_path("config", name)
     try:
@@ -82,3 +69,19 @@ def _file(name: str) -> dict[str, Any]:
         problem = f"cannot be read ({getattr(error, 'strerror', None) or error})"
         raise InputError("config", file, problem, "give a YAML file of settings") from None
     return {str(key): value for key, value in content.items()}
+
+
+def new_file(key: str, value: str, suffix: str) -> Path:
+    """The path of a file to be written after minutes of work: that it cannot be is said before.
+
+    Raises:
+        InputError: another suffix, something lies there, or the folder cannot be written.
+    """
+    file = possible_path(key, value)
+    if file.suffix != suffix:
+        raise InputError(key, file, f"must end in {suffix}", f"e.g. --{key} {key}{suffix}")
+    if file.exists() or file.is_symlink():
+        raise InputError(key, file, "exists already", f"give another --{key}")
+    # While it is written, its name is longer.
+    possible_path(key, file.with_name(f".{file.stem}.part{suffix}"))
+    return file

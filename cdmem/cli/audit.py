@@ -6,7 +6,6 @@ Exit code 0: audited; 1: the upper end of the 95 % interval of f_mem is above ``
 from __future__ import annotations
 
 import json
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,7 +16,7 @@ from cdmem.audit.reference_sets import load_references
 from cdmem.audit.result import AuditResult
 from cdmem.audit.settings import SAMPLES, AuditSettings
 from cdmem.audit.text import print_summary
-from cdmem.cli.arguments import parse
+from cdmem.cli.arguments import new_file, parse
 from cdmem.diffusion.sampling import SEEDS_PER_RUN
 from cdmem.errors import InputError
 from cdmem.io.paths import usable_path
@@ -58,26 +57,11 @@ class AuditCommand(AuditSettings):
         super().__post_init__()
         if self.fail_above is not None and not 0 <= self.fail_above <= 1:
             raise InputError("fail_above", self.fail_above, "is a fraction", "e.g. 0.01 for 1 %")
-        for name in ("generator", "training_set", "held_out", "teacher", "data_path", "out"):
+        for name in ("generator", "training_set", "held_out", "teacher", "data_path"):
             if getattr(self, name) is not None:
                 object.__setattr__(self, name, str(usable_path(name, getattr(self, name))))
         if self.out is not None:
-            _check_out(Path(self.out))
-
-
-def _check_out(out: Path) -> None:
-    """An audit takes minutes: that its result cannot be written is said before."""
-    if out.exists() or out.is_symlink():
-        raise InputError("out", out, "exists already", "give another --out")
-    if out.suffix != ".json":
-        raise InputError("out", out, "must end in .json", "e.g. --out audit.json")
-    nearest = next(p for p in (out.absolute().parent, *out.absolute().parents) if p.exists())
-    try:
-        # As the file will be named: the temporary one of RunFolder has nine letters more.
-        with tempfile.NamedTemporaryFile(dir=nearest, prefix=f".{out.name}."):
-            pass
-    except OSError as error:
-        raise InputError("out", out, f"cannot be written ({error.strerror})", "give another --out") from None
+            new_file("out", self.out, ".json")
 
 
 def gate(result: AuditResult, fail_above: float | None) -> list[str]:
@@ -118,7 +102,7 @@ def run_audit(args: Sequence[str]) -> int:
         outcome = f"FAILED, {', '.join(failed)} may exceed {limit}" if failed else f"passed, all below {limit}"
         print(f"\ngate: {outcome}")
     if command.out is not None:
-        out = Path(command.out)
+        out = Path(command.out).expanduser()
         record = json.loads(result.to_json()) | {
             "gate": {"fail_above": command.fail_above, "failed": failed},
             "command": ["python", "-m", "cdmem", "audit", *args],

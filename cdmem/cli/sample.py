@@ -4,19 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
 from tqdm import tqdm
 
 from cdmem.audit.settings import usable_device
-from cdmem.cli.arguments import parse
+from cdmem.cli.arguments import new_file, parse
 from cdmem.diffusion.sampling import first_seed, in_batches
 from cdmem.errors import InputError
 from cdmem.images import grid, to_uint8, write_png
 from cdmem.io.atomic import replacing
-from cdmem.io.paths import possible_path, usable_path
+from cdmem.io.paths import usable_path
 from cdmem.training.checkpoint import load_module
 
 
@@ -45,10 +44,6 @@ class SampleCommand:
     out: str = "samples.npz"
 
     def __post_init__(self) -> None:
-        possible_path("out", self.out)
-        usable_path("checkpoint", self.checkpoint)
-        if Path(self.out).suffix != ".npz":
-            raise InputError("out", self.out, "must end in .npz", "e.g. --out samples.npz")
         for name in ("samples", "batch_size"):
             if getattr(self, name) < 1:
                 raise InputError(name, getattr(self, name), "needs at least one", "give a positive number")
@@ -57,12 +52,9 @@ class SampleCommand:
 def run_sample(args: Sequence[str]) -> int:
     """Write images as ``.npz`` and a grid as ``.png``; never over existing files."""
     options = parse(SampleCommand, args, "sample")
-    out, checkpoint = possible_path("out", options.out), usable_path("checkpoint", options.checkpoint)
-    picture = out.with_suffix(".png")
-    for file in (out, picture):
-        if file.exists() or file.is_symlink():
-            raise InputError("out", file, "exists already", "give another --out")
-    module = load_module(checkpoint)
+    out = new_file("out", options.out, ".npz")
+    picture = new_file("out", str(out.with_suffix(".png")), ".png")
+    module = load_module(usable_path("checkpoint", options.checkpoint))
     device = usable_device(options.device)
     module.to(device)
     sampler = module.sampler(options.nfe, options.weights)

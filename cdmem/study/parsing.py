@@ -135,7 +135,8 @@ def read_settings(kind: type[Kind], values: Mapping[str, Any], section: str = ""
             raise InputError(f"{prefix}{key}", value, "is no value", "leave it out for the default")
         if dataclasses.is_dataclass(hint) and not isinstance(value, Mapping):
             raise InputError(f"{prefix}{key}", value, "is a group of settings", f"write --{prefix}{key}.SETTING VALUE")
-        plain[key] = [value] if is_list(hint) and not isinstance(value, list | None) else value
+        alone = is_list(hint) and not isinstance(value, list | None) and not re.match(r"\[|null$", str(value))
+        plain[key] = [value] if alone else value
     try:
         parser = make_parser(kind)
         settings = vars(parser.instantiate_classes(parser.parse_object(plain)))

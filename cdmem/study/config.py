@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -54,8 +54,8 @@ class StudySettings:
     allow_code: bool = False
 
 
-TOP_KEYS = ("teacher", "students", "audit", "data", "seed", "run_dir", "threads", "wandb")
-TAKEN = (*TOP_KEYS, "report", "samples", "config", "sweep", "allow_code")
+FILE_KEYS = tuple(f.name for f in fields(StudySettings) if f.name not in ("config", "sweep", "allow_code"))
+TAKEN = (*(f.name for f in fields(StudySettings)), "report", "samples")  # files and folders of a study
 
 
 @dataclass
@@ -123,8 +123,8 @@ def _merged(file: str, overrides: Sequence[tuple[str, str]], code: bool) -> dict
 
 def _checked(path: Path, raw: dict[str, Any]) -> StudyConfig:
     for key, value in raw.items():
-        if key not in TOP_KEYS:
-            raise unknown(str(key), value, TOP_KEYS)
+        if key not in FILE_KEYS:
+            raise unknown(str(key), value, FILE_KEYS)
         if key in ("audit", "students") and value is not None and not isinstance(value, dict):
             raise InputError(key, value, "is no mapping of settings", "see configs/quickstart.yaml")
     stages = _stages(path, raw)

@@ -57,7 +57,7 @@ def words(pairs: Sequence[tuple[str, Sequence[str]]]) -> list[str]:
     line: list[str] = []
     for key, values in pairs:
         glued = bool(values) and values[0].startswith("--")
-        line += [f"--{key}={values[0]}", *values[1:]] if glued else [f"--{key}", *values]
+        line += [f"--{key}={values[0]}", *values[1:]] if glued else [*[f"--{key}"] * bool(key), *values]
     return line
 
 
@@ -134,13 +134,15 @@ def read_settings(kind: type[Kind], values: Mapping[str, Any], section: str = ""
         if value is None and hint is not Any and type(None) not in typing.get_args(hint):
             raise InputError(f"{prefix}{key}", value, "is no value", "leave it out for the default")
         if dataclasses.is_dataclass(hint) and not isinstance(value, Mapping):
-            raise InputError(f"{prefix}{key}", value, "is a group of settings", f"write --{prefix}{key}.SETTING VALUE")
+            hint = f"write --{prefix}{key}.SETTING VALUE"
+            raise InputError(f"{prefix}{key}", _shown(value), "is a group of settings", hint)
         alone = is_list(hint) and not isinstance(value, list | None) and not re.match(r"\[|null$", str(value))
         plain[key] = [value] if alone else value
     try:
         parser = make_parser(kind)
-        settings = vars(parser.instantiate_classes(parser.parse_object(plain)))
-        check_numbers(settings, finite=True)
+        parsed = parser.parse_object(plain)
+        check_numbers(parsed, finite=True)
+        settings = vars(parser.instantiate_classes(parsed))
         return kind(**{name: settings[name] for name in names})
     except (*PARSING, InputError, OSError, ArithmeticError, RecursionError) as error:
         told = explain(error)
@@ -153,7 +155,11 @@ def unknown(key: str, value: object, known: Sequence[str]) -> InputError:
     """The refusal of a key that is no setting, with the one that was probably meant."""
     close = difflib.get_close_matches(key, known, 1)
     hint = f"did you mean {close[0]}?" if close else f"known: {', '.join(known)}"
-    return InputError(key or repr(key), value, "no such setting", hint)
+    return InputError(key or repr(key), _shown(value), "no such setting", hint)
+
+
+def _shown(value: object) -> str:
+    return value if isinstance(value, str) else "..."  # Python refuses to print the longest numbers
 
 
 def check_numbers(settings: Any, key: str = "", finite: bool = False) -> None:

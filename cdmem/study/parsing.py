@@ -142,7 +142,7 @@ def read_settings(kind: type[Kind], values: Mapping[str, Any], section: str = ""
         parser = make_parser(kind)
         parsed = parser.parse_object(plain)
         check_numbers(parsed, finite=True)
-        settings = vars(parser.instantiate_classes(parsed))
+        settings = vars(parser.instantiate(parsed))
         return kind(**{name: settings[name] for name in names})
     except (*PARSING, InputError, OSError, ArithmeticError, RecursionError) as error:
         told = explain(error)

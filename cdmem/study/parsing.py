@@ -61,6 +61,13 @@ def words(pairs: Sequence[tuple[str, Sequence[str]]]) -> list[str]:
     return line
 
 
+def joined(args: Sequence[str]) -> list[str]:
+    """The same command line for a parser that knows lists only as ``--key=[a, b]``."""
+    pairs = options(args)
+    lists = [len(values) > 1 and key and not any(re.match("-[A-Za-z]", v) for v in values) for key, values in pairs]
+    return words([(key, [one_value(key, values)] if many else values) for (key, values), many in zip(pairs, lists)])
+
+
 def one_value(key: str, values: Sequence[str]) -> str:
     """The value of an option as YAML; several words are a list.
 

@@ -27,7 +27,7 @@ from cdmem.run.metrics_log import MetricsRecord
 from cdmem.run.provenance import environment
 from cdmem.run.settings import check_same_settings
 from cdmem.study.consent import consent, split_consent
-from cdmem.study.parsing import PARSING, check_numbers, config_name, explain, one_line, quiet_libraries
+from cdmem.study.parsing import PARSING, check_numbers, config_name, explain, joined, one_line, quiet_libraries
 from cdmem.tracking.jsonl import JsonlLogger
 from cdmem.training.checkpoint import PREVIOUS, read_checkpoint, resumable_checkpoint
 from cdmem.training.checkpoint_callback import RunCheckpoint
@@ -81,7 +81,7 @@ class Stage(LightningCLI):
                 auto_configure_optimizers=False,
                 trainer_defaults={"num_sanity_val_steps": 0, "check_val_every_n_epoch": None},
                 parser_kwargs={"parser_mode": "omegaconf+", "exit_on_error": False},
-                args=[command, *rest],
+                args=[command, *joined(rest)],
             )
 
     def subcommands(self) -> dict[str, set[str]]:  # only the one asked for: each parser costs a second to build

@@ -17,7 +17,7 @@ from cdmem.cli.sample import SampleCommand
 from cdmem.cli.workspace import WorkspaceCommand
 from cdmem.errors import InputError
 from cdmem.study.config import StudySettings
-from cdmem.study.parsing import options, words
+from cdmem.study.parsing import joined, options, words
 
 
 @dataclass(frozen=True)
@@ -135,6 +135,12 @@ def test_words_without_an_option_are_refused_where_there_is_no_place_for_them():
 )
 def test_a_command_line_survives_being_taken_apart(line):
     assert words(options(line)) == line
+
+
+def test_lists_for_the_parser_of_stages():
+    line = ["--data.classes", "3", "8", "--data.n", "9", "-c", "a.yaml", "--p", "-1", "-2"]
+    assert joined(line) == ["--data.classes", "[3, 8]", "--data.n", "9", "-c", "a.yaml", "--p", "[-1, -2]"]
+    assert joined(["-h"]) == ["-h"] and joined([]) == []
 
 
 def test_a_file_to_write_is_checked_before_the_work(tmp_path):

@@ -169,8 +169,8 @@ class Auditor:
         if len(self._held_out) < 2:
             return None
         p = conformal_p_values(ratio.numpy(), ratios(self._control_rows["squared"]).numpy())
-        found = int(benjamini_hochberg(p, FALSE_DISCOVERIES).sum())
-        return {"smallest_p": float(p.min()), "discoveries": found, "false_discovery_rate": FALSE_DISCOVERIES}
+        discoveries = int(benjamini_hochberg(p, FALSE_DISCOVERIES).sum())
+        return {"smallest_p": float(p.min()), "discoveries": discoveries, "false_discovery_rate": FALSE_DISCOVERIES}
 
     def _keep(self, m: Measured) -> None:
         arrays = disk_rows(m.rows)
@@ -214,13 +214,13 @@ class Auditor:
 
     def pair(self, teacher: Measured, student: Measured, cheap: Measured | None) -> dict[str, Any]:
         """The student against the teacher on the same seeds, see `cdmem.metrics.comparison.paired` and `matching`."""
-        found = compare(teacher.rows, student.rows, self.threshold)
+        pair = compare(teacher.rows, student.rows, self.threshold)
         control = ratios(self._control_rows["squared"]) if len(self._held_out) else None
-        found["matched"] = fidelity_matched(
+        pair["matched"] = fidelity_matched(
             teacher.images, teacher.rows, student.rows, self.search, self.threshold, control
         )
-        found["equal_nfe"] = None if cheap is None else compare(cheap.rows, student.rows, self.threshold)
-        return found
+        pair["equal_nfe"] = None if cheap is None else compare(cheap.rows, student.rows, self.threshold)
+        return pair
 
     def control(self) -> dict[str, Any]:
         """Held-out images and T's own images in place of samples: what 'none' and 'all' look like here."""

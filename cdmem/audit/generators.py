@@ -97,12 +97,12 @@ def _weights(module: CdmemModule, weights: str | None) -> CdmemModule:
 def teacher_generators(module: DiffusionTeacher, nfe: Sequence[int] | None = None) -> list[Generator]:
     """The teacher at full cost, and at each further ``nfe``."""
     about = (module.weights, module.step, _digest(module), module)
-    found = [Generator("teacher", "teacher", module.solver, module.sampler(), *about)]
+    generators = [Generator("teacher", "teacher", module.solver, module.sampler(), *about)]
     for k in nfe or ():
         sampler = module.sampler(k)
-        if sampler.nfe != found[0].sampler.nfe:
-            found.append(Generator("teacher", "teacher", module.solver, sampler, *about))
-    return found
+        if sampler.nfe != generators[0].sampler.nfe:
+            generators.append(Generator("teacher", "teacher", module.solver, sampler, *about))
+    return generators
 
 
 def student_generators(name: str, module: ConsistencyStudent, nfe: Sequence[int] | None = None) -> list[Generator]:
@@ -138,7 +138,7 @@ def study_generators(
         raise InputError("generator", f"{folder}/teacher", f"is a {teacher.role}", "give the folder of a whole study")
     teacher.to(device)
     known, used = _weights_by_digest(teacher), set()
-    found: list[Generator] = []
+    audited: list[Generator] = []
     for name in students:
         place = f"{folder}/{name}"
         student = _weights(load_module(place), weights)
@@ -146,18 +146,18 @@ def study_generators(
             raise InputError("generator", place, f"is a {student.role}", "give the folder of a whole study")
         digest = read_checkpoint(place)["cdmem"].get("teacher_digest")
         if digest:
-            # A pair of strangers would make numbers that look like a transfer.
+            # A pair that does not belong together makes numbers that look like a transfer.
             if digest not in known:
                 problem = "was distilled from another teacher than the one beside it"
                 raise InputError("generator", place, problem, "audit the student alone, with --teacher PATH")
             used.add(known[digest])
         student.to(device)
-        found += student_generators(name, student, nfe)
+        audited += student_generators(name, student, nfe)
     if len(used) > 1:
         problem = f"its students were distilled from different weights of the teacher: {', '.join(sorted(used))}"
         raise InputError("generator", folder, problem, "audit one student's folder at a time")
     # The reference is what was distilled; another choice of weights is for the students.
-    return with_teacher(_weights(teacher, next(iter(used), weights)), found)
+    return with_teacher(_weights(teacher, next(iter(used), weights)), audited)
 
 
 def _weights_by_digest(teacher: DiffusionTeacher) -> dict[str, str]:
@@ -223,11 +223,11 @@ def stage_generators(
     record = read_record(path, "generator")
     status = module.about.get("training_set_status")
     notes = [f"the training set of the student's teacher is {status}, not recorded by who trained it"] if status else []
-    found = find_teacher(teacher, record, [stage.parent / "teacher"])
-    if found is None:
+    original = find_teacher(teacher, record, [stage.parent / "teacher"])
+    if original is None:
         return students, [*notes, "the student's teacher was not found: no paired comparison (give --teacher PATH)"]
-    found.to(device)
-    return with_teacher(found, students), notes
+    original.to(device)
+    return with_teacher(original, students), notes
 
 
 # ---- whatever the user names ----------------------------------------------------------------------------------------

@@ -275,18 +275,18 @@ def load_references(
     """
     notes: list[str] = []
     if is_record(training_set):
-        found = from_record(training_set, data_path)
-        if flip and not found.flip:
+        rebuilt = from_record(training_set, data_path)
+        if flip and not rebuilt.flip:
             notes.append("--flip was added to a training set whose record says that it was not mirrored")
     else:
         rows = read_images(training_set, "training_set")
-        found = from_rows(rows, rows[:0], flip, Path(training_set).name)
-    held = found.held_out_images
+        rebuilt = from_rows(rows, rows[:0], flip, Path(training_set).name)
+    held = rebuilt.held_out_images
     if held_out is not None:
         other = from_record(held_out, data_path, "held_out").held_out_images if is_record(held_out) else None
-        held = match_channels(read_images(held_out, "held_out") if other is None else other, found.shape, "held_out")
-    mirrored = flip or found.flip
-    held, shared, repeated = disjoint(held, found.images, mirrored)
+        held = match_channels(read_images(held_out, "held_out") if other is None else other, rebuilt.shape, "held_out")
+    mirrored = flip or rebuilt.flip
+    held, shared, repeated = disjoint(held, rebuilt.images, mirrored)
     if shared:
         notes.append(f"{shared} of the held-out images are training images and were removed")
     if repeated:
@@ -294,7 +294,7 @@ def load_references(
     if len(held) < 2:
         notes.append("no held-out images: the held-out control, quality to H and the copying baselines are missing")
         held = held[:0]
-    return with_held_out(found, held, mirrored), notes
+    return with_held_out(rebuilt, held, mirrored), notes
 
 
 def with_held_out(training_set: TrainingSet, held_out: Tensor, flip: bool) -> TrainingSet:

@@ -107,9 +107,9 @@ class Stage(LightningCLI):
     def check_sections(self) -> None:
         """Raises InputError for a section that is a list: an empty one passes the parser for an empty mapping."""
         for name in ("trainer", "data", "model"):
-            found = self.settings.get(name)
-            if not isinstance(found, Namespace):
-                raise InputError(name, found, "is no mapping of settings", "see configs/quickstart/teacher.yaml")
+            section = self.settings.get(name)
+            if not isinstance(section, Namespace):
+                raise InputError(name, section, "is no mapping of settings", "see configs/quickstart/teacher.yaml")
 
     def before_instantiate_classes(self) -> None:
         self.check_sections()

@@ -101,5 +101,5 @@ class Study:
             # An audit of an earlier version has no verdict: it is made again.
             return old if same and all(m.get("verdict") for m in old.models if m["role"] == "student") else None
         except (KeyError, TypeError, AttributeError):
-            mend = "remove it and run again"
-            raise InputError("run_dir", self.folder.path, "audit/summary.json is no audit", mend) from None
+            hint = "remove it and run again"
+            raise InputError("run_dir", self.folder.path, "audit/summary.json is no audit", hint) from None

@@ -44,7 +44,7 @@ def parse(kind: type[Kind], args: Sequence[str], command: str, positional: str =
         own, rest = _split(words, field_type(kind, key)) if key else ([], words)
         loose += rest
         if key:
-            values[key] = own if len(own) != 1 and is_list(field_type(kind, key)) else one_value(key, own)
+            values[key] = own if len(own) > 1 and is_list(field_type(kind, key)) else one_value(key, own)
     if loose and not positional:
         raise InputError("arguments", loose[0], "belongs to no option", f"write settings of {command} as --key value")
     if loose:

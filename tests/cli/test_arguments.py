@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from dataclasses import dataclass, field
 
 import pytest
@@ -103,7 +104,7 @@ MISTAKES = [
     (["a", "--nfe", "x"], "nfe=x: Expected a <class 'int'>"),
     (["a", "--nfe", "[1,"], "nfe=[1,"),
     (["a", "--nfe", "1.5"], "nfe=1.5"),
-    (["a", "--nfe"], "nfe=[]"),
+    (["a", "--nfe"], "nfe=: has no value"),
     (["a", "--name"], "name=: has no value"),
     (["a", "--name", "bad"], "name=bad: is bad"),
     (["a", "--nam", "x"], "nam=x: no such setting; did you mean name?"),
@@ -111,8 +112,7 @@ MISTAKES = [
     (["a", "--group", "1"], "group=1: is a group of settings"),
     (["a", "--group.size", "null"], "group.size=null"),
     (["a", "--group.size", str(10**30)], "group.size="),
-    (["a", "--rule", "nan"], "rule=nan: is no finite number"),
-    (["a", "--rule", "null"], "rule=null"),
+    (["a", "--rule", ".nan"], "rule=.nan: is no finite number"),
     (["a", "--config", "none.yaml"], "config=none.yaml: cannot be read (No such file"),
     (["a", "--=x"], "arguments"),
 ]
@@ -167,17 +167,16 @@ def test_help_says_what_every_setting_means_and_its_default(command, capsys, mon
     monkeypatch.setenv("COLUMNS", "400")  # nothing is wrapped
     with pytest.raises(SystemExit) as stop:
         main([command, "--help"])
-    said = capsys.readouterr().out.splitlines()
-    assert stop.value.code == 0 and f"usage: python -m cdmem {command}" in "\n".join(said)
+    said = capsys.readouterr().out
+    assert stop.value.code == 0 and f"usage: python -m cdmem {command}" in said
     for setting in dataclasses.fields(KINDS[command]):
         if setting.name == "audit" and command == "study":
-            assert any(line.startswith("  --audit.samples") for line in said)
+            assert "\n  --audit.samples " in said
             continue
-        k = next(k for k, line in enumerate(said) if line.startswith(f"  --{setting.name} "))
-        text = " ".join(said[k : k + 2])
-        meaning = text[text.index(setting.name) + len(setting.name) :].partition("(")[0]
+        text = re.search(rf"^  --{setting.name} .*\n(?:   .*\n)*", said, re.MULTILINE)[0]
+        meaning = text.partition(" (")[0].split()[2:]
         assert ("default: " in text) is not ("(required" in text), text
-        assert any(word.islower() and word.isalpha() for word in meaning.split()), f"{setting.name} is not explained"
+        assert any(word.islower() and word.isalpha() for word in meaning), f"{setting.name} is not explained"
 
 
 def test_every_command_is_in_the_overview():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -82,6 +83,9 @@ def new_file(key: str, value: str, suffix: str) -> Path:
         raise InputError(key, file, f"must end in {suffix}", f"e.g. --{key} {key}{suffix}")
     if file.exists() or file.is_symlink():
         raise InputError(key, file, "exists already", f"give another --{key}")
-    # While it is written, its name is longer.
-    possible_path(key, file.with_name(f".{file.stem}.part{suffix}"))
-    return file
+    nearest = next(p for p in file.absolute().parents if p.exists())
+    try:
+        with tempfile.NamedTemporaryFile(dir=nearest, prefix=f".{file.name}."):  # its name is longer while it is written
+            return file
+    except OSError as error:
+        raise InputError(key, file, f"cannot be written ({error.strerror})", f"give another --{key}") from None

@@ -147,7 +147,7 @@ def test_a_file_to_write_is_checked_before_the_work(tmp_path):
     assert new_file("out", str(tmp_path / "new/a.json"), ".json") == tmp_path / "new/a.json"
     (tmp_path / "b.json").write_text("mine")
     (tmp_path / "link.json").symlink_to("nowhere")
-    for name in ("b.json", "link.json", "c.txt", "b.json/d.json", f"{'x' * 250}.json", ""):
+    for name in ("/proc/o.json", "b.json", "link.json", "c.txt", "b.json/d.json", f"{'x' * 250}.json", ""):
         with pytest.raises(InputError, match=r"^out="):
             new_file("out", str(tmp_path / name) if name else "", ".json")
 

@@ -61,7 +61,7 @@ class Reached(Exception):
 def main(*args: str) -> int:
     """``python -m cdmem`` in process; its exit code. What training would raise comes out as Reached."""
     with pytest.raises(SystemExit) as stop:
-        cdmem.cli.main(list(args))
+        cdmem.cli.main.main(list(args))
     return stop.value.code if isinstance(stop.value.code, int) else int(stop.value.code is not None)
 
 

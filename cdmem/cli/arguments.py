@@ -85,7 +85,8 @@ def new_file(key: str, value: str, suffix: str) -> Path:
         raise InputError(key, file, "exists already", f"give another --{key}")
     nearest = next(p for p in file.absolute().parents if p.exists())
     try:
-        with tempfile.NamedTemporaryFile(dir=nearest, prefix=f".{file.name}."):  # its name is longer while it is written
+        # While it is written its name is longer.
+        with tempfile.NamedTemporaryFile(dir=nearest, prefix=f".{file.name}."):
             return file
     except OSError as error:
         raise InputError(key, file, f"cannot be written ({error.strerror})", f"give another --{key}") from None

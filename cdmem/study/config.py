@@ -63,7 +63,6 @@ class StudyConfig:
     """A parsed study file.
 
     Attributes:
-        path: of the file; stage files are relative to it.
         run_dir: the study's folder.
         seed: everything derives from it.
         stages: stage name -> (config file, overrides); the teacher first.
@@ -72,7 +71,6 @@ class StudyConfig:
         code: configs of run folders are admitted.
     """
 
-    path: Path
     run_dir: str
     seed: int
     stages: dict[str, tuple[Path, dict[str, Any]]]
@@ -134,7 +132,7 @@ def _checked(path: Path, raw: dict[str, Any]) -> StudyConfig:
     if audit.get("samples") is None:  # a study's images are always sampled
         audit = audit | {"samples": SAMPLES}
     audit = read_settings(AuditSettings, audit, "audit")
-    return StudyConfig(path, settings.run_dir or f"runs/{config_name(path)}", settings.seed, stages, audit, raw)
+    return StudyConfig(settings.run_dir or f"runs/{config_name(path)}", settings.seed, stages, audit, raw)
 
 
 def _stages(path: Path, raw: dict[str, Any]) -> dict[str, tuple[Path, dict[str, Any]]]:

@@ -175,7 +175,7 @@ def without_training_set():
 
 
 LONG = "a" * 300
-GO_ON = ["fit", "--config", "run/teacher/config.yaml"]
+GO_ON = ["fit", "--config", "run/teacher/config.yaml", "--allow_code"]
 STUDY_AGAIN = ["study", "--config", "study.yaml", "--run_dir", "run"]
 STUDY_RUN = ["study", "--config", "study.yaml", *NEW]
 FOUND = {

@@ -301,8 +301,8 @@ READ = {
     "audit student": (["audit", "--generator", "run/student", "--training_set", "run/teacher"], ("config.yaml",)),
     "fit": (["fit", "--config", "own.yaml", "--run_dir", "run/teacher"], ("config.yaml", "finished.json")),
     "study": (["study", "--config", "study.yaml", "--run_dir", "run"], ("config.yaml",)),
-    "plan": (["plan", "--config", "run/teacher/config.yaml"], ("config.yaml",)),
-    "as config": (["fit", "--config", "run/teacher/config.yaml"], ("config.yaml",)),
+    "plan": (["plan", "--config", "run/teacher/config.yaml", "--allow_code"], ("config.yaml",)),
+    "as config": (["fit", "--config", "run/teacher/config.yaml", "--allow_code"], ("config.yaml",)),
 }
 
 

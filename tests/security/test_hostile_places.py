@@ -200,7 +200,7 @@ def test_yaml_that_grows_in_a_run_folder(name, place, capsys):
     with memory(1024):
         assert read_run(run).config == {}
         refused(["fit", "--config", "own.yaml", "--run_dir", "run/teacher"], capsys, place)
-        refused(["plan", "--config", "run/config.yaml"], capsys, place)
+        refused(["plan", "--config", "run/config.yaml", "--allow_code"], capsys, place)
 
 
 def test_plain_yaml_with_aliases_is_read():

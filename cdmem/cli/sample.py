@@ -16,7 +16,7 @@ from cdmem.errors import InputError
 from cdmem.images import grid, to_uint8, write_png
 from cdmem.io.atomic import replacing
 from cdmem.io.paths import usable_path
-from cdmem.training.checkpoint import load_model
+from cdmem.models.load import load_model
 
 
 @dataclass(frozen=True, kw_only=True)

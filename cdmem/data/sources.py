@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -11,6 +11,7 @@ import torch
 from cdmem.data.celeba import read_celeba
 from cdmem.data.cifar10 import read_cifar10
 from cdmem.data.digits import read_digits
+from cdmem.data.own_source import Reader, own_reader
 from cdmem.data.pixels import ImagePool, PixelOptions
 from cdmem.data.user_images import read_array, read_folder
 from cdmem.errors import InputError
@@ -18,7 +19,7 @@ from cdmem.errors import InputError
 __all__ = ["SOURCES", "ImagePool", "load_source"]
 
 
-SOURCES: dict[str, Callable[[Path | None, PixelOptions, bool], ImagePool]] = {
+SOURCES: dict[str, Reader] = {
     "digits": read_digits,
     "cifar10": read_cifar10,
     "celeba": read_celeba,
@@ -36,17 +37,19 @@ def load_source(
     grayscale: bool = False,
     crop: int | None = None,
     classes: Sequence[int | str] | None = None,
+    own: bool = False,
 ) -> ImagePool:
     """Read all images of a source into memory.
 
     Args:
-        source: ``digits``, ``cifar10``, ``celeba``, ``folder`` or ``array``.
+        source: ``digits``, ``cifar10``, ``celeba``, ``folder`` or ``array``; with ``own`` also ``module.function``.
         path: folder or file to read; none for ``digits``.
-        download: fetch what is missing (``cifar10`` only).
+        download: fetch what is missing (``cifar10``, and what a function of the user's own fetches).
         resolution: side in px to resize to (antialiased bicubic), after the crop.
         grayscale: convert to one channel (ITU-R 601 luma).
         crop: side in px of a centred square to cut first.
         classes: names or numbers of the classes to keep, renumbered 0..K-1 in this order.
+        own: the name is the user's own word, not a record's, and may name code.
 
     Returns:
         The pool, images uint8 (N, C, H, W) in the source's own order.
@@ -54,12 +57,15 @@ def load_source(
     Raises:
         InputError: an unknown source or class, or files that are missing, altered or unreadable.
     """
-    if source not in SOURCES:
-        raise InputError("data.source", source, "no such source", f"use one of {', '.join(SOURCES)}")
-    if download and source != "cifar10":
+    mine = own and source not in SOURCES and "." in source
+    if source not in SOURCES and not mine:
+        hint = f"use one of {', '.join(SOURCES)}; of a source of your own, give the images as .npz"
+        raise InputError("data.source", source, "no such source", hint)
+    if download and source != "cifar10" and not mine:
         raise InputError("data.download", True, f"{source} cannot be fetched", "fetch it by hand")
     options = PixelOptions(crop=crop, grayscale=grayscale, resolution=resolution)
-    pool = SOURCES[source](Path(path).expanduser() if path is not None else None, options, download)
+    read = own_reader(source) if mine else SOURCES[source]
+    pool = read(Path(path).expanduser() if path is not None else None, options, download)
     pool = replace(pool, provenance=pool.provenance | asdict(options) | {"classes": None})
     return pool if classes is None else _keep_classes(pool, classes)
 

@@ -38,7 +38,7 @@ class MemorizationDataModule(LightningDataModule):
     """Training set T with multiplicities and a held-out set H disjoint from it.
 
     Args:
-        source: ``digits``, ``cifar10``, ``celeba``, ``folder`` or ``array``.
+        source: ``digits``, ``cifar10``, ``celeba``, ``folder``, ``array``; or ``module.function`` of your own.
         path: folder or file of the source (not for ``digits``).
         download: fetch ``cifar10`` when it is missing.
         resolution: side in pixels to resize to; None keeps the source's.
@@ -98,7 +98,8 @@ class MemorizationDataModule(LightningDataModule):
     def training_set(self) -> TrainingSet:
         """T and H; read and chosen at first use."""
         if self._training_set is None:
-            pool = load_source(self.source, self.path, download=self.download, classes=self.classes, **self.pixels)
+            about = {"download": self.download, "classes": self.classes, "own": True}
+            pool = load_source(self.source, self.path, **about, **self.pixels)
             held_out = None
             if self.held_out_path is not None:
                 kind = "array" if self.held_out_path.endswith((".npz", ".npy")) else "folder"

@@ -12,7 +12,6 @@ from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
 
 from cdmem.audit.distillation_curve import distillation_record
 from cdmem.audit.reference_sets import load_references, with_held_out
-from cdmem.audit.text import number
 from cdmem.audit.whitebox import inside
 from cdmem.cli.main import main
 from cdmem.data.sources import load_source
@@ -199,10 +198,6 @@ def test_a_model_with_classes_needs_labels(t):
     empty = torch.zeros(1, dtype=torch.int64)
     found = inside(subject, t, None, t.images[:1], empty, empty.bool(), torch.device("cpu"))
     assert set(found) == {"unavailable"}
-
-
-def test_numbers_stay_readable():
-    assert number(-5129215512678158336.0) == "-5.1e+18" and number(None) == "-" and number(1.5) == "1.500"
 
 
 def edit(file, **changes):

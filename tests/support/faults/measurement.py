@@ -48,12 +48,12 @@ def exact_copies_of_repeated_rows_are_undefined(m):
 
 @fault(support.check_exact_copies)
 def distance_zero_left_out(m):
-    slip(m, memorization.memorized, "squared1.double() <", "squared1.double().where(squared1 > 0, torch.inf) <")
+    slip(m, memorization.memorized, "_double(squared1) <", "(_double(squared1) + 1e300 * (squared1 == 0)) <")
 
 
 @fault(support.check_exact_copies)
 def inverse_ratio_of_exact_copies(m):
-    slip(m, memorization.ratios, "squared[:, 0].double()", "squared[:, 0].double().clamp_min(1)")
+    slip(m, memorization.ratios, "_double(squared[:, 0])", "_double(squared[:, 0]).clip(1)")
 
 
 @fault(support.check_mirror_images)
@@ -78,7 +78,7 @@ def threshold_of_squared_distances(m):
 
 @fault(support.check_threshold)
 def ratio_of_squared_distances(m):
-    slip(m, memorization.ratios, ".sqrt()", "")
+    slip(m, memorization.ratios, "_root(", "(")
 
 
 @fault(support.check_threshold)
@@ -105,7 +105,7 @@ def ties_broken_by_row(m):
 
 @fault(support.check_spacing_leaves_the_own_group_out)
 def own_group_is_the_nearest(m):
-    slip(m, search.Search.spacing, "exclude=own", "exclude=None")
+    slip(m, search.GroupIndex.spacing, "exclude=own", "exclude=None")
 
 
 @fault(support.check_extraction_scores)
@@ -120,7 +120,7 @@ def extraction_without_alpha(m):
 
 @fault(support.check_feature_distances)
 def near_copies_drown_in_products(m):
-    slip(m, feature_neighbors.FeatureIndex.query, "(found.squared[:, -1] < beyond) & ", "")
+    slip(m, feature_neighbors.FeatureIndex.query, "(ranked.squared[:, -1] < beyond) & ", "")
 
 
 @fault(support.check_feature_distances)
@@ -260,12 +260,12 @@ def cache_by_name_alone(m):
 
 @fault(support.check_other_weights_are_refused)
 def efficientnet_digest_not_compared(m):
-    slip(m, efficientnet.EfficientNetLite0Features.__init__, "if found != SHA256", "if not found")
+    slip(m, efficientnet.EfficientNetLite0Features.__init__, "if digest != SHA256", "if not digest")
 
 
 @fault(support.check_other_weights_are_refused)
 def inception_digest_not_compared(m):
-    slip(m, inception.checked_bytes, "if found != sha256", "if not found")
+    slip(m, inception.checked_bytes, "if digest != sha256", "if not digest")
 
 
 # ---- samples, pairs, references -------------------------------------------------------------------------------------

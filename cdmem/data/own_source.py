@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import torch
 from cdmem.data.pixels import ImagePool, PixelOptions
 from cdmem.errors import InputError
 
+HINT = "see CONTRIBUTING.md, a data source"
 Reader = Callable[[Path | None, PixelOptions, bool], ImagePool]
 
 
@@ -25,15 +27,16 @@ def own_reader(name: str) -> Reader:
     module, _, function = name.rpartition(".")
     try:
         read = getattr(importlib.import_module(module), function)
+        inspect.signature(read).bind(None, PixelOptions(), False)
     except Exception as error:  # whatever the user's module raises
-        problem = f"cannot be imported ({type(error).__name__}: {str(error)[:160]})"
-        raise InputError("data.source", name, problem, "give module.function of a module that Python finds") from None
+        problem = f"is no reader of images ({type(error).__name__}: {str(error)[:160]})"
+        raise InputError("data.source", name, problem, HINT) from None
 
     def checked(path: Path | None, options: PixelOptions, download: bool) -> ImagePool:
         pool = read(path, options, download)
         images = getattr(pool, "images", None)
         if not isinstance(images, torch.Tensor) or images.dtype != torch.uint8 or images.ndim != 4:
-            raise InputError("data.source", name, "gives no ImagePool of uint8 (N, C, H, W)", "see CONTRIBUTING.md")
+            raise InputError("data.source", name, "gives no ImagePool of uint8 (N, C, H, W)", HINT)
         return pool
 
     return checked

@@ -1,14 +1,17 @@
-"""README and docs name tests, files and classes that exist; README is short and every page is in the index."""
+"""README and docs name tests, files and classes that exist; README is short; every page is in the index; hooks, workflow
+and type checks are set as CONTRIBUTING says."""
 
 from __future__ import annotations
 
 import ast
 import importlib
 import re
+import tomllib
 from functools import cache
 from pathlib import Path
 
 import pytest
+import yaml
 
 ROOT = Path(__file__).resolve().parents[2]
 TOP = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md"]
@@ -124,6 +127,28 @@ def test_links_to_sections_lead_there():
                 re.sub(r"[^\w -]", "", h).lower().replace(" ", "-") for h in re.findall(r"^#+ (.+)$", text, re.M)
             ]
             assert anchor in headings, f"{page.name}: {target}#{anchor}"
+
+
+def test_the_workflow_calls_the_ci_script_and_nothing_else():
+    (workflow,) = (ROOT / ".github" / "workflows").iterdir()
+    (job,) = yaml.safe_load(workflow.read_text(encoding="utf-8"))["jobs"].values()
+    assert [step["run"] for step in job["steps"] if "run" in step] == ["bash .ci/run"]
+    assert (ROOT / ".ci" / "run").is_file()
+
+
+def test_hooks_run_what_lint_runs():
+    hooks = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text(encoding="utf-8"))["repos"][0]["hooks"]
+    commands = [" ".join(hook["entry"].split()[:2]) for hook in hooks]
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    assert commands == ["ruff check", "ruff format"]
+    assert all(f"bin/{command}" in makefile for command in [*commands, "mypy"])
+
+
+def test_types_of_the_pure_rooms_are_checked_and_shipped():
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]
+    rooms = {f"cdmem/{name}" for name in ("io", "run", "diffusion", "data", "metrics", "distillation")}
+    assert rooms <= set(settings["mypy"]["files"])
+    assert (ROOT / "cdmem" / "py.typed").is_file() and "py.typed" in settings["setuptools"]["package-data"]["cdmem"]
 
 
 def test_wrong_names_are_found():

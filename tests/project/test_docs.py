@@ -1,5 +1,5 @@
-"""README and docs name tests, files and classes that exist; README is short; every page is in the index; hooks, workflow
-and type checks are set as CONTRIBUTING says."""
+"""README and docs name tests, files and classes that exist; README is short; every page is in the index; hooks,
+workflow and type checks are set as CONTRIBUTING says."""
 
 from __future__ import annotations
 

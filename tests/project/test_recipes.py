@@ -66,6 +66,8 @@ def cdmem(*args: str) -> int:
 def beside(tmp_path, monkeypatch):
     """The user's own folder: Python finds modules in it, and the shipped configs lie in it."""
     monkeypatch.syspath_prepend(tmp_path)
+    for name in [name for name in sys.modules if name.startswith("my_")]:  # of another test
+        monkeypatch.delitem(sys.modules, name)
     (tmp_path / "configs").symlink_to(ROOT / "configs")
     return tmp_path
 
@@ -97,7 +99,7 @@ def test_a_data_source(beside, capsys):
     assert (record["source"], len(record["indices"]), record["shape"]) == ("my_source.read_noise", 16, [1, 8, 8])
     # What a record names is not imported.
     assert cdmem("audit", "--generator", str(run), "--training_set", str(run), "--data_path", str(beside)) == 2
-    assert "my_source.read_noise" in capsys.readouterr().err
+    assert "data.source=my_source.read_noise: no such source" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", ["no_such_module.read", "json.no_such_function", "json.loads", "nothing"])

@@ -12,8 +12,9 @@ from cdmem.diffusion.noise import sampler_sigmas
 from cdmem.diffusion.sampling import NoiseSource, first_seed
 from cdmem.errors import InputError
 from cdmem.images import to_float
-from cdmem.theory.decomposition.parts import decompose, nearest_two
-from cdmem.theory.decomposition.trajectory import walk
+from cdmem.theory.decomposition.parts import decompose
+from cdmem.theory.decomposition.paths import walk
+from cdmem.theory.measures import nearest_two
 from cdmem.training.module import DiffusionModule
 
 

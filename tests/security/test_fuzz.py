@@ -216,7 +216,7 @@ FOUND = {
     "settings that grow": (lambda: (["theory", "edge", "--out", "out", "--config", "edge.yaml"],
         {"edge.yaml": BOMB.encode()}), "config"),
     "laboratory without a size": (lambda: (["theory", "edge", "--out", "out", "--config", "edge.yaml"],
-        {"edge.yaml": b"k: null"}), "k"),
+        {"edge.yaml": b"mixture: {k: null}"}), "mixture.k"),
     "checkpoint of no version": (lambda: resumed(**{"pytorch-lightning_version": torch.zeros(2)}), "ckpt_path"),
     "teacher of no solver": (lambda: (DISTIL, resumed(sampler={"solver": "cuda", "points": 3})[1]), "model.teacher"),
     "comparison with an audit of nothing": (lambda: (["report", "run", "run", "--out", "out.html"],

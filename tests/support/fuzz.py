@@ -62,7 +62,7 @@ class Reached(Exception):
 def main(*args: str) -> int:
     """``python -m cdmem`` in process; its exit code. What training would raise comes out as Reached."""
     with pytest.raises(SystemExit) as stop:
-        cdmem.cli.main(list(args))
+        cdmem.cli.main.main(list(args))
     return stop.value.code if isinstance(stop.value.code, int) else int(stop.value.code is not None)
 
 
@@ -112,9 +112,9 @@ SLOW = (
     "training.teacher.DiffusionTeacher.training_step",
     "training.student.Student.training_step",
     "theory.two_gaussians.laboratory.train",
-    "theory.edge.laboratory._isotropic",
-    "theory.edge.laboratory._sweep",
-    "theory.edge.laboratory._images",
+    "theory.edge.laboratory.isotropic",
+    "theory.edge.laboratory.scaling",
+    "theory.edge.laboratory.image_model",
     "theory.random_features.laboratory.constants",
     "theory.bridge.laboratory.one_draw",
     "theory.decomposition.laboratory.paths",

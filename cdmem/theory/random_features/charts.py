@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 
 from cdmem.report.charts.base import INK, LOOKS, Chart, format_axis, looks, new_figure, number, stem, styled
 from cdmem.report.charts.curves import Series, data_rows, draw, frame, keys, log_scale, name_lines
-from cdmem.theory.random_features.bulks import Bulk
+from cdmem.theory.random_features.spectrum import Bulk
 
 PER_DECADE = 11  # bars of a histogram
 ORDER = ("teacher", "student", "control", "student3", "student2", "student4", "copycat")
@@ -29,23 +29,17 @@ class Band:
 
 def bands_of(generalisation: Sequence[Bulk], memorisation: Sequence[Bulk], d_share: float) -> list[Band]:
     """Gen, the largest of the other bulks as Mem, and what lies below that one."""
-    found = []
+    bands = []
     if generalisation:
-        found.append(Band(generalisation[0].low, generalisation[-1].high, "Gen", "teacher"))
+        bands.append(Band(generalisation[0].low, generalisation[-1].high, "Gen", "teacher"))
     if memorisation:
         main = max(range(len(memorisation)), key=lambda k: memorisation[k].mass)
-        found.append(Band(memorisation[main].low, memorisation[-1].high, "Mem", "student"))
+        bands.append(Band(memorisation[main].low, memorisation[-1].high, "Mem", "student"))
         if main:
             share = sum(b.mass for b in memorisation[:main]) / d_share
-            found.append(
-                Band(
-                    memorisation[0].low,
-                    memorisation[main - 1].high,
-                    "d slowest" if abs(share - 1) < 0.02 else f"{share:.2g} d slowest",
-                    "student2",
-                )
-            )
-    return found
+            text = "d slowest" if abs(share - 1) < 0.02 else f"{share:.2g} d slowest"
+            bands.append(Band(memorisation[0].low, memorisation[main - 1].high, text, "student2"))
+    return bands
 
 
 def _heights(values: np.ndarray, edges: np.ndarray, total: int) -> np.ndarray:
@@ -78,7 +72,7 @@ def spectrum_chart(
         bands: to shade.
         edges: of rho_1 by eq. (2.10), dotted.
         label: of the bars.
-        alt: for people who cannot see it.
+        alt: alternative text.
     """
     name, figure = stem(name), new_figure(3.9, 7.4)
     ax = figure.add_subplot()

@@ -24,7 +24,6 @@ def lines(
     *,
     levels: Sequence[tuple[float, str]] = (),
     log_y: bool = False,
-    percent_x: bool = False,
     alt: str,
 ) -> Chart:
     """Lines with intervals against a linear x; ``levels`` are dashed and named at the right."""
@@ -39,7 +38,7 @@ def lines(
         ax.axhline(value, color=INK, linewidth=1, linestyle=(0, (2, 2)), alpha=0.6)
         ax.annotate(text, (1, value), (4, 0), ("axes fraction", "data"), textcoords="offset points", va="center")
     ax.margins(x=0.02)
-    format_axis(ax, "x", percent=percent_x)
+    format_axis(ax, "x")
     if not log_y:
         format_axis(ax, "y")
     frame(ax, xlabel, ylabel)

@@ -1,19 +1,19 @@
-"""Words, tables and figures of two-gaussians."""
+"""The page of two-gaussians: words, tables and figures."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from cdmem.report.charts.curves import Series, curves
-from cdmem.theory.frame import Figure, Section, Table
-from cdmem.theory.two_gaussians.times import PowerLaw
+from cdmem.theory.curves import Exponent
+from cdmem.theory.experiment import KINDS, Figure, Section, Table
 from cdmem.theory.two_gaussians.training import STEPS, Run
 
-LOOKS = ("teacher", "student", "control", "student2", "student3", "student4", "copycat")
-Found = tuple[Run, list[float | None]]  # a training, and each member's tau_mem
+Law = Mapping[str, Exponent | None]  # of n and width
+Trained = tuple[Run, list[float | None]]  # a training, and each member's tau_mem
 
 
 def least(run: Run) -> dict[str, Any]:
@@ -23,27 +23,30 @@ def least(run: Run) -> dict[str, Any]:
     return {"step": run.steps[k], "kl": float(means[k])}
 
 
-def _exponent(name: str, law: tuple[float, float, float] | None) -> str:
-    if law is None:
-        return f"no exponent of {name}: it needs two values of {name} and more onsets than unknowns"
-    return f"tau_mem ~ {name}^{law[0]:.2f} [{law[1]:.2f}, {law[2]:.2f}]"
+def _exponents(law: Law) -> str:
+    said = []
+    for name, exponent in (("n", law["n"]), ("W", law["width"])):
+        missing = f"no exponent of {name}: it needs two values of {name} and more onsets than unknowns"
+        said.append(missing if exponent is None else f"tau_mem ~ {name}^{exponent}")
+    return "; ".join(said)
 
 
-def lead(law: PowerLaw, onsets: Sequence[Found], level: float) -> list[str]:
+def lead(law: Law, trained: Sequence[Trained], level: float) -> list[str]:
     """The main numbers."""
-    lines = [f"f_mem reaches {level:.0%}: {_exponent('n', law.n)}; {_exponent('W', law.width)} ({law.points} onsets)."]
+    count = sum(tau is not None for _, taus in trained for tau in taus)
+    lines = [f"f_mem reaches {level:.0%}: {_exponents(law)} ({count} onsets)."]
     parts = []
-    for r, taus in onsets:
+    for r, taus in trained:
         kept = [tau for tau in taus if tau is not None]
         when = f"{np.exp(np.mean(np.log(kept))):.0f} steps" if kept else "not reached"
         parts.append(f"n = {r.n}, W = {r.width}: {when} ({len(kept)} of {len(taus)} seeds)")
     return [*lines, "; ".join(parts) + "."]
 
 
-def _series(onsets: Sequence[Found], key: str, scale: bool = False) -> list[Series]:
-    many = len({r.width for r, _ in onsets}) > 1
+def _series(trained: Sequence[Trained], key: str, scale: bool = False) -> list[Series]:
+    many = len({r.width for r, _ in trained}) > 1
     made = []
-    for kind, (r, _) in zip(LOOKS, onsets):
+    for kind, (r, _) in zip(KINDS, trained):
         values = np.array(getattr(r, key))
         label = f"n = {r.n}" + (f", W = {r.width}" if many else "")
         x = [step * r.width / 128 / r.n if scale else step for step in r.steps]
@@ -53,25 +56,25 @@ def _series(onsets: Sequence[Found], key: str, scale: bool = False) -> list[Seri
 
 
 def sections(
-    onsets: Sequence[Found], law: PowerLaw, floor: dict[str, float], level: float, samples: int, loss_step: int
+    trained: Sequence[Trained], law: Law, floor: dict[str, float], level: float, samples: int, loss_step: int
 ) -> list[Section]:
     """The page's parts."""
-    seeds = len(onsets[0][1])
+    seeds = len(trained[0][1])
     band = f"Mean and range over {seeds} seeds, {samples} samples each."
     words = f"Exact samples of P_0 read KL {floor['kl']:.3f} (sd {floor['kl_sd']:.3f}) and f_mem {floor['f_mem']:.2%}."
     step, share = "optimizer step", "f_mem"
-    f_mem = curves("f_mem", _series(onsets, "f_mem"), step, share, log_x=True, percent=True, alt="f_mem against steps")
-    scaled, per_point = _series(onsets, "f_mem", True), "step W / (128 n)"
+    f_mem = curves("f_mem", _series(trained, "f_mem"), step, share, log_x=True, percent=True, alt="f_mem against steps")
+    scaled, per_point = _series(trained, "f_mem", True), "step W / (128 n)"
     alt = "f_mem against steps per training point"
     collapse = curves("f_mem_collapse", scaled, per_point, share, log_x=True, percent=True, alt=alt)
-    kl = curves("kl", _late(onsets), step, "KL(P_θ | P_0), nats", log_x=True, alt="divergence against steps")
+    kl = curves("kl", _late(trained), step, "KL(P_θ | P_0), nats", log_x=True, alt="divergence against steps")
     gap = []
-    for trained, fresh in zip(_series(onsets, "loss_train"), _series(onsets, "loss_test")):
-        gap.append(Series(trained.label, trained.kind, trained.x, np.subtract(fresh.y, trained.y).tolist()))
+    for train, fresh in zip(_series(trained, "loss_train"), _series(trained, "loss_test")):
+        gap.append(Series(train.label, train.kind, train.x, np.subtract(fresh.y, train.y).tolist()))
     losses = curves("loss_gap", gap, step, "test loss - train loss", log_x=True, alt="loss gap against steps")
     head = ("n", "W", "parameters", "steps", f"tau_mem (f_mem = {level:.0%})", "least KL", "last KL")
     rows = []
-    for r, taus in onsets:
+    for r, taus in trained:
         when = " / ".join("-" if tau is None else f"{tau:.0f}" for tau in taus)
         smallest = f"{least(r)['kl']:.2f} at {least(r)['step']}"
         rows.append(
@@ -89,14 +92,14 @@ def sections(
         Figure(kl, f"{band} Cross-entropy exact, entropy from nearest neighbours. {early}"),
         Figure(losses, f"At diffusion step {loss_step} of {STEPS}; 5 noise draws, the same at each measurement."),
     ]
-    exponents = f"{_exponent('n', law.n)}; {_exponent('W', law.width)}."
-    return [Section("Copies", [exponents], copies), Section("Distance to the true density", [words], distance)]
+    onsets = Section("Copies", [f"{_exponents(law)}."], copies)
+    return [onsets, Section("Distance to the true density", [words], distance)]
 
 
-def _late(onsets: Sequence[Found]) -> list[Series]:
+def _late(trained: Sequence[Trained]) -> list[Series]:
     """The divergence from within four times its least value on: the first steps would hide the rest."""
     made = []
-    for s in _series(onsets, "kl"):
+    for s in _series(trained, "kl"):
         bar = 4 * max(min(v for v in s.y if v is not None), 0.5)
         k = next(i for i, v in enumerate(s.y) if v is not None and v <= bar)
         made.append(Series(s.label, s.kind, s.x[k:], s.y[k:], s.low and s.low[k:], s.high and s.high[k:]))

@@ -4,34 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 from scipy.stats import t as student_t
+
+from cdmem.theory.measures import Interval
 
 RULE = (
     "The theory predicts gain_unstable < gain_stable. At each noise level the interval of the difference over "
     "independent noise draws (Student's t, 95 % for all levels together by Bonferroni) lies below 0, above 0, or holds "
     "0. Supported: at least one below and none above; contradicted: at least one above and none below; else undecided."
 )
-
-
-@dataclass(frozen=True)
-class Interval:
-    """Mean with its interval."""
-
-    mean: float
-    low: float
-    high: float
-
-
-def over_draws(values: Sequence[float], levels: int = 1) -> Interval:
-    """Student's t over independent draws; for ``levels`` intervals that hold together with 95 %."""
-    mean, count = float(np.mean(values)), len(values)
-    if count < 2:
-        return Interval(mean, -math.inf, math.inf)
-    half = student_t.ppf(1 - 0.025 / levels, count - 1) * float(np.std(values, ddof=1)) / math.sqrt(count)
-    return Interval(mean, mean - half, mean + half)
 
 
 def verdict(intervals: Sequence[Interval]) -> str:

@@ -1,43 +1,36 @@
-"""Words, tables and figures of decomposition."""
+"""The page of decomposition: words, tables and figures."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from cdmem.report.charts.curves import Series, curves
-from cdmem.theory.frame import Figure, Section, Table
+from cdmem.theory.experiment import KINDS, Figure, Section, Table, span
 
-Found = dict[str, Any]
-KINDS = ("teacher", "student", "control", "student2", "student3", "student4", "copycat")
-
-
-def span(entry: Found, form: str = "+.3f") -> str:
-    """Mean (or value) and interval."""
-    middle = entry["mean"] if "mean" in entry else entry["value"]
-    return f"{middle:{form}} [{entry['low']:{form}}, {entry['high']:{form}}]"
+Results = dict[str, Any]
 
 
-def lead(found: Found) -> list[str]:
+def lead(results: Results) -> list[str]:
     """The main numbers, made from the results."""
-    paths = found["paths"]
+    paths = results["paths"]
     near = paths["nearest"]
     lines = [
-        f"Unguided paths of the {found['teacher']}: f_mem {paths['f_mem']:.1%}, D_1 {span(near['D_1'])}, D_2 "
+        f"Unguided paths of the {results['teacher']}: f_mem {paths['f_mem']:.1%}, D_1 {span(near['D_1'])}, D_2 "
         f"{span(near['D_2'])}; Pearson of D_1 with severity {span(near['D_1_pearson'], '+.2f')}, for a random image "
         f"instead {span(paths['random']['D_1_pearson'], '+.2f')} ({paths['samples']} paths).",
         "Guided by g towards a class of one image, the first estimate's share of the target is "
-        + ", ".join(f"{row['a_first']['mean']:.2f} at g = {row['g']:g}" for row in found["guidance"])
+        + ", ".join(f"{row['a_first']['mean']:.2f} at g = {row['g']:g}" for row in results["guidance"])
         + ".",
     ]
-    own = found["guided_teacher"]
+    own = results["guided_teacher"]
     if own and own["rows"]:
         lines.append(
             f"The trained teacher, guided by its own label dropout towards {len(own['classes'])} known targets: "
             + ", ".join(f"{r['trained']['a_first']['mean']:.2f} at g = {r['g']:g}" for r in own["rows"])
             + f" ({own['seeds']} paths a class)."
         )
-    if found["student"]:
-        row = found["student"]["students"][0]
+    if results["student"]:
+        row = results["student"]["students"][0]
         lines.append(
             "One student step against the teacher's endpoint of the same noise: target share "
             f"{span(row['a_change_all'])}, rest {span(row['across_change_all'])}."
@@ -45,16 +38,16 @@ def lead(found: Found) -> list[str]:
     return lines
 
 
-def sections(found: Found) -> list[Section]:
+def sections(results: Results) -> list[Section]:
     """The page's parts."""
-    parts = [_paths(found), _guidance(found)]
-    if found["guided_teacher"]:
-        parts.append(_trained(found))
-    return [*parts, _student(found["student"])] if found["student"] else parts
+    parts = [_paths(results), _guidance(results)]
+    if results["guided_teacher"]:
+        parts.append(_trained(results))
+    return [*parts, _student(results["student"])] if results["student"] else parts
 
 
-def _paths(found: Found) -> Section:
-    paths = found["paths"]
+def _paths(results: Results) -> Section:
+    paths = results["paths"]
     sigma, exact = paths["schedule"]["sigma"], paths["schedule"]
     near = paths["nearest"]["along"]
     weights = [
@@ -90,7 +83,7 @@ def _paths(found: Found) -> Section:
     ]
     note = "Means with Student's t, correlations with bootstrap intervals, 95 %."
     return Section("Unguided paths", text, [
-        Figure(chart, f"Means over {paths['samples']} paths, n = {found['n']}."),
+        Figure(chart, f"Means over {paths['samples']} paths, n = {results['n']}."),
         Figure(second, "The clean estimate at each level, and how sure the training law is of the target."),
         Figure(third, f"Variance of x_t among paths with one target, mean over {paths['diversity']['groups']} targets "
                "with at least 5 paths."),
@@ -98,15 +91,15 @@ def _paths(found: Found) -> Section:
     ], reconstruction=True)  # fmt: skip
 
 
-def _guidance(found: Found) -> Section:
+def _guidance(results: Results) -> Section:
     rows = [
         (f"{r['g']:g}", span(r["a_first"], ".3f"), f"{r['a_against_unconditional']:.3f}", f"{r['w_0_most']:.2f}",
          span(r["D_1"]), span(r["D_2"]), f"{r['hits']:.0%}")
-        for r in found["guidance"]
+        for r in results["guidance"]
     ]  # fmt: skip
     head = ("g", "a, first step", "a against D_u", "largest w_0", "D_1", "D_2", "ends at x*")
-    sigma = found["paths"]["schedule"]["sigma"]
-    lines = [Series(f"g = {r['g']:g}", kind, sigma, r["w_0"]) for kind, r in zip(KINDS, found["guidance"])]
+    sigma = results["paths"]["schedule"]["sigma"]
+    lines = [Series(f"g = {r['g']:g}", kind, sigma, r["w_0"]) for kind, r in zip(KINDS, results["guidance"])]
     chart = curves("guided_weights", lines, "sigma", "weight of the target", log_x=True, alt="weights under guidance")
     text = [
         "Exact conditional and unconditional denoisers of the same images, a class that holds one image, so that x* is "
@@ -119,8 +112,8 @@ def _guidance(found: Found) -> Section:
     ], reconstruction=True)  # fmt: skip
 
 
-def _trained(found: Found) -> Section:
-    own, sigma = found["guided_teacher"], found["paths"]["schedule"]["sigma"]
+def _trained(results: Results) -> Section:
+    own, sigma = results["guided_teacher"], results["paths"]["schedule"]["sigma"]
     rows = []
     for r in own["rows"]:
         for kind in ("trained", "exact"):
@@ -145,10 +138,10 @@ def _trained(found: Found) -> Section:
                    reconstruction=True)  # fmt: skip
 
 
-def _student(found: Found) -> Section:
-    teacher = found["teacher"]
+def _student(results: Results) -> Section:
+    teacher = results["teacher"]
     rows = [("teacher's endpoint", span(teacher["a"], ".3f"), span(teacher["across"], ".3f"), "1", "-", "-", "-")]
-    for r in found["students"]:
+    for r in results["students"]:
         changes = [span(r[k]) if k in r else "-" for k in ("a_change_all", "across_change_all", "a_change_copies")]
         rows.append((f"student, {r['steps']} steps", span(r["a"], ".3f"), span(r["across"], ".3f"),
                      span(r["cosine"], ".3f"), *changes))  # fmt: skip
@@ -158,5 +151,5 @@ def _student(found: Found) -> Section:
         "Does distillation lower the share of the target, or add something across it? x* is the training image nearest "
         "to the teacher's endpoint; the same noise through both.",
     ]
-    note = f"{found['samples']} seeds, {found['copies']} of them copies; paired changes, Student's t, 95 %."
+    note = f"{results['samples']} seeds, {results['copies']} of them copies; paired changes, Student's t, 95 %."
     return Section("Few-step students", text, [Table(head, rows, note)], reconstruction=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -39,7 +39,7 @@ class Pair:
         labels: (n,) or None.
         sigma_min: smallest noise level above 0.
         sigma_max: largest noise level.
-        points: grid points of the teacher's walk from sigma_max.
+        points: grid points of the teacher's ODE from sigma_max.
         num_classes: 0 without classes.
         mid_sigmas: levels of the student's further steps.
         null_label: the label that means "no class", for guidance; None of a teacher without label dropout.
@@ -60,24 +60,14 @@ class Pair:
     def endpoint(self, x: Tensor, sigma: float, labels: Tensor | None) -> Tensor:
         """Where the teacher's ODE leads from x (B, C, H, W) at ``sigma``: what the student was trained to return."""
         grid = sampler_sigmas(self.points, self.sigma_min, sigma)
-        parts = [
-            sample_ode(
-                self.teacher, x[k : k + BATCH], grid, heun_step, None if labels is None else labels[k : k + BATCH]
-            )
-            for k in range(0, len(x), BATCH)
-        ]
-        return torch.cat(parts)
+        return torch.cat([sample_ode(self.teacher, part, grid, heun_step, own) for part, own in _batches(x, labels)])
 
     @torch.no_grad()
     def jump(self, x: Tensor, sigma: float, labels: Tensor | None) -> Tensor:
         """The student's one step from ``sigma``."""
         assert self.student is not None
-        levels = torch.full((len(x),), sigma)
-        parts = [
-            self.student(x[k : k + BATCH], levels[k : k + BATCH], None if labels is None else labels[k : k + BATCH])
-            for k in range(0, len(x), BATCH)
-        ]
-        return torch.cat(parts)
+        steps = [self.student(part, torch.full((len(part),), sigma), own) for part, own in _batches(x, labels)]
+        return torch.cat(steps)
 
     def start(self, seeds: Sequence[int]) -> tuple[Tensor, Tensor | None]:
         """The noise of audit seeds at sigma_max, and their labels."""
@@ -86,10 +76,15 @@ class Pair:
         return x, noise.labels(self.num_classes)
 
 
+def _batches(x: Tensor, labels: Tensor | None) -> Iterator[tuple[Tensor, Tensor | None]]:
+    for k in range(0, len(x), BATCH):
+        yield x[k : k + BATCH], None if labels is None else labels[k : k + BATCH]
+
+
 def students_of(run: Path) -> list[str]:
     """Stage folders of a study that are not its teacher's."""
-    found = [p.parent.parent.name for p in sorted(run.glob("*/checkpoints/last.ckpt"))]
-    return [name for name in found if name != "teacher"]
+    stages = [file.parent.parent.name for file in sorted(run.glob("*/checkpoints/last.ckpt"))]
+    return [name for name in stages if name != "teacher"]
 
 
 def load_pair(run: str, student: str | None, alone: bool = False) -> tuple[Pair, str | None]:
@@ -115,10 +110,10 @@ def load_pair(run: str, student: str | None, alone: bool = False) -> tuple[Pair,
         raise InputError("student", name, f"is no student of {run} (there: {there})", "distil one first, or name it")
     subjects = study_subjects(folder, [name] if name else [], None, "cpu")
     teacher = next(s.module for s in subjects if s.role == "teacher")
-    pupil = next((s for s in reversed(subjects) if s.role == "student"), None)
+    last = next((s for s in reversed(subjects) if s.role == "student"), None)
     assert teacher is not None
-    function = pupil.module.function().eval() if pupil is not None and pupil.module is not None else None
-    levels = tuple(pupil.sampler.mid_sigmas) if pupil is not None else ()  # type: ignore[attr-defined]
+    function = last.module.function().eval() if last is not None and last.module is not None else None
+    levels = tuple(last.sampler.mid_sigmas) if last is not None else ()  # type: ignore[attr-defined]
     pair = _pair(teacher, subjects[0].sampler, from_record(folder, key="run"), function, levels)
     return pair, name
 

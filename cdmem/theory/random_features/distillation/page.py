@@ -1,4 +1,4 @@
-"""Words, tables and figures of the distillation part; everything in it is a reconstruction."""
+"""The page of the distillation part: words, tables and figures. Everything in it is a reconstruction."""
 
 from __future__ import annotations
 
@@ -8,44 +8,44 @@ from typing import Any
 import numpy as np
 
 from cdmem.report.charts.curves import Series, curves
-from cdmem.theory.frame import Figure, Section, Table
+from cdmem.theory.experiment import Figure, Section, Table
 
 INTERVAL = "95 % interval: the wider of Student's t over seeds and Wilson's over all samples."
 GAINS = (0, 10, 16, 22)  # places in the grid of ridges whose gain is drawn
-Found = dict[str, Any]
+Results = dict[str, Any]
 
 
-def percent(row: Found) -> str:
+def percent(row: Results) -> str:
     """Mean and interval of f_mem."""
     return f"{row['mean']:.2%} [{max(row['low'], 0):.2%}, {row['high']:.2%}]"
 
 
-def lead(leak: Found, found: Found, stopping: Found) -> list[str]:
+def lead(leak: Results, f_mem: Results, stopping: Results) -> list[str]:
     """The main numbers, each labelled."""
     star = "none" if leak["gamma_star"] is None else f"{leak['gamma_star']:.3g}"
-    full = next(k for k in found if k.startswith("teacher_") and k.removeprefix("teacher_").isdigit())
-    teacher = [percent(found[key]) for key in (full, "teacher_1", "teacher_2")]
-    student = [percent(found[key]) for key in ("student_1", "student_2")]
+    full = next(k for k in f_mem if k.startswith("teacher_") and k.removeprefix("teacher_").isdigit())
+    teacher = [percent(f_mem[key]) for key in (full, "teacher_1", "teacher_2")]
+    student = [percent(f_mem[key]) for key in ("student_1", "student_2")]
     return [
         f"Reconstruction: without a ridge {leak['mem_null'][0]:.0%} of what leaves the generalising directions arrives "
         f"outside them ({leak['mem'][0]:.0%} in Mem); gamma* = {star}.",
         f"Reconstruction: f_mem of the teacher {teacher[0]} at full cost, {teacher[1]} at one evaluation, "
         f"{teacher[2]} at two; of the student {student[0]} and {student[1]} "
-        f"(n = {found['n']}, {found['seeds']} seeds, {found['samples']} samples each).",
+        f"(n = {f_mem['n']}, {f_mem['seeds']} seeds, {f_mem['samples']} samples each).",
         "Student that is neither stopped nor regularised: "
         f"{stopping['student_1']} (one step), {stopping['student_2']} (two steps).",
     ]
 
 
-def sections(leak: Found, found: Found, stopping: Found) -> list[Section]:
+def sections(leak: Results, f_mem: Results, stopping: Results) -> list[Section]:
     """The page's parts."""
-    return [_leakage(leak), _students(found), _stopping(found, stopping)]
+    return [_leakage(leak), _students(f_mem), _stopping(f_mem, stopping)]
 
 
-def _leakage(leak: Found) -> Section:
+def _leakage(leak: Results) -> Section:
     gamma, index, gap = leak["gamma"], leak["index"], leak["gap"]
 
-    def series(name: str, kind: str, entry: Found, key: str) -> Series:
+    def series(name: str, kind: str, entry: Results, key: str) -> Series:
         ends = list(zip(*entry[f"{key}_ci95"]))
         return Series(name, kind, gamma, entry[key], [max(v, 0) for v in ends[0]], [min(v, 1) for v in ends[1]])
 
@@ -100,9 +100,9 @@ def _thinned(eigenvalues: np.ndarray, count: int = 160) -> np.ndarray:
     return np.unique(np.concatenate([rest, top]))
 
 
-def _students(found: Found) -> Section:
+def _students(f_mem: Results) -> Section:
     rows = []
-    full = [k for k in found if k.startswith("teacher_") and k.removeprefix("teacher_").isdigit()]
+    full = [k for k in f_mem if k.startswith("teacher_") and k.removeprefix("teacher_").isdigit()]
     names = {k: f"teacher, {k.removeprefix('teacher_')} steps" for k in full}
     names |= {
         "empirical": "empirical score, all steps",
@@ -110,16 +110,16 @@ def _students(found: Found) -> Section:
         "student_2": "student, 2 steps",
     }
     for key, name in names.items():
-        row = found[key]
+        row = f_mem[key]
         rows.append((name, percent(row), f"{row['variance']:.2f}"))
-    grids = [("student, 1 step, ridge", found["gamma"], found["student_ridge"])]
-    grids += [("teacher, ridge", found["gamma"], found["teacher_ridge"])]
-    grids += [("teacher, stopped at tau =", found["tau"], found["teacher_stopped"])]
-    grids += [("teacher, truncated at rank", found["rank"], found["teacher_truncated"])]
+    grids = [("student, 1 step, ridge", f_mem["gamma"], f_mem["student_ridge"])]
+    grids += [("teacher, ridge", f_mem["gamma"], f_mem["teacher_ridge"])]
+    grids += [("teacher, stopped at tau =", f_mem["tau"], f_mem["teacher_stopped"])]
+    grids += [("teacher, truncated at rank", f_mem["rank"], f_mem["teacher_truncated"])]
     base = [(f"{name} {x:g}", percent(row), f"{row['variance']:.2f}") for name, grid, rows_ in grids
             for x, row in zip(grid, rows_)]  # fmt: skip
     head = ("sampler", "f_mem", "tr Cov / d")
-    note = f"{found['seeds']} seeds, {found['samples']} samples each, n = {found['n']}. {INTERVAL}"
+    note = f"{f_mem['seeds']} seeds, {f_mem['samples']} samples each, n = {f_mem['n']}. {INTERVAL}"
     text = [
         "A lower f_mem alone shows nothing: the teacher itself copies less with fewer steps, and samples that shrink "
         "towards their mean copy less as well (the truth has tr Cov / d = 1).",
@@ -128,28 +128,28 @@ def _students(found: Found) -> Section:
     return Section("Teacher and student", text, parts, reconstruction=True)
 
 
-def _line(name: str, kind: str, x: Sequence[float], rows: Sequence[Found], key: str = "mean") -> Series:
+def _line(name: str, kind: str, x: Sequence[float], rows: Sequence[Results], key: str = "mean") -> Series:
     if key == "variance":
         return Series(name, kind, x, [r[key] for r in rows])
     return Series(name, kind, x, [r["mean"] for r in rows], [max(r["low"], 0) for r in rows], [r["high"] for r in rows])
 
 
-def _stopping(found: Found, stopping: Found) -> Section:
-    tau = found["tau"]
+def _stopping(f_mem: Results, stopping: Results) -> Section:
+    tau = f_mem["tau"]
     lines = [
-        _line("student, 1 step", "student", tau, found["student_flow"]),
-        _line("student, 2 steps", "student2", tau, found["student_flow_2"]),
-        _line("1 step, ridge instead", "copycat", tau, found["student_matched_ridge"]),
-        _line("teacher stopped", "teacher", tau, found["teacher_stopped"]),
+        _line("student, 1 step", "student", tau, f_mem["student_flow"]),
+        _line("student, 2 steps", "student2", tau, f_mem["student_flow_2"]),
+        _line("1 step, ridge instead", "copycat", tau, f_mem["student_matched_ridge"]),
+        _line("teacher stopped", "teacher", tau, f_mem["teacher_stopped"]),
     ]
     chart = curves(
         "f_mem_time", lines, "training time tau", "f_mem", log_x=True, percent=True, alt="f_mem against time"
     )
     spread = [
-        _line("student, 1 step", "student", tau, found["student_flow"], "variance"),
-        _line("student, 2 steps", "student2", tau, found["student_flow_2"], "variance"),
-        _line("1 step, from the teacher", "student3", tau, found["student_flow_from_teacher"], "variance"),
-        _line("teacher stopped", "teacher", tau, found["teacher_stopped"], "variance"),
+        _line("student, 1 step", "student", tau, f_mem["student_flow"], "variance"),
+        _line("student, 2 steps", "student2", tau, f_mem["student_flow_2"], "variance"),
+        _line("1 step, from the teacher", "student3", tau, f_mem["student_flow_from_teacher"], "variance"),
+        _line("teacher stopped", "teacher", tau, f_mem["teacher_stopped"], "variance"),
     ]
     variance = curves("variance_time", spread, "training time tau", "tr Cov / d", log_x=True, marks=(),
                       alt="variance against time")  # fmt: skip
@@ -179,7 +179,7 @@ def _stopping(found: Found, stopping: Found) -> Section:
         "tau_mem per seed: half of the last f_mem of two steps. The linear times are those of the student's own filter."
     )
     return Section("Distillation, or stopping early?", text, [
-        Figure(chart, f"{found['seeds']} seeds; teacher: a third of the samples. {INTERVAL}"),
+        Figure(chart, f"{f_mem['seeds']} seeds; teacher: a third of the samples. {INTERVAL}"),
         Figure(variance, "Total variance beside it: 1 is the truth."),
         Table(head, rows, note),
     ], reconstruction=True)  # fmt: skip

@@ -1,4 +1,4 @@
-"""Words, tables and figures of bridge."""
+"""The page of bridge: words, tables and figures."""
 
 from __future__ import annotations
 
@@ -6,59 +6,51 @@ from collections.abc import Sequence
 from typing import Any
 
 from cdmem.report.charts.curves import Series, curves
-from cdmem.theory.frame import Figure, Section, Table
+from cdmem.theory.experiment import KINDS, Figure, Section, Table, span
 
-KINDS = ("teacher", "student", "control", "student2", "student3", "student4", "copycat")
-Found = dict[str, Any]
-Spectrum = tuple[float, list[float], int, list[float]]  # sigma, eigenvalues, stable ones, gains
-
-
-def span(entry: Found | None, percent: bool = False) -> str:
-    """Mean and interval."""
-    if entry is None:
-        return "-"
-    form = (lambda v: f"{v:.1%}") if percent else (lambda v: f"{v:.3f}")
-    return f"{form(entry['mean'])} [{form(entry['low'])}, {form(entry['high'])}]"
+Results = dict[str, Any]
+Spectrum = tuple[float, list[float], list[float]]  # sigma, eigenvalues, gains
 
 
-def lead(found: Found) -> list[str]:
+def lead(results: Results) -> list[str]:
     """The main numbers, made from the results."""
-    ends = found["endpoints"]
+    ends = results["endpoints"]
     lines = [
-        f"Suppression of unstable directions: {found['verdict']}. "
-        + "; ".join(f"sigma {row['sigma']:g}: contrast {span(row['contrast'])}" for row in found["levels"])
+        f"Suppression of unstable directions: {results['verdict']}. "
+        + "; ".join(f"sigma {row['sigma']:g}: contrast {span(row['contrast'], '.3f')}" for row in results["levels"])
         + "."
     ]
     if ends["difference"] is None:
         said = f"{ends['memorised']} of {ends['samples']} teacher samples are copies: no comparison of the two kinds"
     else:
-        said = f"memorised minus other samples {span(ends['difference'])} (Cliff's delta {ends['cliffs_delta']:+.2f})"
+        delta = f"Cliff's delta {ends['cliffs_delta']:+.2f}"
+        said = f"memorised minus other samples {span(ends['difference'], '.3f')} ({delta})"
     return [*lines, f"Share of the endpoints' change in the Jacobian's {ends['leading']} leading directions: {said}."]
 
 
-def sections(found: Found, spectra: Sequence[Spectrum]) -> list[Section]:
+def sections(results: Results, spectra: Sequence[Spectrum]) -> list[Section]:
     """The page's parts."""
-    return [_gram(found, spectra), _endpoints(found)]
+    return [_gram(results, spectra), _endpoints(results)]
 
 
-def _gram(found: Found, spectra: Sequence[Spectrum]) -> Section:
+def _gram(results: Results, spectra: Sequence[Spectrum]) -> Section:
     rows = [
         (
             f"{row['sigma']:g}",
             f"{row['stable']:.1f}",
-            span(row["gain_stable"]),
-            span(row["gain_unstable"]),
-            span(row["contrast"]),
-            span(row["share_change"], True),
-            span(row["share_teacher"], True),
-            span(row["share_null"], True),
+            span(row["gain_stable"], ".3f"),
+            span(row["gain_unstable"], ".3f"),
+            span(row["contrast"], ".3f"),
+            span(row["share_change"], ".1%"),
+            span(row["share_teacher"], ".1%"),
+            span(row["share_null"], ".1%"),
         )
-        for row in found["levels"]
+        for row in results["levels"]
     ]
     head = ("sigma", "stable directions", "gain, stable", "gain, unstable", "contrast", "change, unstable share",
             "teacher's own", "null")  # fmt: skip
     lines, gains = [], []
-    for kind, (sigma, eigenvalues, _, gain) in zip(KINDS, spectra):
+    for kind, (sigma, eigenvalues, gain) in zip(KINDS, spectra):
         rank = list(range(1, len(eigenvalues) + 1))
         total = sum(eigenvalues)
         held = [sum(eigenvalues[: k + 1]) / total for k in range(len(eigenvalues))]
@@ -72,10 +64,11 @@ def _gram(found: Found, spectra: Sequence[Spectrum]) -> Section:
         "The teacher's endpoint map (its ODE from a noisy image down to 0) is what the student was trained to return. "
         "Both are functions on noisy training images, and the eigenvectors of the Gram matrix of the teacher's last "
         "features are directions for such functions: large eigenvalues stable, small ones unstable.",
-        f"Rule: {found['rule']} Here: {found['verdict']}.",
+        f"Rule: {results['rule']} Here: {results['verdict']}.",
     ]
-    note = f"Mean and 95 % interval over {found['levels'][0]['draws']} independent draws; n = {found['n']}; contrast " \
-           "jointly over the levels. Null: the same changes at other inputs."  # fmt: skip
+    draws = results["levels"][0]["draws"]
+    note = f"Mean and 95 % interval over {draws} independent draws; n = {results['n']}; contrast jointly over the " \
+           "levels. Null: the same changes at other inputs."  # fmt: skip
     return Section("Stable and unstable directions", text, [
         Table(head, rows, note),
         Figure(gain, "First draw; running means over neighbouring ranks. 1: carried over, 0: lost."),
@@ -93,17 +86,17 @@ def _smoothed(values: Sequence[float], width: float = 1.25) -> list[float]:
     return out
 
 
-def _endpoints(found: Found) -> Section:
-    ends = found["endpoints"]
+def _endpoints(results: Results) -> Section:
+    ends = results["endpoints"]
     rows = [
         ("teacher samples that are copies", f"{ends['memorised']} of {ends['samples']}"),
         ("student samples that are copies", f"{ends['student_memorised']:.1%}"),
         ("share in the leading directions, copies", _number(ends["share_memorised"])),
         ("share in the leading directions, others", _number(ends["share_others"])),
-        ("copies minus others", span(ends["difference"])),
+        ("copies minus others", span(ends["difference"], ".3f")),
         ("Cliff's delta", _number(ends["cliffs_delta"])),
         ("share of another seed's change (null)", _number(ends["share_null"])),
-        ("own minus null", span(ends["against_null"])),
+        ("own minus null", span(ends["against_null"], ".3f")),
         ("antisymmetric part of the Jacobian, relative", _number(ends["skew"])),
         ("mean leading eigenvalues", ", ".join(f"{v:.2f}" for v in ends["eigenvalues"])),
     ]

@@ -1,4 +1,4 @@
-"""Words, tables and figures of the main part."""
+"""The page of the main part: words, tables and figures."""
 
 from __future__ import annotations
 
@@ -7,18 +7,18 @@ from collections.abc import Sequence
 import numpy as np
 
 from cdmem.report.charts.curves import Series
-from cdmem.theory.frame import Figure, Section, Table
-from cdmem.theory.random_features.constants import Constants
-from cdmem.theory.random_features.figures import ORDER, bands_of, paths, power_chart, spectrum_chart
-from cdmem.theory.random_features.limit import density, shape_of
-from cdmem.theory.random_features.spectra import Measured, Spectrum, Theory
-from cdmem.theory.random_features.sweep import ONSET, Onset, PowerLaw, Sweep, least_score
+from cdmem.theory.curves import PowerLaw
+from cdmem.theory.experiment import Figure, Section, Table
+from cdmem.theory.random_features.charts import ORDER, bands_of, paths, power_chart, spectrum_chart
+from cdmem.theory.random_features.model import Constants
+from cdmem.theory.random_features.spectrum import Measured, Spectrum, Theory, density, shape_of
+from cdmem.theory.random_features.sweep import ONSET, Onset, Sweep, least_score
 
 POINTS = 500
 
 
-def span(edges: Sequence[float]) -> str:
-    """An interval."""
+def edges_text(edges: Sequence[float]) -> str:
+    """Edges of an interval."""
     return f"[{edges[0]:.4g}, {edges[1]:.4g}]"
 
 
@@ -38,24 +38,24 @@ def constants_section(c: Constants) -> Section:
 
 
 def spectrum_section(
-    c: Constants, sigma: np.ndarray, sizes: dict[str, int], ratios: tuple[float, float], found: Theory,
+    c: Constants, sigma: np.ndarray, sizes: dict[str, int], limit: Theory,
     spectrum: Spectrum, measured: Measured, equivalent: Measured,
 ) -> Section:  # fmt: skip
     """The two bulks and the atom."""
-    psi_p, psi_n = ratios
+    psi_p, psi_n = sizes["p"] / sizes["d"], sizes["n"] / sizes["d"]
     shape = shape_of(psi_p, psi_n, sigma)
-    lows = np.geomspace(0.3 * c.s2, found.bulks[-1].high * 1.05, POINTS)
-    inside = [np.linspace(b.low, b.high, 120) for b in found.bulks]
+    lows = np.geomspace(0.3 * c.s2, limit.bulks[-1].high * 1.05, POINTS)
+    inside = [np.linspace(b.low, b.high, 120) for b in limit.bulks]
     x = np.sort(np.concatenate([lows, *inside]))
     x = x[x > c.s2 * (1 + 1e-6)]
     rho = density(x, c, shape)
     share = max(1 - (1 + psi_n) / psi_p, 0.0)
-    found_roles = found.roles
-    bands = bands_of(found_roles.generalisation, found_roles.memorisation, 1 / psi_p) if found_roles else []
+    roles = limit.roles
+    bands = bands_of(roles.generalisation, roles.memorisation, 1 / psi_p) if roles else []
     seeds = len(spectrum.exact)
     others = spectrum.equivalent[spectrum.equivalent > c.s2 * (1 + 1e-9)]
     chart = spectrum_chart(
-        "spectrum", spectrum.exact.ravel(), others, x, rho, (c.s2, share), bands, found.rho_1,
+        "spectrum", spectrum.exact.ravel(), others, x, rho, (c.s2, share), bands, limit.rho_1,
         "U, exact" if spectrum.floor is None else "U, noise draws",
         alt="Eigenvalues of U: an atom, the memorisation bulk and, two decades higher, the generalisation bulk",
     )  # fmt: skip
@@ -76,8 +76,8 @@ def spectrum_section(
             "half the difference of two halves): eigenvalues below it mean nothing."
         )
     rows = [
-        ("generalisation, d largest", span(found.rho_2), span(equivalent.gen), span(measured.gen)),
-        ("memorisation, next n", span(found.rho_1), span(equivalent.mem), span(measured.mem)),
+        ("generalisation, d largest", edges_text(limit.rho_2), edges_text(equivalent.gen), edges_text(measured.gen)),
+        ("memorisation, next n", edges_text(limit.rho_1), edges_text(equivalent.mem), edges_text(measured.mem)),
         ("atom", f"{c.s2:.4g}", f"{equivalent.atom:.4g}", f"{measured.atom:.4g} (median)"),
     ]
     if measured.mean is not None:
@@ -87,18 +87,18 @@ def spectrum_section(
         "Theory of rho_2: the solved limit at this psi_n; of rho_1: eq. (2.10). By index, the n eigenvalues after the "
         f"d largest hold {measured.below:.0f} that lie below the left edge of rho_1."
     )
-    bulks = [(f"{b.low:.4g}", f"{b.high:.4g}", f"{b.mass:.5f}", f"{b.mass * psi_p:.3f}") for b in found.bulks]
+    bulks = [(f"{b.low:.4g}", f"{b.high:.4g}", f"{b.mass:.5f}", f"{b.mass * psi_p:.3f}") for b in limit.bulks]
     split = Table(
         ("left edge", "right edge", "share", "share p / d"), bulks, "All intervals of the limiting density (2.9)."
     )
     text = [noise]
-    if found_roles is None:
+    if roles is None:
         text.append("At these ratios no gap separates the d largest eigenvalues from the rest.")
-    elif len(found_roles.memorisation) > 1:
+    elif len(roles.memorisation) > 1:
         text.append(
             "At finite psi_n the solved limit splits what theorem 3.2 calls rho_1: d of its n eigenvalues lie in an "
             "interval of their own, between the atom and the left edge of (2.10). They are the slowest directions that "
-            f"V reaches, and are learned at tau = {found.tau_slow:.0f}, after tau_mem = {found.tau_mem:.0f}."
+            f"V reaches, and are learned at tau = {limit.tau_slow:.0f}, after tau_mem = {limit.tau_mem:.0f}."
         )
     return Section("Spectrum", text, [Figure(chart, caption), Table(head, rows, note), split])
 
@@ -113,7 +113,7 @@ def _series(sweep: Sweep, values: np.ndarray, scale: Sequence[float] | None = No
 
 
 def training_section(
-    sweep: Sweep, where: str, tau_gen: float, tau_mem: Sequence[float], found: Sequence[Onset], law: PowerLaw | None
+    sweep: Sweep, where: str, tau_gen: float, tau_mem: Sequence[float], begun: Sequence[Onset], law: PowerLaw | None
 ) -> Section:
     """Losses, their collapse, score error and its power law."""
     seeds = sweep.train.shape[1]
@@ -135,13 +135,14 @@ def training_section(
     least = least_score(sweep)
     for k, psi_n in enumerate(sweep.psi_n):
         ends = (sweep.train[k, :, -1].mean(), sweep.test[k, :, -1].mean())
-        reached = [f"{at:.0f} ({at / tau_mem[k]:.2f})" if at == at else "-" for at in (found[k].begun, found[k].half)]
-        rows.append((f"{psi_n:g}", f"{tau_mem[k]:.0f}", *reached, f"{found[k].best:.0f}",
+        times = (begun[k].begun, begun[k].half)
+        reached = ["-" if at is None else f"{at:.0f} ({at / tau_mem[k]:.2f})" for at in times]
+        rows.append((f"{psi_n:g}", f"{tau_mem[k]:.0f}", *reached, f"{begun[k].best:.0f}",
                      f"{ends[0]:.3f} / {ends[1]:.3f}", f"{least[k].mean():.4f}"))  # fmt: skip
     head = ("psi_n", "tau_mem", f"L_gen = {ONSET} at", "half of L_gen at", "least test loss at", "last train / test")
     head += ("E_score*",)
     note = (
-        f"tau_gen = {tau_gen:.1f} for every psi_n. In brackets: in units of tau_mem. {_spread(found, tau_mem)} "
+        f"tau_gen = {tau_gen:.1f} for every psi_n. In brackets: in units of tau_mem. {_spread(begun, tau_mem)} "
         "The edge of a bulk is what its slowest directions need: where psi_n is not far below psi_p, most of the bulk "
         "is learned well before."
     )
@@ -161,11 +162,11 @@ def training_section(
     return Section("Training", [text], parts)
 
 
-def _spread(found: Sequence[Onset], tau_mem: Sequence[float]) -> str:
+def _spread(begun: Sequence[Onset], tau_mem: Sequence[float]) -> str:
     """By which factors the times vary over psi_n."""
     said = []
     for name, key in ((f"L_gen = {ONSET}", "begun"), ("half of L_gen", "half")):
-        kept = [(getattr(f, key), mem) for f, mem in zip(found, tau_mem) if getattr(f, key) == getattr(f, key)]
+        kept = [(getattr(f, key), mem) for f, mem in zip(begun, tau_mem) if getattr(f, key) is not None]
         if len(kept) > 1:
             plain, scaled = [at for at, _ in kept], [at / mem for at, mem in kept]
             factors = max(plain) / min(plain), max(scaled) / min(scaled)

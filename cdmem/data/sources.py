@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -12,6 +12,7 @@ import torch
 from cdmem.data.celeba import read_celeba
 from cdmem.data.cifar10 import CLASSES, read_cifar10
 from cdmem.data.digits import read_digits
+from cdmem.data.own_source import Reader, own_reader
 from cdmem.data.pixels import ImagePool, PixelOptions, transform_array
 from cdmem.data.user_images import read_array, read_folder
 from cdmem.errors import InputError
@@ -32,7 +33,7 @@ class Source:
         can_download: whether ``download`` fetches it.
     """
 
-    read: Callable[[Path | None, PixelOptions, bool], ImagePool]
+    read: Reader
     channels: int | None = None
     size: tuple[int, int] | None = None
     images: int | None = None
@@ -49,9 +50,13 @@ SOURCES: dict[str, Source] = {
 }
 
 
-def _source(name: str) -> Source:
+def _source(name: str, own: bool) -> Source:
+    """The source of a name; only a name in the user's own words may be code."""
+    if own and "." in name:
+        return Source(own_reader(name), can_download=True)
     if name not in SOURCES:
-        raise InputError("data.source", name, "no such source", f"use one of {', '.join(SOURCES)}")
+        hint = f"use one of {', '.join(SOURCES)}; of a source of your own, give the images as .npz"
+        raise InputError("data.source", name, "no such source", hint)
     return SOURCES[name]
 
 
@@ -64,17 +69,19 @@ def load_source(
     grayscale: bool = False,
     crop: int | None = None,
     classes: Sequence[int | str] | None = None,
+    own: bool = False,
 ) -> ImagePool:
     """Read all images of a source into memory.
 
     Args:
-        source: ``digits``, ``cifar10``, ``celeba``, ``folder`` or ``array``.
+        source: ``digits``, ``cifar10``, ``celeba``, ``folder`` or ``array``; with ``own`` also ``module.function``.
         path: folder or file to read; none for ``digits``.
-        download: fetch what is missing (``cifar10`` only).
+        download: fetch what is missing (``cifar10``, and what a function of the user's own fetches).
         resolution: side in px to resize to (antialiased bicubic), after the crop.
         grayscale: convert to one channel (ITU-R 601 luma).
         crop: side in px of a centred square to cut first.
         classes: names or numbers of the classes to keep, renumbered 0..K-1 in this order.
+        own: the name stands in the user's own words, not in a record, and may name code.
 
     Returns:
         The pool, images uint8 (N, C, H, W) in the source's own order.
@@ -82,7 +89,7 @@ def load_source(
     Raises:
         InputError: an unknown source or class, or files that are missing, altered or unreadable.
     """
-    known = _source(source)
+    known = _source(source, own)
     if download and not known.can_download:
         raise InputError("data.download", True, f"{source} cannot be fetched", "fetch it by hand")
     options = PixelOptions(crop=crop, grayscale=grayscale, resolution=resolution)
@@ -97,7 +104,7 @@ def noise_pool(
     """Noise in place of a source's images: what costs depend on, before anything is downloaded.
 
     Args:
-        source: as for :func:`load_source`.
+        source: as for :func:`load_source`, in the user's own words.
         count: images wanted; a source gives no more than it has.
         options: what is done to every image.
         classes: as for :func:`load_source`.
@@ -105,7 +112,7 @@ def noise_pool(
     Returns:
         The pool, or None where neither the source nor the options fix the shape.
     """
-    known = _source(source)
+    known = _source(source, own=True)
     side = max(options.crop or 0, options.resolution or 0)
     size, channels = known.size or (side, side), 3 if options.grayscale else known.channels
     if channels is None or not all(size):

@@ -28,6 +28,10 @@ class MixtureDenoiser(nn.Module):
         weights: (K,), any positive numbers.
     """
 
+    means: Tensor
+    variances: Tensor
+    log_weights: Tensor
+
     def __init__(self, means: Tensor, variances: Tensor, weights: Tensor) -> None:
         super().__init__()
         self.register_buffer("means", means.double())
@@ -92,6 +96,10 @@ class GaussianDenoiser(nn.Module):
         mean: (C, H, W).
         covariance: (d, d), d = C H W.
     """
+
+    mean: Tensor
+    values: Tensor
+    vectors: Tensor
 
     def __init__(self, mean: Tensor, covariance: Tensor) -> None:
         super().__init__()

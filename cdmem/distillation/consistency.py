@@ -152,6 +152,7 @@ class ConsistencyDistillation(ConsistencyTraining):
     def step_down(
         self, teacher: DenoiserLike | None, batch: CleanBatch, x_hi: Tensor, hi: Tensor, lo: Tensor
     ) -> Tensor:
+        assert teacher is not None  # needs_teacher
         # The teacher stays in float32 whatever precision the student trains in.
         with torch.no_grad(), torch.autocast(x_hi.device.type, enabled=False):
             return SOLVERS[self.solver](teacher, x_hi, hi, lo, batch.labels).float()

@@ -8,7 +8,7 @@ import zipfile
 import zlib
 from collections.abc import Collection
 from pathlib import Path
-from typing import BinaryIO
+from typing import IO
 
 import numpy as np
 from numpy.lib import format as npy
@@ -68,7 +68,7 @@ def read_arrays(path: Path, names: Collection[str] | None = None) -> dict[str, n
         return found
 
 
-def _read(stream: BinaryIO, size: int) -> np.ndarray:
+def _read(stream: IO[bytes], size: int) -> np.ndarray:
     """One array from a stream of ``size`` bytes."""
     version = npy.read_magic(stream)
     header = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0

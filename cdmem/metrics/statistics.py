@@ -55,7 +55,7 @@ def newcombe_paired_difference(
     margins = yes1 * (n - yes1) * yes2 * (n - yes2)
     phi = 0.0
     if margins > 0:
-        cross = both * neither - only_first * only_second
+        cross: float = both * neither - only_first * only_second
         # Method 10: continuity correction of a positive correlation only.
         cross = max(cross - n / 2, 0.0) if cross > 0 else float(cross)
         phi = cross / math.sqrt(margins)

@@ -96,7 +96,7 @@ class RunFolder:
         """Write an ``.npz``, old or new after a crash."""
         target = self.file(name)
         with replacing(target) as temporary:
-            np.savez_compressed(temporary, **arrays)
+            np.savez_compressed(temporary, **arrays)  # type: ignore[arg-type]  # numpy's stub: all for allow_pickle
         return target
 
     @property

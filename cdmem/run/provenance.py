@@ -34,7 +34,7 @@ def environment(threads: int) -> dict[str, Any]:
     """Versions, git state, platform, kernels and command: what it takes to make the run again."""
     import torch  # loaded already wherever something was computed; this module alone stays light
 
-    versions = {}
+    versions: dict[str, str | None] = {}
     for package in PACKAGES:
         try:
             versions[package] = importlib.metadata.version(package)

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
 from cdmem.data.pixels import PixelOptions
-from cdmem.data.sources import load_source, noise_pool
+from cdmem.data.sources import SOURCES, load_source, noise_pool
 from cdmem.data.stream import Batch, BatchStream
 from cdmem.data.subset import SubsetSpec, TrainingSet, choose
 from cdmem.diffusion.sampling import SEEDS_PER_RUN, first_seed
@@ -39,7 +39,7 @@ class MemorizationDataModule(LightningDataModule):
     """Training set T with multiplicities and a held-out set H disjoint from it.
 
     Args:
-        source: ``digits``, ``cifar10``, ``celeba``, ``folder`` or ``array``.
+        source: ``digits``, ``cifar10``, ``celeba``, ``folder``, ``array``; or ``module.function`` of your own.
         path: folder or file of the source (not for ``digits``).
         download: fetch ``cifar10`` when it is missing.
         resolution: side in pixels to resize to; None keeps the source's.
@@ -99,7 +99,8 @@ class MemorizationDataModule(LightningDataModule):
     def training_set(self) -> TrainingSet:
         """T and H; read and chosen at first use."""
         if self._training_set is None:
-            pool = load_source(self.source, self.path, download=self.download, classes=self.classes, **self.pixels)
+            about = {"download": self.download, "classes": self.classes, "own": True}
+            pool = load_source(self.source, self.path, **about, **self.pixels)
             held_out = None
             if self.held_out_path is not None:
                 kind = "array" if self.held_out_path.endswith((".npz", ".npy")) else "folder"
@@ -113,8 +114,9 @@ class MemorizationDataModule(LightningDataModule):
         Args:
             labels: whether the number of classes matters, which only the files of a user's own images know.
         """
-        own, count = self.source in ("folder", "array"), self.spec.n + self.spec.held_out
-        if (own and labels) or (self.held_out_path is not None and self.spec.held_out == 0):
+        count = self.spec.n + self.spec.held_out
+        published = self.source in SOURCES and SOURCES[self.source].images is not None
+        if (labels and not published) or (self.held_out_path is not None and self.spec.held_out == 0):
             return
         pool = noise_pool(self.source, count, PixelOptions(**self.pixels), self.classes)
         self._training_set = None if pool is None else choose(pool, self.spec)

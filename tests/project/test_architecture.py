@@ -101,6 +101,14 @@ def test_the_top_level_is_the_ground():
     }
 
 
+def test_the_page_draws_these_floors():
+    lines = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8").split("```\n")[1].splitlines()
+    drawn = {}
+    for floor, *rooms in (line.split("    ")[0].split() for line in lines):  # words about the rooms stand further right
+        drawn |= {room if room == "callbacks" else f"cdmem.{room}": int(floor) for room in rooms}
+    assert drawn == ROOMS
+
+
 @pytest.mark.parametrize("package", sorted(FOREIGN))
 def test_foreign_packages_stay_in_their_rooms(package):
     users = {room(m) for m, p in MODULES.items() if package in {i.split(".")[0] for i in imported(p)}}

@@ -1,16 +1,22 @@
-"""README and docs name tests and files that exist."""
+"""README and docs name tests, files and classes that exist; README is short; every page is in the index; hooks,
+workflow and type checks are set as CONTRIBUTING says."""
 
 from __future__ import annotations
 
 import ast
+import importlib
 import re
+import tomllib
 from functools import cache
 from pathlib import Path
 
 import pytest
+import yaml
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+TOP = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md"]
+PAGES = [*TOP, *sorted((ROOT / "docs").rglob("*.md"))]
+README_BYTES = 8192
 CODE = re.compile(r"`([^`\n]+)`")
 TEST = re.compile(r"(?:tests/(?:\w+/)?)?(test_\w+\.py)(?:::(test_\w+))?")
 LINK = re.compile(r"\]\(([^)#\s]+)[^)]*\)|(?:src|href)=\"([^\"#]+)\"")
@@ -56,16 +62,15 @@ def test_links_lead_to_files(page):
     assert [x for x in links if "://" not in x and not x.startswith("mailto:") and not (page.parent / x).exists()] == []
 
 
-def rows(page: str, heading: str) -> list[list[str]]:
-    """Cells of the first table below a heading, without its head."""
-    below = (ROOT / page).read_text(encoding="utf-8").split(f"\n## {heading}\n")[1].split("\n## ")[0]
+def rows(page: str, heading: str | None) -> list[list[str]]:
+    """Cells of the table below a heading, or below the page's own, without its head."""
+    sections = re.split(r"^#+ (.+)\n", (ROOT / page).read_text(encoding="utf-8"), flags=re.M)[1:]
+    below = dict(zip(sections[::2], sections[1::2]))[heading or sections[0]]
     lines = [line for line in below.splitlines() if line.startswith("|")]
     return [[cell.strip() for cell in line.strip("|").split(" | ")] for line in lines[2:]]
 
 
-@pytest.mark.parametrize(
-    ("page", "heading"), [("README.md", "When things go wrong"), ("docs/security.md", "Every loader")]
-)
+@pytest.mark.parametrize(("page", "heading"), [("docs/robustness.md", None), ("docs/security.md", "Every loader")])
 def test_every_promise_names_its_test(page, heading):
     found = rows(page, heading)
     assert len(found) >= 12
@@ -77,6 +82,73 @@ def test_modules_of_the_table_of_loaders_exist():
     for _, files, *_ in rows("docs/security.md", "Every loader"):
         for name in re.findall(r"`([\w/]+\.py)`", files):
             assert (ROOT / "cdmem" / name).is_file(), name
+
+
+CODE_FILE = re.compile(r"`((?:cdmem|callbacks|configs|benchmarks|tests)/[\w/.-]*)`")
+CLASS = re.compile(r"\b((?:cdmem|callbacks)(?:\.[a-z]\w*)*\.[A-Z]\w+)")
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_named_files_exist(page):
+    names = CODE_FILE.findall(page.read_text(encoding="utf-8"))
+    assert [name for name in names if not (ROOT / name).exists()] == []
+
+
+# A change log names what was.
+@pytest.mark.parametrize("page", [p for p in PAGES if p.name != "CHANGELOG.md"], ids=lambda p: str(p.relative_to(ROOT)))
+def test_named_classes_exist(page):
+    for name in set(CLASS.findall(page.read_text(encoding="utf-8"))):
+        module, _, last = name.rpartition(".")
+        assert hasattr(importlib.import_module(module), last), name
+
+
+def test_classes_of_the_tables_of_metrics_exist():
+    text = (ROOT / "docs/metrics.md").read_text(encoding="utf-8")
+    names = re.findall(r"^\| `([A-Z]\w+)`", text, re.M)
+    assert len(names) >= 12
+    assert [name for name in names if not hasattr(importlib.import_module("cdmem.metrics"), name)] == []
+
+
+def test_the_readme_is_short():
+    assert len((ROOT / "README.md").read_bytes()) <= README_BYTES
+
+
+def test_the_index_links_every_page():
+    index = ROOT / "docs" / "README.md"
+    linked = {(index.parent / a).resolve() for a, _ in LINK.findall(index.read_text(encoding="utf-8"))}
+    assert set((ROOT / "docs").rglob("*.md")) - linked == {index}
+
+
+def test_links_to_sections_lead_there():
+    for page in PAGES:
+        for target, anchor in re.findall(r"\]\(([^)#\s]*)#([\w-]+)\)", page.read_text(encoding="utf-8")):
+            text = (page.parent / target if target else page).read_text(encoding="utf-8")
+            headings = [
+                re.sub(r"[^\w -]", "", h).lower().replace(" ", "-") for h in re.findall(r"^#+ (.+)$", text, re.M)
+            ]
+            assert anchor in headings, f"{page.name}: {target}#{anchor}"
+
+
+def test_the_workflow_calls_the_ci_script_and_nothing_else():
+    (workflow,) = (ROOT / ".github" / "workflows").iterdir()
+    (job,) = yaml.safe_load(workflow.read_text(encoding="utf-8"))["jobs"].values()
+    assert [step["run"] for step in job["steps"] if "run" in step] == ["bash .ci/run"]
+    assert (ROOT / ".ci" / "run").is_file()
+
+
+def test_hooks_run_what_lint_runs():
+    hooks = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text(encoding="utf-8"))["repos"][0]["hooks"]
+    commands = [" ".join(hook["entry"].split()[:2]) for hook in hooks]
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    assert commands == ["ruff check", "ruff format"]
+    assert all(f"bin/{command}" in makefile for command in [*commands, "mypy"])
+
+
+def test_types_of_the_pure_rooms_are_checked_and_shipped():
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]
+    rooms = {f"cdmem/{name}" for name in ("io", "run", "diffusion", "data", "metrics", "distillation")}
+    assert rooms <= set(settings["mypy"]["files"])
+    assert (ROOT / "cdmem" / "py.typed").is_file() and "py.typed" in settings["setuptools"]["package-data"]["cdmem"]
 
 
 def test_wrong_names_are_found():

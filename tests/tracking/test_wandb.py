@@ -178,7 +178,7 @@ def test_runs_are_filed_and_linked(study):
         assert model.name == f"{name}-{run_id}"
         axes = {r.metric.name: r.metric.step_metric for r in found if r.WhichOneof("record_type") == "metric"}
         assert "images_seen" in axes and axes["memorization/f_mem"] == "trainer/global_step"
-    assert list(about["student"].tags) == ["digits", "n=8", "small"]
+    assert list(about["student"].tags) == ["digits", "n=8", "ConsistencyDistillation"]
     assert about["teacher"].run_id in about["student"].notes
 
 

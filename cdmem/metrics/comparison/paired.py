@@ -51,7 +51,7 @@ def transfer_table(teacher: Tensor, student: Tensor, teacher_groups: Tensor, stu
     }
 
 
-def identity_agreement(first: Tensor, second: Tensor) -> dict[str, float] | None:
+def identity_agreement(first: Tensor, second: Tensor) -> dict[str, Any] | None:
     """Do two models that both memorise a seed land on the same image more often than chance?
 
     Args:

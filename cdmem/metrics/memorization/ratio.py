@@ -13,13 +13,13 @@ Rows = TypeVar("Rows", "Tensor", np.ndarray)
 
 
 def _double(values: Rows) -> Rows:
-    """The same in float64; numpy's arrays have no ``double``."""
-    return values.double() if hasattr(values, "double") else values.astype(np.float64)
+    """The same in float64."""
+    return values.astype(np.float64) if isinstance(values, np.ndarray | np.generic) else values.double()
 
 
 def _root(values: Rows) -> Rows:
     """Square root; numpy rounds it correctly, torch need not."""
-    return values.sqrt() if hasattr(values, "sqrt") else np.sqrt(values)
+    return np.sqrt(values) if isinstance(values, np.ndarray | np.generic) else values.sqrt()
 
 
 def memorized(squared1: Rows, squared2: Rows, threshold: float = 1 / 3) -> Rows:

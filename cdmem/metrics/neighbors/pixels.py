@@ -85,7 +85,7 @@ class Neighbors:
 def full_float32(device: torch.device) -> Iterator[None]:
     """Matrix products in float32 proper, whatever is allowed elsewhere: no TF32 on CUDA, no bfloat16 inside oneDNN, no
     autocast; everything is restored afterwards."""
-    backends = (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul)
+    backends = (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul)  # type: ignore[attr-defined]
     # The settings of PyTorch 2.9 and later: the older ones raise an error when both kinds were used.
     saved = [backend.fp32_precision for backend in backends]
     for backend in backends:
@@ -144,7 +144,8 @@ def products(queries: Tensor, rows: Tensor, use_int_mm: bool) -> Tensor:
         pairs = zip(queries.split(INT_BLOCK, 1), rows.split(INT_BLOCK, 1))
         if small:
             return torch._int_mm(queries, rows.t())
-        return sum(torch._int_mm(a.contiguous(), b.contiguous().t()).to(torch.int64) for a, b in pairs)
+        blocks = (torch._int_mm(a.contiguous(), b.contiguous().t()).to(torch.int64) for a, b in pairs)
+        return sum(blocks, next(blocks))
     kind = torch.int32 if small else torch.int64
     total = torch.zeros(len(queries), len(rows), dtype=kind, device=queries.device)
     with full_float32(queries.device):
@@ -210,7 +211,7 @@ class NeighborIndex:
         original = first_rows(content, torch.arange(len(both)) % len(images))
         order = torch.argsort(of_content * len(images) + original, stable=True)
         self.groups, self.originals = of_content[order], original[order]
-        width = -(-first.new_tensor(self.shape).prod().item() // 8) * 8
+        width = -(-math.prod(self.shape) // 8) * 8
         self.rows = _padded(_shifted(both[first[order]], width))
         self.count = len(order)
         self.largest_group = int(torch.bincount(self.groups).max())

@@ -181,7 +181,8 @@ class Fidelity(FeatureMetric):
     def evaluate(self, rows: dict[str, Tensor]) -> dict[str, float]:
         """The distances by key, see the class."""
         generated = self.features_of(rows["images"])
-        keys, values = self._keys(), {}
+        keys = self._keys()
+        values: dict[str, float] = {}
         for suffix, reference in self.references().items():
             values |= {keys[k] + suffix: v for k, v in _distances(generated, reference).items()}
             if self.interval:

@@ -37,6 +37,8 @@ class EmpiricalOptimum(EmpiricalDenoiser):
         classes: int64 (n,); with them the posterior of a query with a label has images of that class only.
     """
 
+    classes: Tensor | None
+
     def __init__(self, x0: Tensor, multiplicities: Tensor | None = None, classes: Tensor | None = None) -> None:
         super().__init__(x0, multiplicities)
         self.register_buffer("classes", classes)

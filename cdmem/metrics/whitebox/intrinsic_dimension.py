@@ -97,7 +97,7 @@ def _lid(
 
         trace, error = _exact(product, point) if probes is None else _hutchinson(product, point, seeds, probes)
     residual = (output.detach() - point.detach()).square().flatten(1).sum(1) / sigma**2
-    return tuple(t.cpu() for t in (trace + residual, error, trace, residual))
+    return (trace + residual).cpu(), error.cpu(), trace.cpu(), residual.cpu()
 
 
 def _exact(product: Callable[[Tensor], Tensor], point: Tensor) -> tuple[Tensor, Tensor]:

@@ -104,8 +104,8 @@ def secmi(
         raise InputError("sigmas", levels, "need three or more ascending levels", "see attack_sigmas")
 
     def error(x: Tensor, classes: Tensor | None) -> Tensor:
-        for here, there in pairwise(levels[:-1]):
-            x = euler_step(denoiser, x, _levels(x, here), _levels(x, there), classes)
+        for low, high in pairwise(levels[:-1]):
+            x = euler_step(denoiser, x, _levels(x, low), _levels(x, high), classes)
         here, there = _levels(x, levels[-2]), _levels(x, levels[-1])
         up = euler_step(denoiser, x, here, there, classes)
         back = euler_step(denoiser, up, there, here, classes)

@@ -110,8 +110,8 @@ plant(
 )
 plant(
     support.check_noise_is_clamped,
-    noise_matched_without_clamping=patch(
-        matching, "add_noise", lambda _: lambda images, noise, level: images.double() + level * noise
+    noise_matched_without_clamping=slip(
+        matching.copy_noise, "add_noise(teacher, noise, middle)", "teacher.double() + middle * noise"
     ),
 )
 

@@ -1,19 +1,19 @@
 """Callbacks: hooks, cadence and logging; the mathematics is in :mod:`cdmem.metrics`."""
 
 from callbacks.decomposition import DecompositionCallback
-from callbacks.evaluation import EvaluationCallback
-from callbacks.internal import InternalCallback
+from callbacks.evaluation import Cadence, EvaluationCallback
 from callbacks.memorization import MemorizationCallback
 from callbacks.metric import MetricCallback
 from callbacks.onset import MemorizationStopping, OnsetCallback
 from callbacks.panels import NeighborPanelCallback
 from callbacks.quality import QualityCallback
 from callbacks.samples import SampleGridCallback
+from callbacks.whitebox import WhiteboxCallback
 
 __all__ = [
+    "Cadence",
     "DecompositionCallback",
     "EvaluationCallback",
-    "InternalCallback",
     "MemorizationCallback",
     "MemorizationStopping",
     "MetricCallback",
@@ -21,4 +21,5 @@ __all__ = [
     "OnsetCallback",
     "QualityCallback",
     "SampleGridCallback",
+    "WhiteboxCallback",
 ]

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from callbacks.evaluation import Evaluation, EvaluationCallback, Spacing
+from callbacks.evaluation import Cadence, Evaluation, EvaluationCallback
 from cdmem.diffusion.noise import sampler_sigmas
 from cdmem.diffusion.sampling import NoiseSource, first_seed
 from cdmem.errors import InputError
@@ -24,30 +24,20 @@ class DecompositionCallback(EvaluationCallback):
     mean share of x_t that is neither). Every rank computes the same; a student logs nothing.
 
     Args:
-        samples: paths.
-        steps: Euler steps of each.
+        steps: Euler steps of each path.
         weights: ``raw`` or ``ema_<half-life>``; None is the model's choice.
-        points: number of evaluations during ``fit``.
-        spacing: ``log`` or ``linear``.
-        batch_size: images at once.
-        test_samples: paths in ``test``.
+        cadence: when, and on how many paths.
     """
 
     prefix = "decomposition"
 
     def __init__(
         self,
-        samples: int = 64,
         steps: int = 30,
         weights: str | None = None,
-        points: int = 10,
-        spacing: Spacing = "log",
-        batch_size: int = 256,
-        test_samples: int = 256,
+        cadence: Cadence = Cadence(samples=64, points=10, test_samples=256),
     ) -> None:
-        super().__init__(
-            samples=samples, points=points, spacing=spacing, batch_size=batch_size, test_samples=test_samples
-        )
+        super().__init__(cadence)
         if steps < 2:
             raise InputError("steps", steps, "makes no path", "give 2 or more")
         self.steps, self.weights = steps, weights

@@ -9,7 +9,7 @@ A new metric is one file with one class::
             _, images = evaluation.samples(self.samples)
             return {"mean": float(images.mean())}
 
-and two lines of YAML under ``trainer.callbacks``: ``class_path`` and ``init_args``.
+and two lines of YAML under ``trainer.callbacks``: ``class_path`` and ``init_args: {cadence: {samples: 256}}``.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from torch import Tensor
 from cdmem.data.subset import TrainingSet
 from cdmem.diffusion.sampling import Sampler, first_seed
 from cdmem.errors import InputError
+from cdmem.images import write_png
 from cdmem.run.folder import RunFolder
 from cdmem.training.module import DiffusionModule
 
@@ -46,6 +47,40 @@ def evaluation_steps(max_steps: int, points: int, spacing: Spacing) -> list[int]
     first = max_steps / 64 if spacing == "log" else max_steps / points
     space = np.geomspace if spacing == "log" else np.linspace
     return sorted({max(1, round(s)) for s in space(first, max_steps, points)} | {max_steps})
+
+
+@dataclass(frozen=True)
+class Cadence:
+    """When a callback evaluates, and on how many samples.
+
+    Attributes:
+        samples: generated images per evaluation.
+        points: number of evaluations during ``fit``; 0 is none.
+        spacing: ``log`` (onset) or ``linear`` (end of a distillation).
+        batch_size: images at once.
+        test_samples: generated images in ``test``; None is ``samples``.
+    """
+
+    samples: int = 512
+    points: int = 8
+    spacing: Spacing = "log"
+    batch_size: int = 256
+    test_samples: int | None = None
+
+    def check(self, key: str) -> None:
+        """Raises InputError for a count that cannot be; ``key`` is where the cadence stands in a config."""
+        for name, value in {"samples": self.samples, "test_samples": self.test_samples}.items():
+            if value is not None and not 2 <= value <= MOST_SAMPLES:
+                raise InputError(f"{key}.{name}", value, f"must be 2 to {MOST_SAMPLES} samples", "use 512 or more")
+        if not 0 <= self.points <= MOST_POINTS:
+            raise InputError(f"{key}.points", self.points, f"must be 0 to {MOST_POINTS} evaluations", "use about 8")
+        if not 1 <= self.batch_size <= MOST_SAMPLES:
+            raise InputError(f"{key}.batch_size", self.batch_size, "must be at least 1 image", "use about 256")
+
+    @property
+    def fewest(self) -> int:
+        """Samples of the smallest evaluation."""
+        return min(self.samples, self.test_samples or self.samples)
 
 
 @dataclass
@@ -142,16 +177,23 @@ class Evaluation:
         cache = self.module.__dict__.setdefault("_sample_cache", SampleCache())
         return self._make(cache.fixed, "teacher", sampler, count)[1]
 
+    def send_picture(self, key: str, picture: np.ndarray, file: str = "") -> None:
+        """Keep uint8 (H, W, 3) as ``panels/<file>step=<step>.png``, and send it to the loggers that take images."""
+        write_png(self.folder.file(f"panels/{file}step={self.step:08d}.png"), picture)
+        for logger in self.trainer.loggers:
+            if hasattr(logger, "log_image"):
+                logger.log_image(key, [picture], step=self.step)
+
 
 class EvaluationCallback(Callback):
     """Calls :meth:`measure` at chosen steps of ``fit`` and once in ``validate`` and ``test``; logs what it returns.
 
     Args:
-        samples: generated images per evaluation.
-        points: number of evaluations during ``fit``; 0 is none.
-        spacing: ``log`` (onset) or ``linear`` (end of a distillation).
-        batch_size: samples made at once.
-        test_samples: generated images in ``test``; None is ``samples``.
+        cadence: when, and on how many samples.
+
+    Attributes:
+        samples: generated images of the evaluation that is due: those of the cadence, ``cadence.test_samples`` in
+            ``test``, 8 at most under ``fast_dev_run``.
 
     Raises:
         InputError: a count that cannot be.
@@ -159,24 +201,9 @@ class EvaluationCallback(Callback):
 
     prefix = "metric"
 
-    def __init__(
-        self,
-        samples: int = 512,
-        points: int = 8,
-        spacing: Spacing = "log",
-        batch_size: int = 256,
-        test_samples: int | None = None,
-    ) -> None:
-        name = type(self).__name__
-        for key, value in {"samples": samples, "test_samples": test_samples}.items():
-            if value is not None and not 2 <= value <= MOST_SAMPLES:
-                raise InputError(f"{name}.{key}", value, f"must be 2 to {MOST_SAMPLES} samples", "use 512 or more")
-        if not 0 <= points <= MOST_POINTS:
-            raise InputError(f"{name}.points", points, f"must be 0 to {MOST_POINTS} evaluations", "use about 8")
-        if not 1 <= batch_size <= MOST_SAMPLES:
-            raise InputError(f"{name}.batch_size", batch_size, "must be at least 1 image", "use about 256")
-        self.samples, self.points, self.spacing = samples, points, spacing
-        self.batch_size, self.test_samples = batch_size, test_samples
+    def __init__(self, cadence: Cadence = Cadence()) -> None:
+        cadence.check(f"{type(self).__name__}.cadence")
+        self.cadence, self.samples = cadence, cadence.samples
         self._steps: set[int] = set()
 
     def check_run(self, trainer: Trainer, training_set: TrainingSet) -> None:
@@ -194,7 +221,7 @@ class EvaluationCallback(Callback):
         training = module.training
         module.eval()
         with torch.no_grad():
-            evaluation = Evaluation(trainer, module, RunFolder(trainer.default_root_dir), self.batch_size)
+            evaluation = Evaluation(trainer, module, RunFolder(trainer.default_root_dir), self.cadence.batch_size)
             values = self.measure(evaluation)
         module.train(training)
         self.samples = usual
@@ -213,7 +240,7 @@ class EvaluationCallback(Callback):
 
     def on_fit_start(self, trainer: Trainer, pl_module: Any) -> None:
         self.check_run(trainer, pl_module.data.training_set)
-        self._steps = set(evaluation_steps(trainer.max_steps, self.points, self.spacing))
+        self._steps = set(evaluation_steps(trainer.max_steps, self.cadence.points, self.cadence.spacing))
 
     def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
         # What came before the checkpoint was evaluated before it.
@@ -235,6 +262,6 @@ class EvaluationCallback(Callback):
             pl_module.log_dict(self.run(trainer, pl_module), logger=False)
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: Any) -> None:
-        usual, self.samples = self.samples, self.test_samples or self.samples
+        usual, self.samples = self.samples, self.cadence.test_samples or self.samples
         pl_module.log_dict(self.run(trainer, pl_module), logger=False)
         self.samples = usual

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from callbacks.evaluation import Evaluation, EvaluationCallback, Spacing
+from callbacks.evaluation import Cadence, Evaluation, EvaluationCallback
 from cdmem.images import to_uint8
 from cdmem.metrics.comparison.paired import PairedWithTeacher
 from cdmem.metrics.memorization.fraction import MemorizedFraction, disk_rows
-from cdmem.metrics.neighbors.index import NearDuplicates, search_of
+from cdmem.metrics.neighbors.index import NearDuplicates, group_index
 
 
 class MemorizationCallback(EvaluationCallback):
@@ -16,32 +16,24 @@ class MemorizationCallback(EvaluationCallback):
     Per-seed rows go to ``evaluations/step=<step>_nfe=<nfe>.npz`` of the run folder: what paired statistics need.
 
     Args:
-        samples: generated images per evaluation.
         threshold: memorised means d1 / d2 < threshold, over groups of T.
         nfe: network evaluations per sample to look at; None takes the model's own list.
         weights: ``raw`` or ``ema_<half-life>``; None is the model's choice.
-        points: number of evaluations during ``fit``.
-        spacing: ``log`` or ``linear``.
-        batch_size: samples made at once.
-        test_samples: generated images in ``test``.
         near_duplicates: ``off``, ``auto`` or a ratio: which training images count as one.
+        cadence: when, and on how many samples.
     """
 
     prefix = "memorization"
 
     def __init__(
         self,
-        samples: int = 512,
         threshold: float = 1 / 3,
         nfe: list[int] | None = None,
         weights: str | None = None,
-        points: int = 8,
-        spacing: Spacing = "log",
-        batch_size: int = 256,
-        test_samples: int | None = None,
         near_duplicates: NearDuplicates = "off",
+        cadence: Cadence = Cadence(),
     ) -> None:
-        super().__init__(samples, points, spacing, batch_size, test_samples)
+        super().__init__(cadence)
         self.threshold, self.nfe, self.weights = threshold, nfe, weights
         self.near_duplicates = near_duplicates
 
@@ -49,7 +41,7 @@ class MemorizationCallback(EvaluationCallback):
         module, t, values = evaluation.module, evaluation.training_set, {}
         device = module.device
         teacher = evaluation.teacher_endpoints(self.samples)
-        search_of(t, self.near_duplicates).index.to(device)
+        group_index(t, self.near_duplicates).index.to(device)
         for k, nfe in enumerate(self.nfe or module.default_nfe):
             seeds, images = evaluation.samples(self.samples, nfe, self.weights)
             metric = MemorizedFraction(self.threshold, self.near_duplicates).to(device)

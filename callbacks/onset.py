@@ -28,8 +28,8 @@ from callbacks.memorization import MemorizationCallback
 from callbacks.quality import QualityCallback
 from cdmem.data.subset import TrainingSet
 from cdmem.errors import InputError
-from cdmem.metrics.memorization.fraction import memorized
-from cdmem.metrics.neighbors.index import search_of
+from cdmem.metrics.memorization.ratio import memorized
+from cdmem.metrics.neighbors.index import group_index
 from cdmem.metrics.statistics import wilson_interval
 from cdmem.run.folder import RunFolder
 from cdmem.training.module import DiffusionModule
@@ -80,12 +80,12 @@ def held_out_bar(training_set: TrainingSet, threshold: float, near_duplicates: s
     images = training_set.held_out_images
     if not len(images):
         return 0.0
-    found = search_of(training_set, near_duplicates).query(images, 2)
-    hits = memorized(found.squared1, found.squared2, threshold)
+    neighbors = group_index(training_set, near_duplicates).query(images, 2)
+    hits = memorized(neighbors.squared1, neighbors.squared2, threshold)
     return wilson_interval(int(hits.sum()), len(images))[1]
 
 
-def _say(text: str) -> None:
+def _print_line(text: str) -> None:
     """One line on rank zero, on its own line also when a progress bar is drawn."""
     rank_zero_only(print)(f"\n{text}", flush=True)
 
@@ -102,8 +102,8 @@ class _Judge(Callback):
         name, callbacks = type(self).__name__, trainer.callbacks
         before = callbacks[: callbacks.index(self)]
         if not any(isinstance(c, MemorizationCallback) for c in before):
-            mend = "put MemorizationCallback before it in the list"
-            raise InputError("trainer.callbacks", name, "judges f_mem, which nothing has measured", mend)
+            hint = "put MemorizationCallback before it in the list"
+            raise InputError("trainer.callbacks", name, "judges f_mem, which nothing has measured", hint)
         if any(isinstance(c, QualityCallback) for c in callbacks[callbacks.index(self) :]):
             raise InputError("trainer.callbacks", name, "stands before QualityCallback", "put it after")
 
@@ -136,7 +136,7 @@ class _Judge(Callback):
 
 
 class OnsetCallback(_Judge):
-    """Logs ``onset/tau_mem`` and ``onset/tau_gen`` (steps) when found, prints a line, keeps ``onset.json``.
+    """Logs ``onset/tau_mem`` and ``onset/tau_gen`` (steps) when reached, prints a line, keeps ``onset.json``.
 
     Stands after `MemorizationCallback` and, for tau_gen, `QualityCallback`; definitions: see the module.
 
@@ -152,7 +152,7 @@ class OnsetCallback(_Judge):
         self.quality, self.tolerance = quality, tolerance
         self._lower: list[tuple[int, float]] = []
         self._distances: list[tuple[int, float]] = []
-        self._found: dict[str, Crossing] = {}
+        self._crossings: dict[str, Crossing] = {}
 
     def _quality_key(self, values: dict[str, float]) -> str | None:
         if self.quality is not None:
@@ -170,26 +170,26 @@ class OnsetCallback(_Judge):
             "tau_mem": memorization_onset(self._lower, bar),
             "tau_gen": plateau_start(self._distances, self.tolerance),
         }
-        fresh = {name: c for name, c in now.items() if c is not None and c != self._found.get(name)}
-        for name, found in fresh.items():
+        fresh = {name: c for name, c in now.items() if c is not None and c != self._crossings.get(name)}
+        for name, place in fresh.items():
             about = f"f_mem above the held-out bar {bar:.4f}" if name == "tau_mem" else f"{key} within its plateau"
-            first, last = found["between"]
+            first, last = place["between"]
             bracket = f"at or before step {last}" if first is None else f"between steps {first} and {last}"
-            _say(f"onset: {name} = {found['step']:.0f} steps ({about}; {bracket})")
+            _print_line(f"onset: {name} = {place['step']:.0f} steps ({about}; {bracket})")
         # A plateau that turned out to be none is withdrawn: the distance fell on.
-        self._found = {name: c for name, c in now.items() if c is not None}
+        self._crossings = {name: c for name, c in now.items() if c is not None}
         log_values(trainer, module, {f"onset/{name}": c["step"] for name, c in fresh.items()})
         if trainer.is_global_zero:
             record = {"step": step, "bar": bar, "quality": key, "tolerance": self.tolerance, **now}
             RunFolder(trainer.default_root_dir).write_json(RECORD, record)
 
     def state_dict(self) -> dict[str, Any]:
-        return {"lower": self._lower, "distances": self._distances, "found": self._found, "last": self._last}
+        return {"lower": self._lower, "distances": self._distances, "crossings": self._crossings, "last": self._last}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._lower = [(int(s), float(v)) for s, v in state_dict["lower"]]
         self._distances = [(int(s), float(v)) for s, v in state_dict["distances"]]
-        self._found, self._last = dict(state_dict["found"]), int(state_dict["last"])
+        self._crossings, self._last = dict(state_dict["crossings"]), int(state_dict["last"])
 
 
 class MemorizationStopping(_Judge):
@@ -230,12 +230,12 @@ class MemorizationStopping(_Judge):
         )
         if self.action == "stop":
             trainer.should_stop = True
-            _say(f"{self.reached}; training stops here")
+            _print_line(f"{self.reached}; training stops here")
             return
         path = Path(trainer.default_root_dir) / "checkpoints" / "onset.ckpt"
         # Every rank takes part in saving; only rank zero writes.
         trainer.save_checkpoint(path)
-        _say(f"{self.reached}; kept {path}")
+        _print_line(f"{self.reached}; kept {path}")
 
     def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
         super().on_train_start(trainer, pl_module)

@@ -13,11 +13,12 @@ import torch
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-from callbacks.evaluation import Evaluation, EvaluationCallback, Spacing
-from cdmem.images import grid, to_uint8, write_png
+from callbacks.evaluation import Cadence, Evaluation, EvaluationCallback
+from cdmem.images import grid, to_uint8
 from cdmem.metrics.memorization.coverage import hit_counts, hits_by_multiplicity
-from cdmem.metrics.memorization.fraction import CDF_GRID, memorized, ratio_cdf, ratios
-from cdmem.metrics.neighbors.index import NearDuplicates, NeighborMetric, Search
+from cdmem.metrics.memorization.fraction import CDF_GRID, ratio_cdf
+from cdmem.metrics.memorization.ratio import memorized, ratios
+from cdmem.metrics.neighbors.index import GroupIndex, NearDuplicates, NeighborMetric
 
 VERMILLION = (213, 94, 0)  # #D55E00: told apart from black and grey by colour-blind readers too
 BLUE = (0, 114, 178)
@@ -68,7 +69,7 @@ class Triples:
     hit: Tensor
 
 
-def nearest_of_group(image: Tensor, group: int, search: Search) -> tuple[int, Tensor]:
+def nearest_of_group(image: Tensor, group: int, search: GroupIndex) -> tuple[int, Tensor]:
     """Row of T and picture, uint8 (C, H, W), of a group's image nearest to ``image``, mirrored if so it is nearer."""
     rows = (search.index.row_groups.cpu() == group).nonzero()[:, 0]
     shown = search.training_images[rows].cpu()
@@ -79,13 +80,13 @@ def nearest_of_group(image: Tensor, group: int, search: Search) -> tuple[int, Te
     return int(rows[best]), shown[best]
 
 
-def triples(rows: dict[str, Tensor], search: Search, threshold: float, count: int) -> Triples:
+def triples(rows: dict[str, Tensor], search: GroupIndex, threshold: float, count: int) -> Triples:
     """The ``count`` samples with the smallest d1 / d2 and their neighbours."""
     ratio = ratios(rows["squared"])
     worst = torch.argsort(ratio, stable=True)[:count]
     sample, groups = rows["images"][worst], rows["groups"][worst]
-    found = [[nearest_of_group(x, int(g), search) for g in pair] for x, pair in zip(sample, groups)]
-    (row1, nearest), (row2, second) = (zip(*column) for column in zip(*found))
+    pairs = [[nearest_of_group(x, int(g), search) for g in pair] for x, pair in zip(sample, groups)]
+    (row1, nearest), (row2, second) = (zip(*column) for column in zip(*pairs))
     squared = rows["squared"][worst]
     return Triples(
         rows["seeds"][worst],
@@ -105,22 +106,22 @@ def _pictures(images: Tensor, scale: int) -> np.ndarray:
     return big.expand(-1, 3, -1, -1).permute(0, 2, 3, 1).cpu().numpy()
 
 
-def neighbor_panel(found: Triples, columns: int = 16) -> np.ndarray:
+def neighbor_panel(worst: Triples, columns: int = 16) -> np.ndarray:
     """Blocks of three rows (sample, nearest, second) and a strip with d1 / d2; memorised columns are framed.
 
     Returns:
         (H, W, 3) uint8.
     """
-    scale = max(1, -(-LEAST_WIDTH // found.sample.shape[-1]))
-    stacks = [_pictures(part, scale) for part in (found.sample, found.nearest, found.second)]
+    scale = max(1, -(-LEAST_WIDTH // worst.sample.shape[-1]))
+    stacks = [_pictures(part, scale) for part in (worst.sample, worst.nearest, worst.second)]
     height, width = stacks[0].shape[1:3]
     tall = 3 * height + 2 * GAP + 2 * FRAME
     cell, block = width + 2 * FRAME + 2, tall + STRIP + 4
-    columns = min(columns, len(found.ratio))
-    blocks = -(-len(found.ratio) // columns)
+    columns = min(columns, len(worst.ratio))
+    blocks = -(-len(worst.ratio) // columns)
     canvas = Image.new("RGB", (columns * cell, blocks * block), "white")
     draw = ImageDraw.Draw(canvas)
-    for k, (ratio, hit) in enumerate(zip(found.ratio.tolist(), found.hit.tolist())):
+    for k, (ratio, hit) in enumerate(zip(worst.ratio.tolist(), worst.hit.tolist())):
         left, top = (k % columns) * cell + 1, (k // columns) * block
         draw.text((left + FRAME, top), f"{ratio:.2f}", fill=VERMILLION if hit else (0, 0, 0))
         top += STRIP
@@ -173,11 +174,11 @@ def curves_panel(cdf: Tensor, threshold: float, by_multiplicity: list[dict[str, 
     return np.asarray(canvas)
 
 
-def table_rows(found: Triples) -> list[list[Any]]:
+def table_rows(worst: Triples) -> list[list[Any]]:
     """One row per sample: seed, ratio, memorised, the three pictures as uint8 (H, W, 3), rows of T of the last two."""
-    pictures = [_pictures(part, 1) for part in (found.sample, found.nearest, found.second)]
-    columns = (found.seeds, found.ratio, found.hit)
-    plain = [column.tolist() for column in (*columns, found.row1, found.row2)]
+    pictures = [_pictures(part, 1) for part in (worst.sample, worst.nearest, worst.second)]
+    columns = (worst.seeds, worst.ratio, worst.hit)
+    plain = [column.tolist() for column in (*columns, worst.row1, worst.row2)]
     return [[*row[:3], *(part[k] for part in pictures), *row[3:]] for k, row in enumerate(zip(*plain))]
 
 
@@ -190,31 +191,26 @@ class NeighborPanelCallback(EvaluationCallback):
     * ``curves_step=<step>.png``: CDF of d1 / d2, and the share of training images hit against their multiplicity.
 
     Args:
-        samples: generated images to choose the worst from; those of `MemorizationCallback` cost nothing extra.
         shown: columns of the neighbour panel and rows of the W&B table, at most 64.
         columns: columns side by side.
         threshold: memorised means d1 / d2 below it.
         near_duplicates: ``off``, ``auto`` or a ratio: which training images count as one.
-        points: number of evaluations during ``fit``.
-        spacing: ``log`` or ``linear``.
-        batch_size: samples made at once.
+        cadence: when, and from how many samples the worst are taken; those of `MemorizationCallback` cost nothing
+            extra.
     """
 
     prefix = "panels"
 
     def __init__(
         self,
-        samples: int = 512,
         shown: int = 32,
         columns: int = 16,
         threshold: float = 1 / 3,
         near_duplicates: NearDuplicates = "off",
-        points: int = 8,
-        spacing: Spacing = "log",
-        batch_size: int = 256,
+        cadence: Cadence = Cadence(),
     ) -> None:
-        super().__init__(samples, points, spacing, batch_size)
-        self.shown, self.columns = max(1, min(shown, samples, TABLE_ROWS)), max(1, columns)
+        super().__init__(cadence)
+        self.shown, self.columns = max(1, min(shown, cadence.samples, TABLE_ROWS)), max(1, columns)
         self.threshold, self.near_duplicates = threshold, near_duplicates
 
     def measure(self, evaluation: Evaluation) -> dict[str, float]:
@@ -230,17 +226,18 @@ class NeighborPanelCallback(EvaluationCallback):
         if not evaluation.is_writer:
             return {}
         search = metric.search
-        found = triples(rows, search, self.threshold, self.shown)
-        self._send(evaluation, "neighbors", neighbor_panel(found, self.columns))
+        worst = triples(rows, search, self.threshold, self.shown)
+        evaluation.send_picture("panels/neighbors", neighbor_panel(worst, self.columns), "neighbors_")
         if teacher is not None:
             student = rows["images"][torch.isin(rows["seeds"], teacher["seeds"])]
-            self._send(evaluation, "pairs", pairs_panel(teacher["images"], student, self.columns))
+            panel = pairs_panel(teacher["images"], student, self.columns)
+            evaluation.send_picture("panels/pairs", panel, "pairs_")
         cdf = ratio_cdf(ratios(rows["squared"]))
         hit = memorized(rows["squared"][:, 0], rows["squared"][:, 1], self.threshold)
         hits = hit_counts(rows["groups"][:, 0], hit, search.index.num_groups)
         table = hits_by_multiplicity(hits, search.multiplicities, len(hit))
-        self._send(evaluation, "curves", curves_panel(cdf, self.threshold, table))
-        self._send_data(evaluation, found, rows, cdf, table)
+        evaluation.send_picture("panels/curves", curves_panel(cdf, self.threshold, table), "curves_")
+        self._send_data(evaluation, worst, rows, cdf, table)
         return {}
 
     def _teacher_rows(self, evaluation: Evaluation) -> dict[str, Tensor] | None:
@@ -255,16 +252,10 @@ class NeighborPanelCallback(EvaluationCallback):
         gathered.update(to_uint8(teacher), seeds)
         return gathered.rows()
 
-    def _send(self, evaluation: Evaluation, name: str, picture: np.ndarray) -> None:
-        write_png(evaluation.folder.file(f"panels/{name}_step={evaluation.step:08d}.png"), picture)
-        for logger in evaluation.trainer.loggers:
-            if hasattr(logger, "log_image"):
-                logger.log_image(f"panels/{name}", [picture], step=evaluation.step)
-
     def _send_data(
         self,
         evaluation: Evaluation,
-        found: Triples,
+        worst: Triples,
         rows: dict[str, Tensor],
         cdf: Tensor,
         by_multiplicity: list[dict[str, Any]],
@@ -278,5 +269,5 @@ class NeighborPanelCallback(EvaluationCallback):
                 ratio=ratios(rows["squared"]).numpy(),
                 cdf=list(zip(CDF_GRID.tolist(), cdf.tolist())),
                 by_multiplicity=[[r["copies"], r["groups"], r["p_hit"], *r["ci95"]] for r in by_multiplicity],
-                pairs=table_rows(found),
+                pairs=table_rows(worst),
             )

@@ -16,7 +16,6 @@ from tqdm import tqdm
 from cdmem.audit.generators import GivenImages, Subject
 from cdmem.audit.result import AuditResult
 from cdmem.audit.suite import SuiteOptions, extractor_record, fidelity_metrics, measure, prepared
-from cdmem.audit.whitebox import inside
 from cdmem.data.subset import TrainingSet
 from cdmem.diffusion.sampling import first_seed
 from cdmem.errors import InputError
@@ -25,9 +24,10 @@ from cdmem.metrics.comparison.equal_noise import fidelity_matched
 from cdmem.metrics.comparison.paired import PairedWithTeacher, adjust, compare
 from cdmem.metrics.comparison.verdict import judge
 from cdmem.metrics.memorization.fraction import MemorizedFraction, disk_rows, fraction, ratio_cdf, ratios
-from cdmem.metrics.neighbors.index import search_of
+from cdmem.metrics.neighbors.index import group_index
 from cdmem.metrics.quality.features import PixelFeatures
 from cdmem.metrics.statistics import benjamini_hochberg, conformal_p_values
+from cdmem.metrics.whitebox.record import whitebox_record
 from cdmem.run.folder import RunFolder
 
 FALSE_DISCOVERIES = 0.01
@@ -86,7 +86,7 @@ class Auditor:
         self.batch_size, self.device = batch_size, torch.device(device)
         self.extractors = [m.to(self.device) for m in (features or [PixelFeatures()])]
         self.folder, self.progress = folder, progress
-        self.search = search_of(training_set, self.options.near_duplicates)
+        self.search = group_index(training_set, self.options.near_duplicates)
         # Prepared once: the references' features and moments serve every subject.
         self.fidelity = fidelity_metrics(self.options, self.extractors)
         self.suite = prepared(self.options, self.extractors, training_set)
@@ -160,8 +160,10 @@ class Auditor:
         if self.folder is not None:
             self._keep(m)
         if self._looks_inside(subject):
-            teacher = None if reference is None else reference.subject
-            entry["inside"] = inside(subject, self.training_set, teacher, m.floats, seeds, hit, self.device)
+            teacher = None if reference is None else reference.subject.module
+            entry["inside"] = whitebox_record(
+                subject.module, self.training_set, teacher, m.floats, seeds, hit, self.device
+            )
         return entry | pair
 
     def _looks_inside(self, subject: Subject) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -285,12 +286,28 @@ def content_digests(images: Tensor, flip: bool = False) -> list[bytes]:
     return list(map(min, digests, content_digests(images.flip(-1)))) if flip else digests
 
 
+def numbered(keys: Iterable[bytes]) -> Tensor:
+    """Group of every key, numbered by first occurrence, int64 (n,)."""
+    seen: dict[bytes, int] = {}
+    return torch.tensor([seen.setdefault(key, len(seen)) for key in keys], dtype=torch.int64)
+
+
+def group_ids(images: Tensor) -> Tensor:
+    """Group of every image by content, numbered by first occurrence: uint8 (n, C, H, W) -> int64 (n,)."""
+    return numbered(content_digests(images))
+
+
+def first_rows(groups: Tensor, positions: Tensor | None = None) -> Tensor:
+    """Lowest of the positions (0, 1, ... by default) of every group, ascending by group: int64 (n,) -> (groups,)."""
+    positions = torch.arange(len(groups)) if positions is None else positions
+    numbers = torch.unique(groups, return_inverse=True)[1]
+    first = torch.full((int(numbers.max()) + 1 if len(numbers) else 0,), len(groups), dtype=torch.int64)
+    return first.scatter_reduce(0, numbers, positions, "amin")
+
+
 def _first_occurrences(images: Tensor, flip: bool) -> Tensor:
     """Positions, ascending, of the first image of every content."""
-    first: dict[bytes, int] = {}
-    for k, digest in enumerate(content_digests(images, flip)):
-        first.setdefault(digest, k)
-    return torch.tensor(list(first.values()), dtype=torch.int64)
+    return first_rows(numbered(content_digests(images, flip)))
 
 
 def _set_hash(images: Tensor, copies: Tensor, flip: bool) -> str:

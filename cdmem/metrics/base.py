@@ -38,7 +38,7 @@ class SampleMetric(Metric):
     def prepare(self, training_set: TrainingSet) -> SampleMetric:
         """Bind T and H and declare the states; call it once, before the first :meth:`update`."""
         self.training_set = training_set
-        # The columns of no images tell the type and shape of every state, also for a process without samples.
+        # The columns of no images have the type and shape of every state, also for a process without samples.
         empty = {SEEDS: torch.zeros(0, dtype=torch.int64), **self.columns(training_set.images[:0])}
         self._empty = empty
         for name in empty:

@@ -27,6 +27,12 @@ def wilson_interval(successes: int, trials: int, confidence: float = 0.95) -> tu
     return (0.0 if successes == 0 else centre - half), (1.0 if successes == trials else centre + half)
 
 
+def share(name: str, successes: int, trials: int) -> dict[str, float]:
+    """A fraction as ``<name>``, with ``<name>_low`` and ``<name>_high``, its 95 % Wilson interval."""
+    low, high = wilson_interval(successes, trials)
+    return {name: successes / trials, f"{name}_low": low, f"{name}_high": high}
+
+
 def newcombe_paired_difference(
     both: int, only_first: int, only_second: int, neither: int, confidence: float = 0.95
 ) -> tuple[float, float, float]:
@@ -123,34 +129,3 @@ def mean_interval(values: np.ndarray, confidence: float = 0.95) -> tuple[float, 
         return mean, -math.inf, math.inf
     half = float(stats.t.ppf(0.5 + confidence / 2, len(v) - 1)) * float(v.std(ddof=1)) / math.sqrt(len(v))
     return mean, mean - half, mean + half
-
-
-def hierarchical_bootstrap(
-    runs: Sequence[np.ndarray], draws: int = 2000, seed: int = 0, confidence: float = 0.95
-) -> tuple[float, float, float]:
-    """Mean over runs of a mean over samples, with the *run* as unit: runs are redrawn, then samples within each.
-
-    With few runs percentiles are too short (k redrawn runs have (k - 1) / k of the variance, and no t quantile): with
-    fewer than about 8, :func:`mean_interval` of the run means is the honest interval.
-
-    Args:
-        runs: per run (subset, teacher, student) the values of its samples; differences for a paired comparison.
-        draws: bootstrap repetitions.
-        seed: of the redrawing.
-
-    Returns:
-        estimate, low, high (percentiles).
-
-    Raises:
-        InputError: fewer than two runs: one run says nothing about others.
-    """
-    if len(runs) < 2:
-        raise InputError("runs", len(runs), "an interval across runs needs at least 2", "train 3 to 5 seeds")
-    rng = np.random.default_rng(seed)
-    arrays = [np.asarray(r, dtype=np.float64) for r in runs]
-    means = np.empty(draws)
-    for k in range(draws):
-        chosen = rng.integers(len(arrays), size=len(arrays))
-        means[k] = np.mean([rng.choice(arrays[c], size=len(arrays[c])).mean() for c in chosen])
-    low, high = np.quantile(means, [(1 - confidence) / 2, (1 + confidence) / 2])
-    return float(np.mean([a.mean() for a in arrays])), float(low), float(high)

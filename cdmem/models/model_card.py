@@ -8,9 +8,10 @@ from typing import Any
 import yaml
 
 from cdmem.models.export import Export, nearest_indices
+from cdmem.report.rows import NOTHING, PAIR, number, percent
 from cdmem.training.record import RECORDED
 
-COLUMNS = ("method", "NFE", "samples", "f_mem", "variance ratio", "rmse to teacher", "same basin", "verdict")
+COLUMNS = ("method", "NFE", "samples", "f_mem", *PAIR.values(), "verdict")
 # Names that model hubs know; anything else is a licence of its own.
 KNOWN_LICENCE = re.compile(
     r"(apache-2\.0|mit|bsd-[23]-clause|cc0-1\.0|cc-by(-[a-z]+)*-[0-9.]+|openrail(\+\+)?|[al]?gpl-[0-9.]+)"
@@ -32,7 +33,7 @@ def card(export: Export, audit: list[dict[str, Any]], heldout: dict[str, Any] | 
         f"# {_title(m)}",
         _about(m),
         "## What it reproduces of its training set",
-        _audit(audit, heldout),
+        audit_table(audit, heldout),
         "## Sampling",
         *_sampling(export),
         "## What this folder does not keep",
@@ -86,19 +87,9 @@ def _about(m: dict[str, Any]) -> str:
 # ---- audit ----------------------------------------------------------------------------------------------------------
 
 
-def _number(value: Any, digits: int = 3) -> str:
-    number = isinstance(value, float) or (isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**63)
-    return f"{value:.{digits}f}" if number else "-"
-
-
 def _word(value: Any) -> str:
     """A name from a file, without anything that Markdown or HTML would read as more than a name."""
     return re.sub(r"[^\w .:+-]", "", str(value))[:60]
-
-
-def _fraction(value: Any) -> str:
-    low, high = value["ci95"]
-    return f"{100 * value['value']:.1f} % [{100 * low:.1f}, {100 * high:.1f}]"
 
 
 def audit_rows(summary: dict[str, Any], digest: str) -> list[dict[str, Any]]:
@@ -111,33 +102,34 @@ def audit_rows(summary: dict[str, Any], digest: str) -> list[dict[str, Any]]:
     Raises:
         KeyError, TypeError, ValueError, AttributeError: not such a file.
     """
-    found = []
+    rows = []
     for model in summary["models"]:
         if model["digest"] != digest:
             continue
-        row = {name: model.get(name) for name in ("variance_ratio", "rmse_to_teacher", "same_basin")}
+        row = {name: model.get(name) for name in PAIR}
         row |= {"method": _word(model["method"]), "nfe": int(model["nfe"]), "samples": int(model["samples"])}
         value, (low, high) = model["f_mem"]["value"], model["f_mem"]["ci95"]
         row["f_mem"] = {"value": float(value), "ci95": [float(low), float(high)]}
         claim = (model.get("verdict") or {}).get("claim")
         row["verdict"] = None if claim is None else _word(claim)
         row["audited_against"] = _word(summary["training_set"]["hash"])
-        found.append(row)
-    return found
+        rows.append(row)
+    return rows
 
 
-def _audit(rows: list[dict[str, Any]], heldout: dict[str, Any] | None) -> str:
+def audit_table(rows: list[dict[str, Any]], heldout: dict[str, Any] | None) -> str:
+    """The rows as a Markdown table with a sentence below it, or that there are none."""
     if not rows:
         return "Not audited when it was exported. `python -m cdmem audit` tells which training images it reproduces."
     lines = [f"| {' | '.join(COLUMNS)} |", "|" + "---|" * len(COLUMNS)]
     for r in rows:
-        cells = [r["method"], str(r["nfe"]), f"{r['samples']:,}", _fraction(r["f_mem"])]
-        cells += [_number(r[name]) for name in ("variance_ratio", "rmse_to_teacher", "same_basin")]
-        lines.append(f"| {' | '.join([*cells, r['verdict'] or '-'])} |")
+        cells = [r["method"], str(r["nfe"]), f"{r['samples']:,}", str(percent(r["f_mem"]))]
+        cells += [*(number(r[name]) for name in PAIR), r["verdict"] or NOTHING]
+        lines.append(f"| {' | '.join(cells)} |")
     said = "f_mem: samples whose nearest training image is under a third as far as the second-nearest, 95 % interval; "
     said += f"audited against the set `{rows[0]['audited_against'][:12]}`."
     if heldout:
-        said += f" Held-out images read as if they were samples: {_fraction(heldout)}."
+        said += f" Held-out images read as if they were samples: {percent(heldout)}."
     return "\n".join([*lines, "", said])
 
 
@@ -197,9 +189,9 @@ def _consistency(m: dict[str, Any]) -> str:
     text += "\n\nOne step: the pictures that cdmem makes of these seeds"
     text += " and labels." if m["num_classes"] else "."
     if m["sampler"]["mid_sigmas"]:
-        found = nearest_indices(m)
-        points = ", ".join(f"{level:.4g} (index {k}) for {sigma:g}" for sigma, k, level in found)
-        indices = sorted({k for _, k, _ in found if k}, reverse=True)
+        nearest = nearest_indices(m)
+        points = ", ".join(f"{level:.4g} (index {k}) for {sigma:g}" for sigma, k, level in nearest)
+        indices = sorted({k for _, k, _ in nearest if k}, reverse=True)
         steps = f"`num_inference_steps=None, timesteps={[*indices, 0]}`"
         text += f"\n\nMore steps: {steps} takes the grid's nearest points to cdmem's noise levels: {points}."
     return text

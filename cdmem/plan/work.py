@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from cdmem.audit import whitebox as look
+from cdmem.metrics.whitebox import record as look
 from cdmem.metrics.whitebox.loss_gap import OdeEndpoint
 from cdmem.metrics.whitebox.membership_inference import attack_sigmas
 from cdmem.plan.images import Facts
@@ -76,18 +76,18 @@ def evaluations(
         teacher_nfe: of the frozen teacher's full sampler, 0 without one.
     """
     from callbacks.evaluation import EvaluationCallback, evaluation_steps
-    from callbacks.internal import InternalCallback
+    from callbacks.whitebox import WhiteboxCallback
 
     asked: dict[int, dict[tuple[int, str], int]] = {}
     endpoints, extra, assumed = 0, Counter(), []
     for callback in callbacks:
         if not isinstance(callback, EvaluationCallback):
             continue
-        at = evaluation_steps(steps, callback.points, callback.spacing)
+        at = evaluation_steps(steps, callback.cadence.points, callback.cadence.spacing)
         at = [0, *at] if model.role == "student" else at
         for step in at:
             asked.setdefault(step, {})
-        if isinstance(callback, InternalCallback):
+        if isinstance(callback, WhiteboxCallback):
             extra += _internal(callback, model, facts, len(at), teacher_nfe > 0)
             continue
         wanted, count, known = _samples(callback, model)
@@ -121,7 +121,7 @@ def _samples(callback: Any, model: DiffusionModule) -> tuple[list[tuple[int, str
 
 
 def _internal(callback: Any, model: DiffusionModule, facts: Facts, moments: int, teacher: bool) -> Counter[str]:
-    """Evaluations of an `InternalCallback`: every device does all of them; the teacher's answers are kept."""
+    """Evaluations of an `WhiteboxCallback`: every device does all of them; the teacher's answers are kept."""
     levels = len(callback.sigmas)
     images = sum(min(callback.images, count) for count in (facts.n, facts.held_out))
     looks = 1 + int(callback.optimum) + int(teacher)
@@ -138,7 +138,7 @@ def _internal(callback: Any, model: DiffusionModule, facts: Facts, moments: int,
 
 @dataclass(frozen=True)
 class Inside:
-    """Network evaluations of an audit's look inside one model, see `cdmem.audit.whitebox`.
+    """Network evaluations of an audit's look inside one model, see `cdmem.metrics.whitebox.record`.
 
     Attributes:
         model: images times evaluations of the model.
@@ -152,7 +152,7 @@ class Inside:
 
 
 def inside(model: DiffusionModule, facts: Facts, samples: int) -> Inside:
-    """Evaluations of `cdmem.audit.whitebox.inside` for an audit of ``samples`` samples with the teacher at hand."""
+    """Evaluations of `whitebox_record` for an audit of ``samples`` samples with the teacher at hand."""
     levels, held_out = len(look.SIGMAS), min(look.IMAGES, facts.held_out)
     images = min(look.IMAGES, facts.n) + (held_out if held_out >= 2 else 0)
     points, size = min(look.POINTS, samples), facts.shape[0] * facts.shape[1] * facts.shape[2]

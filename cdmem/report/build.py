@@ -1,92 +1,169 @@
-"""Assembles the page of one run and writes it, its figures and its data, in one go."""
+"""The page of one run: the answer in words and tables, its figures and pictures, and how it was made."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import json
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
-from cdmem.io.atomic import keep_inside, replacing
-from cdmem.report import answer, pictures
-from cdmem.report import figures as evidence
-from cdmem.report.charts.seeds import Chart
-from cdmem.report.html import esc, figure
+import yaml
+
+from cdmem.report import figures, pictures
+from cdmem.report.page import Page, Section, Table, Text, Verdict, write
+from cdmem.report.rows import CONTROLS, NOTHING, model_label, model_table, number, p_value, points, second_opinions
 from cdmem.report.run_data import RunData, as_recorded, read_run
-from cdmem.report.style import page
 
 PAGE = "report.html"
+HEADLINES = {
+    None: "No student was audited beside its teacher.",
+    "reduced": "The student sheds memorised training images that its teacher reproduces.",
+    "unchanged": "The student reproduces training images as often as its teacher.",
+    "amplified": "The student reproduces more training images than its teacher.",
+    "not_distilled": "The student was not distilled: nothing can be said about memorisation.",
+    "nothing_to_transfer": "The teacher memorises no more than the control: there is nothing to transfer.",
+}
+CHECKS = {
+    "amplitude": "variance ratio within 0.9–1.1",
+    "rmse_not_rising": "rmse to the teacher not rising",
+    "teacher_above_control": "teacher memorises more than held-out images do",
+    "converged": "f_mem and rmse had stopped moving",
+    "significant": "difference significant (Holm)",
+    "below": "below the teacher on the same seeds",
+    "below_if_it_went_on": "still below after as much distillation again",
+    "below_at_recognition": "below at the threshold at which copies are recognised",
+    "below_at_equal_noise": "below the teacher at equal nearest-image noise",
+}
 
 
-def write(root: Path, name: str, content: str | bytes) -> None:
-    """A file below a folder; a crash leaves the old page or the new one, and no link out of the folder is followed."""
-    path = root / name
-    path.parent.mkdir(parents=True, exist_ok=True)
-    keep_inside(root, path)
-    with replacing(path) as temporary:
-        temporary.write_bytes(content.encode() if isinstance(content, str) else content)
+def headline(run: RunData) -> str:
+    """The answer in one sentence."""
+    claims = {(m.get("verdict") or {}).get("claim") for m in run.students} or {None}
+    undecided = "No claim can be made yet for every student; the reasons are below."
+    return HEADLINES.get(claims.pop(), undecided) if len(claims) == 1 else undecided
 
 
-def figures(found: Iterable[tuple[Chart, str]], kept: list[Chart]) -> str:
-    """Charts with captions as HTML; the charts are remembered for their PNG and CSV files."""
-    parts = []
-    for chart, caption in found:
-        kept.append(chart)
-        links = f' <a href="report/{chart.name}.png">PNG</a> <a href="report/{chart.name}.csv">CSV</a>'
-        parts.append(figure(chart.svg(), caption, links))
-    return "".join(parts)
+def verdicts(run: RunData) -> Iterator[Verdict]:
+    """One box for each student and NFE: the claim, and the comparison at equal NFE."""
+    for m in run.students:
+        v = m.get("verdict") or {}
+        claim = str(v.get("claim", "unknown"))
+        statement = str(v.get("statement", "")).split(": ", 1)[-1].removeprefix(f"{claim}: ")
+        title = f"{model_label(m)}: {claim.replace('_', ' ')}."
+        beside = str(v.get("equal_nfe") or "").split(": ", 1)[-1]
+        yield Verdict(claim, title, statement[:1].upper() + statement[1:], beside)
 
 
-def section(anchor: str, title: str, *parts: str) -> str:
-    """A section; nothing where all its parts are empty."""
-    body = "".join(parts)
-    return f'<section id="{anchor}"><h2>{esc(title)}</h2>{body}</section>' if body else ""
-
-
-SECTIONS = (
-    ("training", "Along training"),
-    ("seeds", "Seed by seed"),
-    ("pictures", "Pictures"),
-    ("distributions", "Distributions"),
-    ("confounds", "What could confound the answer"),
-    ("made", "How it was made"),
-)
-
-
-def render(run: RunData) -> tuple[str, list[Chart]]:
-    """The page of a run and its charts."""
-    kept: list[Chart] = []
-    title = f"{esc(run.path.resolve().name)}: does the student keep its teacher's memorised images?"
-    bodies = {
-        "training": figures(evidence.along_training(run), kept),
-        "seeds": figures(evidence.pairs(run), kept),
-        "pictures": _pictures(run),
-        "distributions": figures(evidence.distributions(run), kept) + _second(run),
-        "confounds": answer.confounds(run) if run.students else "",
-        "made": answer.made(run),
-    }
-    links = "".join(f'<a href="#{key}">{esc(text)}</a>' for key, text in SECTIONS if bodies[key])
-    parts = [
-        f"<h1>{title}</h1>",
-        f'<p class="lead">{esc(answer.headline(run))}</p>',
-        answer.verdicts(run),
-        f"<nav>{links}</nav>",
-        answer.models_table(run),
-        *(section(key, text, bodies[key]) for key, text in SECTIONS),
-    ]
-    return page(title, "\n".join(p for p in parts if p)), kept
-
-
-def _pictures(run: RunData) -> str:
-    parts = (
-        ("The same seeds", pictures.same_seeds(run)),
-        ("Most-hit training images", pictures.most_hit(run)),
-        ("Samples nobody chose", pictures.random_samples(run)),
+def models(run: RunData) -> Table:
+    """Teacher, student for each NFE, and controls."""
+    about, threshold = run.models[0], run.summary["settings"]["threshold"]
+    head, rows = model_table(run.summary)
+    names = [*map(model_label, run.models), *CONTROLS]
+    text = (
+        f"{about['samples']} samples a model, seeds {about['seeds'][0]} to {about['seeds'][1]}, "
+        f"weights {about['weights']}. Memorised: d1/d2 below {threshold:.3f} over groups of T. "
+        f"{run.distance} of the held-out row is the floor: two halves of H."
     )
-    return "".join(f"<h3>{esc(title)}</h3>{body}" for title, body in parts if body)
+    return Table(["model", *head], [[name, *row] for name, row in zip(names, rows)], text, sortable=True)
 
 
-def _second(run: RunData) -> str:
-    body = answer.second_opinions(run)
-    return f"<h3>Second opinions</h3>{body}" if body else ""
+def opinions(run: RunData) -> list[Text | Table]:
+    """Other metrics of every model, each beside its own baseline from H."""
+    rows = second_opinions(run.summary)
+    head = ["metric", *map(model_label, run.models), "copies of T", "held-out baseline"]
+    text = "What each metric means and where it fails: docs/metrics.md."
+    return [Text("Second opinions", "heading"), Table(head, rows, text, sortable=True)] if rows else []
+
+
+def confounds(run: RunData) -> list[Table]:
+    """Every check of the verdict, and the numbers behind it."""
+    students = run.students
+    rows: list[list[Any]] = []
+    for key, text in CHECKS.items():
+        values = [(m.get("verdict") or {}).get("checks", {}).get(key) for m in students]
+        rows.append([text, *(v if isinstance(v, bool) else NOTHING for v in values)])
+    pairs = [m.get("paired") or {} for m in students]
+    numbers = {
+        "f_mem against the teacher (points)": [points(p.get("difference")) for p in pairs],
+        "Holm p": [p_value(_at(p, "difference", "p_holm")) for p in pairs],
+        "against the teacher at equal NFE": [points(_at(p, "equal_nfe", "difference")) for p in pairs],
+        "at recognition (points)": [points(_at(p, "matched", "recognised")) for p in pairs],
+        "copies recognised below d1/d2 =": [number(_at(p, "matched", "recognised_at")) for p in pairs],
+        "noise given to the teacher (grey levels)": [number(_at(p, "matched", "noise"), 1) for p in pairs],
+        "f_mem of the noisy teacher": [number(_at(p, "matched", "teacher_f_mem")) for p in pairs],
+        "against the noisy teacher (points)": [points(_at(p, "matched", "difference")) for p in pairs],
+        "same image where both memorise": [number(_at(p, "identity", "same")) for p in pairs],
+        "the same by chance": [number(_at(p, "identity", "chance")) for p in pairs],
+        "median log d1/d2, student minus teacher": [number(_at(p, "log_ratio", "median")) for p in pairs],
+        "weights": [m["weights"] for m in students],
+        "distillation saw": [_setting(run, m, ("data", "images"), "data", "same") for m in students],
+        "method": [_setting(run, m, ("method", "class_path"), "preset").rpartition(".")[2] for m in students],
+        "learning rate": [_setting(run, m, ("optimization", "schedule"), "lr_schedule") for m in students],
+    }
+    rows += [[text, *cells] for text, cells in numbers.items()]
+    return [Table(["check", *map(model_label, students)], rows)] if students else []
+
+
+def _at(record: Any, *path: str) -> Any:
+    """What lies at the end of nested keys, or None."""
+    for key in path:
+        record = record.get(key) if isinstance(record, dict) else None
+    return record
+
+
+def _setting(run: RunData, m: dict[str, Any], path: tuple[str, ...], old: str, default: str = NOTHING) -> str:
+    """A setting of the stage that made a student; ``old`` is its key in runs of the first format."""
+    config = next((s.config for s in run.stages if s.name == m["name"]), {})
+    settings = config.get("model", {}).get("init_args", {})
+    earlier = settings.get(old)
+    return str(_at(settings, *path) or (earlier if isinstance(earlier, str) else None) or default)
+
+
+def made(run: RunData) -> Iterator[Text | Table]:
+    """Training set, versions, git state, command, notes, settings."""
+    t, env, about = run.summary.get("training_set") or {}, run.environment, run.models[0]
+    git = env.get("git") or {}
+    extractors = run.summary["settings"].get("extractors") or {}
+    facts = {
+        "training set": f"{t.get('n')} images of {t.get('source')} in {t.get('rows')} rows, {t.get('groups')} groups",
+        "training set hash": t.get("hash"),
+        "held-out images": t.get("held_out"),
+        "samples": f"{about['samples']} a model, seeds {about['seeds']}",
+        "extractors": ", ".join(f"{k} ({str(v)[:16]})" for k, v in extractors.items()),
+        "git": f"{str(git.get('commit'))[:12]}{' with local changes' if git.get('dirty') else ''}",
+        "python": f"{env.get('python')} on {env.get('platform')}, {env.get('threads')} threads",
+        "packages": ", ".join(f"{k} {v}" for k, v in (env.get("packages") or {}).items()),
+    }
+    stages = [s for s in run.stages if s.finished]
+    facts |= {f"trained: {s.name}": f"{s.finished.get('step')} steps in {s.finished.get('seconds')} s" for s in stages}
+    yield Table(["what", "value"], [[name, str(value)] for name, value in facts.items()])
+    command = " ".join(str(a) for a in env.get("command") or [])
+    if command:
+        yield from (Text("Command", "heading"), Text(command, "code"))
+    notes = [*run.summary.get("notes", []), *run.notes]
+    if notes:
+        yield from (Text("Notes", "heading"), *(Text(note) for note in notes))
+    for name, config in [("study", run.config), *((s.name, s.config) for s in run.stages)]:
+        text = yaml.safe_dump(json.loads(json.dumps(config, default=str)), sort_keys=False)
+        yield Text(text, "code", f"Settings: {name}")
+
+
+def render(run: RunData) -> Page:
+    """The page of a run."""
+    return Page(
+        title=f"{run.path.resolve().name}: does the student keep its teacher's memorised images?",
+        lead=[headline(run)],
+        verdicts=list(verdicts(run)),
+        table=models(run),
+        sections=[
+            Section("training", "Along training", list(figures.along_training(run))),
+            Section("seeds", "Seed by seed", list(figures.pairs(run))),
+            Section("pictures", "Pictures", list(pictures.walls(run))),
+            Section("distributions", "Distributions", [*figures.distributions(run), *opinions(run)]),
+            Section("confounds", "What could confound the answer", confounds(run)),
+            Section("made", "How it was made", list(made(run))),
+        ],
+    )
 
 
 def write_report(path: str | Path) -> Path:
@@ -97,11 +174,7 @@ def write_report(path: str | Path) -> Path:
     """
     run = read_run(path)
     with as_recorded(run.path):
-        html, kept = render(run)
-        files = {
-            f"report/{c.name}.{kind}": content for c in kept for kind, content in (("png", c.png()), ("csv", c.csv()))
-        }
+        files = render(run).files(PAGE)
     for name, content in files.items():
         write(run.path, name, content)
-    write(run.path, PAGE, html)
     return run.path / PAGE

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 import os
-from collections import defaultdict
-from collections.abc import Callable, Sequence
+import re
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -15,17 +16,27 @@ import numpy as np
 from cdmem.errors import InputError
 from cdmem.io.paths import usable_path
 from cdmem.metrics.statistics import mean_interval
-from cdmem.report.answer import headline, model_label
-from cdmem.report.build import figures, section, write
-from cdmem.report.charts import seeds as charts
-from cdmem.report.charts.seeds import Chart, Series
+from cdmem.report import charts
+from cdmem.report.build import headline
+from cdmem.report.charts import Series
 from cdmem.report.figures import kind_of
-from cdmem.report.html import esc, number, percent, spread, table
+from cdmem.report.page import Figure, Link, Page, Section, Table, write
+from cdmem.report.rows import NOTHING, Cell, Estimate, model_label, number, percent, points
 from cdmem.report.run_data import SUMMARY, RunData, as_recorded, read_run
-from cdmem.report.style import page
 
 SEED = "seed"
 SILENT = ("run_dir", "threads", "wandb", "audit")
+# They follow from the study's seed and from its folder.
+DERIVED = (
+    "training_seed",  # names of the first format
+    "sampling_seed",
+    "seeds.training",
+    "seeds.sampling",
+    "subset_seed",
+    "order_seed",
+    "teacher.config",
+    ".model.init_args.teacher",
+)
 
 
 def studies_below(path: str | Path) -> list[Path]:
@@ -39,24 +50,14 @@ def studies_below(path: str | Path) -> list[Path]:
         raise InputError("runs", path, "no such folder", "give the folder of a study or of a sweep")
     if (folder / SUMMARY).is_file():
         return [folder]
-    found = [p.parent.parent for p in folder.glob("*/" + SUMMARY)] + [
-        p.parent.parent for p in folder.glob("*/*/" + SUMMARY)
-    ]
-    found += [p.parent.parent for p in folder.glob("*/*/*/" + SUMMARY)]
-    return sorted(set(found), key=lambda p: [_natural(part) for part in p.parts])
+    studies = {p.parent.parent for depth in (1, 2, 3) for p in folder.glob("*/" * depth + SUMMARY)}
+    return sorted(studies, key=lambda p: [_natural(part) for part in p.parts])
 
 
 def _natural(text: str) -> list[tuple[int, float, str]]:
-    parts, digits = [], ""
-    for c in text + "\0":
-        if c.isdigit():
-            digits += c
-            continue
-        if digits:
-            parts.append((0, float(digits), ""))
-            digits = ""
-        parts.append((1, 0.0, c))
-    return parts
+    """Sorts text with its numbers as numbers."""
+    parts = re.findall(r"(\d+)|(\D)", text)
+    return [(0, float(digits), "") if digits else (1, 0.0, other) for digits, other in parts]
 
 
 def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
@@ -67,33 +68,23 @@ def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
 
 def settings(run: RunData) -> dict[str, Any]:
     """The study's own settings and its stages' that could differ, flattened."""
-    found = {k: v for k, v in _flat(run.config).items() if k.split(".")[0] not in SILENT}
+    values = {k: v for k, v in _flat(run.config).items() if k.split(".")[0] not in SILENT}
     for stage in run.stages:
         for key, value in _flat(stage.config).items():
             if key.startswith(("data.", "model.", "trainer.max_steps")):
-                found[f"{stage.name}.{key}"] = value
-    found["data.n"] = run.summary["training_set"].get("n")
-    return found
+                values[f"{stage.name}.{key}"] = value
+    return values | {"data.n": run.summary["training_set"].get("n")}
 
 
 def differing(runs: Sequence[RunData]) -> list[str]:
     """Keys that differ between the runs, the study's own first; consequences of the seed are left out."""
     all_settings = [settings(r) for r in runs]
-    keys = list(dict.fromkeys(k for s in all_settings for k in s))
-    derived = (
-        "training_seed",
-        "sampling_seed",
-        "subset_seed",
-        "order_seed",
-        "teacher.config",
-        ".model.init_args.teacher",
-    )
-    found = [k for k in keys if len({repr(s.get(k)) for s in all_settings}) > 1]
-    found = [k for k in found if not k.endswith(derived)]
+    keys = dict.fromkeys(k for s in all_settings for k in s if not k.endswith(DERIVED))
+    keys = [k for k in keys if len({repr(s.get(k)) for s in all_settings}) > 1]
     # A key of the study that reaches the stages would be listed once per stage.
-    own = [k for k in found if any(k in _flat(r.config) for r in runs) or k == "data.n"]
+    own = [k for k in keys if any(k in _flat(r.config) for r in runs) or k == "data.n"]
     tails = {k.split(".")[-1] for k in own}
-    return own + [k for k in found if k not in own and k.split(".")[-1] not in tails]
+    return own + [k for k in keys if k not in own and k.split(".")[-1] not in tails]
 
 
 def over_seeds(values: Sequence[float]) -> tuple[float, float | None, float | None]:
@@ -102,17 +93,26 @@ def over_seeds(values: Sequence[float]) -> tuple[float, float | None, float | No
     return (mean, low, high) if len(values) > 1 else (mean, None, None)
 
 
-def _series(runs: Sequence[RunData], x_key: str, value: str) -> list[Series]:
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _value(m: dict[str, Any], key: str) -> Any:
+    """f_mem, or a distance of a model; None where it was not measured."""
+    return m["f_mem"]["value"] if key == "f_mem" else (m.get("quality") or {}).get(key)
+
+
+def _series(runs: Sequence[RunData], x_key: str, key: str) -> list[Series]:
     """One line per model and NFE: mean over seeds of a number against a numeric setting."""
-    points: dict[tuple[str, str], dict[float, list[float]]] = defaultdict(lambda: defaultdict(list))
+    values: dict[tuple[str, str], dict[float, list[float]]] = defaultdict(lambda: defaultdict(list))
     for run in runs:
         x = settings(run).get(x_key)
-        for m in run.models:
-            y = m["f_mem"]["value"] if value == "f_mem" else (m.get("quality") or {}).get(value)
-            if isinstance(x, int | float) and isinstance(y, int | float) and m["method"] != "euler":
-                points[model_label(m), kind_of(m, run.students)][float(x)].append(float(y))
+        for m in run.main_models:
+            y = _value(m, key)
+            if _is_number(y):
+                values[model_label(m), kind_of(m, run.students)][float(x)].append(float(y))
     series = []
-    for (label, kind), by_x in points.items():
+    for (label, kind), by_x in values.items():
         x = sorted(by_x)
         rows = [over_seeds(by_x[k]) for k in x]
         low, high = ([r[k] if r[k] is not None else math.nan for r in rows] for k in (1, 2))
@@ -120,124 +120,87 @@ def _series(runs: Sequence[RunData], x_key: str, value: str) -> list[Series]:
     return series
 
 
-def render(runs: Sequence[RunData], root: Path) -> tuple[str, list[Chart]]:
-    """The comparison page and its charts; ``root`` is the folder that it will lie in."""
-    kept: list[Chart] = []
-    keys = differing(runs)
+def render(runs: Sequence[RunData], root: Path) -> Page:
+    """The comparison page; ``root`` is the folder that it will lie in."""
+    keys, distance = differing(runs), runs[0].distance
     swept = [k for k in keys if k != SEED]
-    name = runs[0].summary["settings"].get("features", "pixels")
-    fd = "fid" if name == "inception" else f"fd_{name}"
-    parts = [
-        f"<h1>{len(runs)} studies side by side</h1>",
-        f'<p class="lead">{esc(_sentence(runs, keys))}</p>',
-    ]
-    for key in swept:
-        values = [settings(r).get(key) for r in runs]
-        if all(isinstance(v, int | float) and not isinstance(v, bool) for v in values) and len(set(values)) > 1:
-            found = []
-            for value, ylabel, is_share in (
-                ("f_mem", "memorised fraction", True),
-                (fd, f"{fd} to held-out images", False),
-            ):
-                series = _series(runs, key, value)
-                if series:
-                    log_x = min(values) > 0 and max(values) >= 4 * min(values)
-                    chart = charts.curves(
-                        f"{value}_against_{''.join(c if c.isalnum() else '_' for c in key)}".lower(),
-                        series,
-                        key,
-                        ylabel,
-                        log_x=log_x,
-                        percent=is_share,
-                        alt=f"{ylabel} against {key}, mean over seeds",
-                    )
-                    found.append(
-                        (chart, f"{ylabel} against {key}: mean over seeds, 95 % interval with the run as unit.")
-                    )
-            parts.append(section(f"by_{key}", f"Against {key}", figures(found, kept)))
-    parts.append(section("means", "Over seeds", _means(runs, swept, fd)))
-    parts.append(section("studies", "Every study", _studies(runs, keys, fd, root)))
-    title = f"{len(runs)} studies: {', '.join(esc(k) for k in keys) or 'repeated'}"
-    return page(title, "\n".join(p for p in parts if p)), kept
+    answers = Counter(headline(r) for r in runs)
+    lead = [f"They differ in {', '.join(keys) or 'nothing but chance'}."]
+    lead += [f"{count} of {len(runs)}: {text}" for text, count in answers.most_common()]
+    return Page(
+        title=f"{len(runs)} studies side by side",
+        lead=[" ".join(lead)],
+        sections=[
+            *(Section(f"by{k}", f"Against {key}", list(_against(runs, key, distance))) for k, key in enumerate(swept)),
+            Section("means", "Over seeds", _means(runs, swept, distance)),
+            Section("studies", "Every study", [_studies(runs, keys, distance, root)]),
+        ],
+    )
 
 
-def _means(runs: Sequence[RunData], swept: Sequence[str], fd: str) -> str:
+def _against(runs: Sequence[RunData], key: str, distance: str) -> Iterator[Figure]:
+    """f_mem and quality against a setting that is a number in every run."""
+    values = [settings(r).get(key) for r in runs]
+    if not all(map(_is_number, values)) or len(set(values)) < 2:
+        return
+    log_x = min(values) > 0 and max(values) >= 4 * min(values)
+    for y_key, ylabel in (("f_mem", "memorised fraction"), (distance, f"{distance} to held-out images")):
+        series = _series(runs, key, y_key)
+        if series:
+            name, alt = f"{y_key}_against_{key}", f"{ylabel} against {key}, mean over seeds"
+            chart = charts.curves(name, series, key, ylabel, log_x=log_x, percent=y_key == "f_mem", alt=alt)
+            yield Figure(chart, f"{ylabel} against {key}: mean over seeds, 95 % interval with the run as unit.")
+
+
+def _means(runs: Sequence[RunData], swept: Sequence[str], distance: str) -> list[Table]:
     """Mean over repetitions of every setting, with the run as unit; nothing without repetitions."""
     groups: dict[tuple[str, ...], list[RunData]] = defaultdict(list)
     for run in runs:
         mine = settings(run)
         groups[tuple(str(mine.get(k)) for k in swept)].append(run)
     if max(map(len, groups.values())) < 2:
-        return ""
-    rows = []
-    for values, members in groups.items():
+        return []
+    rows: list[list[Cell]] = []
+    for setting, members in groups.items():
         by_model: dict[str, list[dict[str, Any]]] = defaultdict(list)
-        for run in members:
-            for m in run.models:
-                by_model[model_label(m)].append(m)
-        for label, found in by_model.items():
-            quality = [(m.get("quality") or {}).get(fd) for m in found]
-            against = [m["paired"]["difference"]["value"] for m in found if m.get("paired")]
+        for m in (m for run in members for m in run.models):
+            by_model[model_label(m)].append(m)
+        for label, models in by_model.items():
+            differences = [100 * m["paired"]["difference"]["value"] for m in models if m.get("paired")]
             cells = [
-                _interval([100 * m["f_mem"]["value"] for m in found], 1),
-                _interval([100 * d for d in against], 1),
-                _interval([q for q in quality if isinstance(q, int | float)], 3),
+                _mean([100 * _value(m, "f_mem") for m in models], 1),
+                _mean(differences, 1),
+                _mean([y for y in (_value(m, distance) for m in models) if _is_number(y)], 3),
             ]
-            rows.append([*map(esc, values), esc(label), str(len(found)), *cells])
-    head = [*swept, "model", "runs", "f_mem (%)", "against teacher (points)", f"{fd} to H"]
-    return table(head, rows, caption="Mean over runs with Student's 95 % interval: the run is the unit.")
+            rows.append([*setting, label, str(len(models)), *cells])
+    head = [*swept, "model", "runs", "f_mem (%)", "against teacher (points)", f"{distance} to H"]
+    text = "Mean over runs with Student's 95 % interval: the run is the unit."
+    return [Table(head, rows, text, sortable=True)]
 
 
-def _interval(values: Sequence[float], digits: int) -> str:
+def _mean(values: Sequence[float], digits: int) -> Cell:
     if not values:
-        return "–"
+        return NOTHING
     mean, low, high = over_seeds(values)
-    beside = "" if low is None else f' <span class="ci">[{low:.{digits}f}, {high:.{digits}f}]</span>'
-    return f"<b>{mean:.{digits}f}</b>{beside}"
+    return Estimate(f"{mean:.{digits}f}", "" if low is None else f"[{low:.{digits}f}, {high:.{digits}f}]")
 
 
-def _sentence(runs: Sequence[RunData], keys: Sequence[str]) -> str:
-    what = ", ".join(keys) if keys else "nothing but chance"
-    answers = defaultdict(int)
-    for r in runs:
-        answers[headline(r)] += 1
-    said = " ".join(f"{n} of {len(runs)}: {text}" for text, n in sorted(answers.items(), key=lambda a: -a[1]))
-    return f"They differ in {what}. {said}"
-
-
-def _studies(runs: Sequence[RunData], keys: Sequence[str], fd: str, root: Path) -> str:
+def _studies(runs: Sequence[RunData], keys: Sequence[str], distance: str, root: Path) -> Table:
+    """The main models of every study, with a link to its page."""
     rows = []
     for run in runs:
         mine = settings(run)
         # Quoted, a folder called "javascript:..." is a folder.
-        link = quote(os.path.relpath(run.path / "report.html", root), safe="/=")
-        name = os.path.relpath(run.path, root)
-        cells = [f'<a href="{esc(link)}">{esc(name)}</a>', *(esc(mine.get(k)) for k in keys)]
-        first = True
-        for m in [m for m in run.models if m["method"] != "euler"]:
-            claim = (m.get("verdict") or {}).get("claim", "")
-            difference = ((m.get("paired") or {}).get("difference")) or None
-            row = [
-                esc(model_label(m)),
-                percent(m["f_mem"]),
-                spread(difference),
-                number((m.get("quality") or {}).get(fd)),
-            ]
-            rows.append([*cells, *row, number(m.get("variance_ratio")), esc(str(claim).replace("_", " "))])
-            first = False
-        if first:
-            rows.append([*cells, *[""] * 6])
-    head = [
-        "study",
-        *keys,
-        "model",
-        "f_mem [95 %]",
-        "against teacher (points)",
-        f"{fd} to H",
-        "variance ratio",
-        "verdict",
-    ]
-    return table(head, rows, caption="Click a heading to sort. Intervals within a study are over seeds of samples.")
+        page = quote(os.path.relpath(run.path / "report.html", root), safe="/=")
+        study = [Link(os.path.relpath(run.path, root), page), *(str(mine.get(k)) for k in keys)]
+        for m in run.main_models:
+            claim = str((m.get("verdict") or {}).get("claim", "")).replace("_", " ")
+            cells = [percent(m["f_mem"]), points((m.get("paired") or {}).get("difference"))]
+            cells += [number(_value(m, distance)), number(m.get("variance_ratio")), claim]
+            rows.append([*study, model_label(m), *cells])
+    head = ["study", *keys, "model", "f_mem [95 %]", "against teacher (points)", f"{distance} to H"]
+    text = "Click a heading to sort. Intervals within a study are over seeds of samples."
+    return Table([*head, "variance ratio", "verdict"], rows, text, sortable=True)
 
 
 def write_comparison(folders: Sequence[Path], path: Path) -> Path:
@@ -254,13 +217,11 @@ def prepare_comparison(folders: Sequence[Path], path: Path) -> Callable[[], Path
     if path.suffix != ".html":
         raise InputError("out", path, "must end in .html", "e.g. --out comparison.html")
     with as_recorded(*folders):
-        html, kept = render([read_run(f) for f in folders], path.parent)
+        files = render([read_run(f) for f in folders], path.parent).files(path.name)
 
     def keep() -> Path:
-        for chart in kept:
-            write(path.parent, f"report/{chart.name}.png", chart.png())
-            write(path.parent, f"report/{chart.name}.csv", chart.csv())
-        write(path.parent, path.name, html)
+        for name, content in files.items():
+            write(path.parent, name, content)
         return path
 
     return keep

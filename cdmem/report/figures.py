@@ -7,12 +7,14 @@ from typing import Any
 
 import numpy as np
 
-from cdmem.report.answer import model_label
-from cdmem.report.charts import seeds as charts
-from cdmem.report.charts.seeds import Chart, Series
+from cdmem.report import charts
+from cdmem.report.charts import Series
+from cdmem.report.page import Figure
+from cdmem.report.rows import model_label
 from cdmem.report.run_data import RunData, Stage
 
-GRID = np.linspace(0, 1, 101)
+GRID = np.linspace(0, 1, 101).tolist()
+NAME = 40  # characters of a stage's name in the name of a file
 
 
 def kind_of(m: dict[str, Any], students: list[dict[str, Any]]) -> str:
@@ -24,7 +26,7 @@ def kind_of(m: dict[str, Any], students: list[dict[str, Any]]) -> str:
     return "student" if rank == 0 else f"student{min(rank + 1, 4)}"
 
 
-def _suffix(run: RunData, stage: Stage) -> list[tuple[str, str, str]]:
+def _followed(run: RunData, stage: Stage) -> list[tuple[str, str, str]]:
     """(suffix of the keys, label, kind) of every NFE that a stage's record follows."""
     if stage.name == "teacher":
         return [("", "teacher", "teacher")]
@@ -35,178 +37,139 @@ def _suffix(run: RunData, stage: Stage) -> list[tuple[str, str, str]]:
     ]
 
 
-def _curve(stage: Stage, key: str, label: str, kind: str, band: tuple[str, str] | None = None) -> Series | None:
-    x, y = stage.series(key)
-    if not x:
-        return None
-    low = high = None
-    if band is not None:
-        (lx, low_values), (hx, high_values) = stage.series(band[0]), stage.series(band[1])
-        if lx == x and hx == x:
-            low, high = low_values, high_values
-    return Series(label, kind, x, y, low, high)
-
-
-def along_training(run: RunData) -> Iterator[tuple[Chart, str]]:
+def along_training(run: RunData) -> Iterator[Figure]:
     """f_mem and quality against the step; f_mem against rmse; f_mem against quality."""
-    name = run.summary["settings"].get("features", "pixels")
-    fd = "fid" if name == "inception" else f"fd_{name}"
     for stage in run.stages:
+        yield from _against_step(run, stage, "memorization/f_mem", "memorised fraction", percent=True)
+        yield from _against_step(run, stage, f"quality/{run.distance}", f"{run.distance} to held-out images")
+    more = " A curve that still climbs to the left would bring copies back with more distillation."
+    yield from _against(run, "rmse", "distillation/rmse_to_teacher", "rmse to the teacher's endpoints", more)
+    yield from _against(run, "tradeoff", f"quality/{run.distance}", f"{run.distance} to held-out images")
+
+
+def _against_step(run: RunData, stage: Stage, key: str, ylabel: str, *, percent: bool = False) -> Iterator[Figure]:
+    """A logged number of one stage against the optimizer step, with its interval where that was logged, too."""
+    series = []
+    for suffix, label, kind in _followed(run, stage):
+        x, y = stage.series(key + suffix)
+        (low_x, low), (high_x, high) = stage.series(f"{key}_low{suffix}"), stage.series(f"{key}_high{suffix}")
+        if x:
+            series.append(Series(label, kind, x, y, *((low, high) if low_x == high_x == x else ())))
+    if series:
+        name = f"{'f_mem' if percent else 'quality'}_{stage.name[:NAME]}"
         marks = [(stage.mark(k), k) for k in ("tau_gen", "tau_mem") if stage.mark(k)]
-        f_mem, quality = [], []
-        for suffix, label, kind in _suffix(run, stage):
-            band = (f"memorization/f_mem_low{suffix}", f"memorization/f_mem_high{suffix}")
-            f_mem.append(_curve(stage, f"memorization/f_mem{suffix}", label, kind, band))
-            quality.append(_curve(stage, f"quality/{fd}{suffix}", label, kind))
-        for what, series, ylabel, percent in (
-            ("f_mem", f_mem, "memorised fraction", True),
-            ("quality", quality, f"{fd} to held-out images", False),
-        ):
-            found = [s for s in series if s is not None]
-            if found:
-                alt = f"{ylabel} of {stage.name} against training step"
-                chart = charts.curves(
-                    f"{what}_{_stem(stage.name)}",
-                    found,
-                    "optimizer step",
-                    ylabel,
-                    percent=percent,
-                    marks=marks,
-                    alt=alt,
-                )
-                yield chart, f"{stage.name}: {ylabel} along training" + (" (95 % band)." if percent else ".")
-    yield from _against(run, "distillation/rmse_to_teacher", "rmse to the teacher's endpoints", "rmse")
-    yield from _against(run, f"quality/{fd}", f"{fd} to held-out images", "tradeoff")
+        alt = f"{ylabel} of {stage.name} against training step"
+        chart = charts.curves(name, series, "optimizer step", ylabel, percent=percent, marks=marks, alt=alt)
+        yield Figure(chart, f"{stage.name}: {ylabel} along training{' (95 % band)' * percent}.")
 
 
-def _stem(name: str) -> str:
-    return "".join(c if c.isalnum() and c.isascii() else "_" for c in name.lower())[:40] or "model"
-
-
-def _against(run: RunData, key: str, xlabel: str, stem: str) -> Iterator[tuple[Chart, str]]:
+def _against(run: RunData, name: str, key: str, xlabel: str, more: str = "") -> Iterator[Figure]:
     """f_mem against another logged number, one line a model, from the first evaluation (hollow) to the last."""
     series = []
     for stage in run.stages:
-        for suffix, label, kind in _suffix(run, stage):
-            rows = [
-                (r[f"{key}{suffix}"], r[f"memorization/f_mem{suffix}"])
-                for r in stage.records
-                if isinstance(r.get(f"{key}{suffix}"), int | float)
-                and isinstance(r.get(f"memorization/f_mem{suffix}"), int | float)
-            ]
+        for suffix, label, kind in _followed(run, stage):
+            rows = [(r.get(key + suffix), r.get(f"memorization/f_mem{suffix}")) for r in stage.records]
+            rows = [(float(a), float(b)) for a, b in rows if isinstance(a, int | float) and isinstance(b, int | float)]
             if len(rows) > 1:
-                series.append(Series(label, kind, [float(a) for a, _ in rows], [float(b) for _, b in rows]))
+                series.append(Series(label, kind, *zip(*rows)))
     if series:
         alt = f"memorised fraction against {xlabel}, along training"
-        chart = charts.path(f"f_mem_against_{stem}", series, xlabel, "memorised fraction", percent_y=True, alt=alt)
-        more = ""
-        if stem == "rmse":
-            more = " A curve that still climbs to the left would bring copies back with more distillation."
-        yield chart, f"f_mem against {xlabel}: from the first evaluation (hollow) to the last (filled).{more}"
+        chart = charts.path(f"f_mem_against_{name}", series, xlabel, "memorised fraction", percent_y=True, alt=alt)
+        yield Figure(chart, f"f_mem against {xlabel}: from the first evaluation (hollow) to the last (filled).{more}")
 
 
-def pairs(run: RunData) -> Iterator[tuple[Chart, str]]:
+def pairs(run: RunData) -> Iterator[Figure]:
     """Transfer mosaics and paired ratios of every student against the teacher."""
-    teacher = run.teacher
-    rows_t = run.arrays("audit", teacher) if teacher else {}
-    for m in run.students:
-        paired = m.get("paired")
-        if not paired:
-            continue
-        stem, label = _stem(f"{m['name']}_{m['nfe']}"), model_label(m)
-        alt = f"fate of every seed from teacher to {label}: " + ", ".join(
-            f"{k} {v}" for k, v in paired["transfer"].items()
-        )
+    threshold = float(run.summary["settings"]["threshold"])
+    teacher = run.arrays("audit", run.teacher) if run.teacher else {}
+    for m in [m for m in run.students if m.get("paired")]:
+        name, label, transfer = f"{m['name'][:NAME]}_{m['nfe']}", model_label(m), m["paired"]["transfer"]
+        fates = ", ".join(f"{k} {v}" for k, v in transfer.items())
+        alt = f"fate of every seed from teacher to {label}: {fates}"
         caption = f"{label}: what became of every seed. Left: seeds on which the teacher memorises; right: the others."
-        yield charts.transfer_mosaic(f"transfer_{stem}", paired["transfer"], alt), caption
-        rows_s = run.arrays("audit", m)
-        if rows_t and rows_s and np.array_equal(rows_t["seeds"], rows_s["seeds"]):
-            ratio = [np.sqrt(r["squared1"] / np.maximum(r["squared2"].astype(float), 1e-300)) for r in (rows_t, rows_s)]
-            threshold = float(run.summary["settings"]["threshold"])
-            chart = charts.ratio_scatter(
-                f"ratios_{stem}", *ratio, threshold, f"d1/d2 of teacher and {label}, seed by seed"
-            )
-            yield chart, f"{label}: d1/d2 of the same seed under both models; below the lines means memorised."
+        yield Figure(charts.transfer_mosaic(f"transfer_{name}", transfer, alt), caption)
+        student = run.arrays("audit", m)
+        if teacher and student and np.array_equal(teacher["seeds"], student["seeds"]):
+            ratios = [_ratios(rows) for rows in (teacher, student)]
+            alt = f"d1/d2 of teacher and {label}, seed by seed"
+            chart = charts.ratio_scatter(f"ratios_{name}", *ratios, threshold, alt)
+            caption = f"{label}: d1/d2 of the same seed under both models; below the lines means memorised."
+            yield Figure(chart, caption)
 
 
-def distributions(run: RunData) -> Iterator[tuple[Chart, str]]:
+def _ratios(rows: dict[str, np.ndarray]) -> np.ndarray:
+    """(n,) d1/d2."""
+    return np.sqrt(rows["squared1"] / np.maximum(rows["squared2"].astype(float), 1e-300))
+
+
+def distributions(run: RunData) -> Iterator[Figure]:
     """Ratio CDFs with the held-out control, hits by multiplicity, and what the models themselves give away."""
     series = [
-        Series(model_label(m), kind_of(m, run.students), GRID.tolist(), m["ratio_cdf"])
+        Series(model_label(m), kind_of(m, run.students), GRID, m["ratio_cdf"])
         for m in run.models
         if m.get("ratio_cdf") and m["method"] != "euler"
     ]
     held = (run.summary.get("control") or {}).get("heldout_f_mem") or {}
     if held.get("ratio_cdf"):
-        series.append(Series("held-out images", "control", GRID.tolist(), held["ratio_cdf"]))
+        series.append(Series("held-out images", "control", GRID, held["ratio_cdf"]))
     if series:
-        chart = charts.cdfs(
-            "ratio_cdf", series, float(run.summary["settings"]["threshold"]), "cumulative share of d1/d2"
-        )
-        yield chart, "Share of samples with d1/d2 below the abscissa: the answer at every threshold at once."
+        threshold = float(run.summary["settings"]["threshold"])
+        chart = charts.cdfs("ratio_cdf", series, threshold, "cumulative share of d1/d2")
+        yield Figure(chart, "Share of samples with d1/d2 below the abscissa: the answer at every threshold at once.")
     yield from _multiplicity(run)
-    yield from _noise(run)
+    text = "Denoising-loss gap by noise level."
+    yield from _gaps(run, "loss_gap", ("loss_gap", "loss_gap_f"), "loss on H minus loss on T", text)
+    text = "Student against the teacher's ODE endpoint: H minus T."
+    yield from _gaps(run, "endpoint_gap", ("endpoint",), "gap to the teacher's endpoint", text)
+    yield from _optimum(run)
 
 
-def _multiplicity(run: RunData) -> Iterator[tuple[Chart, str]]:
+def _multiplicity(run: RunData) -> Iterator[Figure]:
     series, slopes = [], {}
-    for m in [run.teacher, *run.students]:
-        record = ((m or {}).get("metrics") or {}).get("coverage") or {}
+    for m in run.main_models:
+        record = (m.get("metrics") or {}).get("coverage") or {}
         rows = (record.get("detail") or {}).get("by_multiplicity") or []
         if len(rows) > 1:
             label = model_label(m)
             x, y = ([float(r[k]) for r in rows] for k in ("copies", "hits_per_sample"))
             series.append(Series(label, kind_of(m, run.students), x, y))
-            slope = record.get("duplication_slope")
-            low, high = record.get("duplication_slope_low"), record.get("duplication_slope_high")
-            slopes[label] = None if slope is None else (slope, low, high)
+            slope, *ends = (record.get(f"duplication_slope{end}") for end in ("", "_low", "_high"))
+            slopes[label] = None if slope is None else (slope, *ends)
     if series:
         alt = "memorised samples per training image against how often it is repeated"
         chart = charts.hits_by_multiplicity("hits_by_multiplicity", series, slopes, alt)
-        yield (
-            chart,
-            "Memorised samples per training image against its multiplicity. Slope 1: in proportion to the copies.",
-        )
+        text = "Memorised samples per training image against its multiplicity. Slope 1: in proportion to the copies."
+        yield Figure(chart, text)
 
 
-def _noise(run: RunData) -> Iterator[tuple[Chart, str]]:
-    wanted = (
-        ("loss_gap", ("loss_gap", "loss_gap_f"), "loss on H minus loss on T", "Denoising-loss gap by noise level."),
-        (
-            "endpoint_gap",
-            ("endpoint",),
-            "gap to the teacher's endpoint",
-            "Student against the teacher's ODE endpoint: H minus T.",
-        ),
-    )
-    for stem, keys, ylabel, caption in wanted:
-        series = []
-        for m in run.models:
-            inner = m.get("inside") or {}
-            rows = next((inner[k] for k in keys if inner.get(k)), None)
-            if rows:
-                x = [float(r["sigma"]) for r in rows]
-                values = [r["gap"] for r in rows]
-                low, high = ([float(v["ci95"][k]) for v in values] for k in (0, 1))
-                y = [float(v["value"]) for v in values]
-                series.append(Series(m["name"], kind_of(m, run.students), x, y, low, high))
-        if series:
-            yield charts.by_noise(stem, series, ylabel, f"{ylabel} by noise level"), f"{caption} Bars: 95 %."
+def _gaps(run: RunData, name: str, keys: tuple[str, ...], ylabel: str, caption: str) -> Iterator[Figure]:
+    """Held-out minus training by noise level, of the first of ``keys`` that a model has."""
     series = []
     for m in run.models:
-        inner = m.get("inside") or {}
-        table = inner.get("optimum") or inner.get("optimum_f") or {}
-        for side, text in (("train", "on T"), ("held_out", "on H")):
+        records = m.get("inside") or {}
+        rows = next((records[k] for k in keys if records.get(k)), None)
+        if rows:
+            gaps = [r["gap"] for r in rows]
+            low, high = ([float(g["ci95"][k]) for g in gaps] for k in (0, 1))
+            x, y = [float(r["sigma"]) for r in rows], [float(g["value"]) for g in gaps]
+            series.append(Series(m["name"], kind_of(m, run.students), x, y, low, high))
+    if series:
+        yield Figure(charts.by_noise(name, series, ylabel, f"{ylabel} by noise level"), f"{caption} Bars: 95 %.")
+
+
+def _optimum(run: RunData) -> Iterator[Figure]:
+    """Distance to the denoiser that copies, on training and on held-out images."""
+    series = []
+    for m in run.models:
+        records = m.get("inside") or {}
+        table = records.get("optimum") or records.get("optimum_f") or {}
+        held_out = "control" if m["role"] == "teacher" else "cheap"
+        for side, text, kind in (("train", "on T", kind_of(m, run.students)), ("held_out", "on H", held_out)):
             rows = [r for r in table.get(side, []) if r.get("ratio") is not None]
             if rows:
                 x, y = [float(r["sigma"]) for r in rows], [float(r["ratio"]) for r in rows]
-                kind = kind_of(m, run.students) if side == "train" else "control" if m["role"] == "teacher" else "cheap"
                 series.append(Series(f"{m['name']} {text}", kind, x, y))
     if series:
-        chart = charts.by_noise(
-            "optimum", series, "distance to the empirical optimum", "relative distance by noise level"
-        )
-        yield (
-            chart,
-            "Squared distance to the denoiser that copies, relative to the clean image's: 0 memorises.",
-        )
+        ylabel, alt = "distance to the empirical optimum", "relative distance by noise level"
+        text = "Squared distance to the denoiser that copies, relative to the clean image's: 0 memorises."
+        yield Figure(charts.by_noise("optimum", series, ylabel, alt), text)

@@ -17,6 +17,7 @@ import numpy as np
 from cdmem.errors import InputError
 from cdmem.io.arrays import UNREADABLE, read_arrays
 from cdmem.io.text import LIMIT, parse_json, parse_yaml, read_text
+from cdmem.report.rows import distance_keys
 
 SUMMARY = "audit/summary.json"
 MAX_TEXT = 64 * 2**20
@@ -42,13 +43,13 @@ class Stage:
 
     def series(self, key: str) -> tuple[list[float], list[float]]:
         """Steps and values at which a key was logged."""
-        found = [(r["step"], r[key]) for r in self.records if isinstance(r.get(key), int | float)]
-        return [float(s) for s, _ in found], [float(v) for _, v in found]
+        rows = [(r["step"], r[key]) for r in self.records if isinstance(r.get(key), int | float)]
+        return [float(s) for s, _ in rows], [float(v) for _, v in rows]
 
     def mark(self, name: str) -> float | None:
         """Step of ``tau_gen`` or ``tau_mem``, or None."""
-        found = self.onset.get(name)
-        step = found.get("step") if isinstance(found, dict) else None
+        time = self.onset.get(name)
+        step = time.get("step") if isinstance(time, dict) else None
         return float(step) if isinstance(step, int | float) else None
 
 
@@ -62,7 +63,6 @@ class RunData:
         stages: teacher first.
         config: the study's own settings.
         environment: versions, git state, command.
-        training_set: ``training_set.json`` without its long lists.
         notes: what could not be read.
     """
 
@@ -71,7 +71,6 @@ class RunData:
     stages: list[Stage]
     config: dict[str, Any]
     environment: dict[str, Any]
-    training_set: dict[str, Any]
     notes: list[str] = field(default_factory=list)
 
     @property
@@ -86,6 +85,16 @@ class RunData:
     @property
     def students(self) -> list[dict[str, Any]]:
         return [m for m in self.models if m["role"] == "student"]
+
+    @property
+    def main_models(self) -> list[dict[str, Any]]:
+        """The teacher at full cost and every student."""
+        return [m for m in (self.teacher, *self.students) if m]
+
+    @property
+    def distance(self) -> str:
+        """Key of the Frechet distance that is shown."""
+        return distance_keys(self.summary)[0]
 
     def arrays(self, kind: str, model: dict[str, Any]) -> dict[str, np.ndarray]:
         """Arrays of ``audit`` (rows by seed) or ``samples`` (images) of one model; empty without the file."""
@@ -181,14 +190,11 @@ def read_run(path: str | Path) -> RunData:
         raise InputError("run", path, f"{SUMMARY} is torn or empty", "run the study again to make it anew")
     names = sorted(p.parent.name for p in folder.glob("*/config.yaml"))
     names.sort(key=lambda name: name != "teacher")
-    training_set = _mapping(folder / "training_set.json", notes)
-    lists = ("indices", "multiplicities", "held_out_indices")
     return RunData(
         path=folder,
         summary=summary,
         stages=[_stage(folder / name, notes) for name in names],
         config=_mapping(folder / "config.yaml", notes, is_yaml=True),
         environment=_mapping(folder / "environment.json", notes),
-        training_set={k: v for k, v in training_set.items() if k not in lists},
         notes=notes,
     )

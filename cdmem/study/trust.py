@@ -38,13 +38,13 @@ MODULES = (
     "cdmem.training.student",
     "cdmem.training.checkpoint_callback",
     "callbacks.evaluation",
-    "callbacks.internal",
     "callbacks.memorization",
     "callbacks.metric",
     "callbacks.onset",
     "callbacks.panels",
     "callbacks.quality",
     "callbacks.samples",
+    "callbacks.whitebox",
 )
 METRICS = "cdmem.metrics"
 # Lightning's, one by one. Left out on purpose: what calls back (LambdaCallback), what writes, deletes or uploads where

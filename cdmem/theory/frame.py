@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import numpy as np
 from tqdm import tqdm
 
-from cdmem.report.charts.seeds import Chart
+from cdmem.report.page import Figure, Table
 
 T = TypeVar("T")
 
@@ -32,23 +32,6 @@ class Progress:
     def bar(self, items: Iterable[T], what: str) -> Iterable[T]:
         """The same items, with a bar."""
         return tqdm(items, desc=what, disable=self.quiet, leave=False, file=sys.stderr)
-
-
-@dataclass(frozen=True)
-class Figure:
-    """A chart and the words below it: what is drawn, n, seeds, and what to see."""
-
-    chart: Chart
-    caption: str
-
-
-@dataclass(frozen=True)
-class Table:
-    """Plain text cells, which the page escapes."""
-
-    head: Sequence[str]
-    rows: Sequence[Sequence[str]]
-    caption: str = ""
 
 
 @dataclass(frozen=True)

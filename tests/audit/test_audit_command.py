@@ -22,7 +22,7 @@ from support.settings import nested
 CALLBACKS = [
     {
         "class_path": "callbacks.MemorizationCallback",
-        "init_args": {"samples": 24, "points": 6, "spacing": "linear"},
+        "init_args": {"cadence": {"samples": 24, "points": 6, "spacing": "linear"}},
     },
     {"class_path": "cdmem.training.RunCheckpoint", "init_args": {"every_n_steps": 6}},
 ]

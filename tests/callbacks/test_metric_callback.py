@@ -13,18 +13,18 @@ from cdmem.cli.main import main
 from support.settings import nested
 
 METRICS = {
-    "memorization.MemorizedFraction": ({"near_duplicates": "auto"}, "f_mem"),
-    "extraction.AbsoluteExtraction": ({"delta": 0.2}, "extracted"),
-    "extraction.AdaptiveExtraction": ({"neighbors": 4}, "extracted"),
-    "coverage.HitCoverage": ({"threshold": 0.9}, "unique"),
-    "authenticity.Authenticity": ({}, "authenticity"),
-    "copying.CopyTest": ({"cells": 1}, "c_t"),
-    "copying.TrainPreference": ({"repetitions": 20}, "train_preference"),
-    "copying.TwoSampleAccuracy": ({}, "two_sample"),
-    "likelihood.FeatureLikelihood": ({}, "fld"),
-    "fidelity.Fidelity": ({"features": {"class_path": "my_features.Corner"}}, "fd_corner"),
-    "prdc.ManifoldQuality": ({"k": 2}, "precision"),
-    "hog.CopyDetection": ({}, "copied"),
+    "MemorizedFraction": ({"near_duplicates": "auto"}, "f_mem"),
+    "AbsoluteExtraction": ({"delta": 0.2}, "extracted"),
+    "AdaptiveExtraction": ({"neighbors": 4}, "extracted"),
+    "HitCoverage": ({"threshold": 0.9}, "unique"),
+    "Authenticity": ({}, "authenticity"),
+    "CopyTest": ({"cells": 1}, "c_t"),
+    "TrainPreference": ({"repetitions": 20}, "train_preference"),
+    "TwoSampleAccuracy": ({}, "two_sample"),
+    "FeatureLikelihood": ({}, "fld"),
+    "Fidelity": ({"features": {"class_path": "my_features.Corner"}}, "fd_corner"),
+    "ManifoldQuality": ({"k": 2}, "precision"),
+    "CopyDetection": ({}, "copied"),
 }
 FEATURES = """
 from torch import nn
@@ -40,7 +40,7 @@ def entry(name: str, **options) -> dict:
     metric = {"class_path": f"cdmem.metrics.{name}", "init_args": METRICS[name][0]}
     return {
         "class_path": "callbacks.MetricCallback",
-        "init_args": {"metric": metric, "samples": 32, "points": 1, **options},
+        "init_args": {"metric": metric, "cadence": {"samples": 32, "points": 1}, **options},
     }
 
 
@@ -80,24 +80,25 @@ def test_every_metric_is_one_entry_in_a_config(tmp_path, monkeypatch):
     (tmp_path / "my_features.py").write_text(FEATURES)
     monkeypatch.syspath_prepend(str(tmp_path))
     callbacks = [entry(name, nfe=[1, 2]) for name in METRICS]
-    callbacks.append({"class_path": "callbacks.InternalCallback", "init_args": {"points": 1, "samples": 4}})
+    callbacks.append(
+        {"class_path": "callbacks.WhiteboxCallback", "init_args": {"cadence": {"points": 1, "samples": 4}}}
+    )
     code, run = fit(tmp_path / "c.yaml", config(*callbacks))
     assert code == 0
     last: dict[str, float] = {}
     for line in (run / "metrics.jsonl").read_text().splitlines():
         last |= json.loads(line)
     for name, (_, key) in METRICS.items():
-        prefix = name.split(".")[1].lower()
         for suffix in ("", "_nfe2"):
-            assert math.isfinite(last[f"{prefix}/{key}{suffix}"]), name
+            assert math.isfinite(last[f"{name.lower()}/{key}{suffix}"]), name
     assert math.isfinite(last["internal/endpoint_s0.5"]) and math.isfinite(last["internal/loss_gap_f_s0.5"])
 
 
 @pytest.mark.parametrize(
     ("callback", "words"),
     [
-        ({**entry("extraction.AdaptiveExtraction")["init_args"], "metric": None}, "metric"),
-        ({**entry("prdc.ManifoldQuality")["init_args"], "samples": 2}, "samples"),
+        ({**entry("AdaptiveExtraction")["init_args"], "metric": None}, "metric"),
+        (entry("ManifoldQuality", cadence={"samples": 2})["init_args"], "samples"),
     ],
 )
 def test_impossible_entries_stop_before_training(tmp_path, capsys, callback, words):
@@ -107,7 +108,7 @@ def test_impossible_entries_stop_before_training(tmp_path, capsys, callback, wor
 
 
 def test_a_metric_that_this_training_set_cannot_have_stops_at_once(tmp_path, capsys):
-    settings = config(entry("extraction.AdaptiveExtraction"))
+    settings = config(entry("AdaptiveExtraction"))
     settings["trainer"]["callbacks"][0]["init_args"]["metric"]["init_args"] = {"neighbors": 50}
     code, run = fit(tmp_path / "c.yaml", settings)
     error = capsys.readouterr().err.strip().splitlines()[-1]

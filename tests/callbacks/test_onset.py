@@ -12,11 +12,11 @@ import yaml
 
 from callbacks.onset import OnsetCallback, held_out_bar, memorization_onset, plateau_start
 from cdmem.cli.main import main
-from cdmem.data.subset import TrainingSet
+from support import make_training_set, random_images
 from support.settings import nested
 
-MEASURES = [{"class_path": "callbacks.MemorizationCallback", "init_args": {"samples": 24, "points": 3}}]
-QUALITY = {"class_path": "callbacks.QualityCallback", "init_args": {"samples": 24, "points": 3}}
+MEASURES = [{"class_path": "callbacks.MemorizationCallback", "init_args": {"cadence": {"samples": 24, "points": 3}}}]
+QUALITY = {"class_path": "callbacks.QualityCallback", "init_args": {"cadence": {"samples": 24, "points": 3}}}
 CHECKPOINTS = {
     "class_path": "cdmem.training.RunCheckpoint",
     "init_args": {"every_n_steps": 32, "keep_all": True},
@@ -86,22 +86,10 @@ def test_plateau_starts_where_later_evaluations_change_little():
 
 
 def test_the_bar_is_that_of_the_held_out_images():
-    draw = torch.Generator().manual_seed(0)
-    images = torch.randint(0, 256, (20, 1, 4, 4), generator=draw, dtype=torch.uint8)
-    zeros = torch.zeros(20, dtype=torch.int64)
-    parts = {"labels": zeros[:10], "indices": torch.arange(10), "multiplicities": torch.ones(10, dtype=torch.int64)}
-    held = {"held_out_labels": zeros[:10], "held_out_indices": torch.arange(10)}
-
-    class Set:
-        flip = False
-
-    t = Set()
-    for name, value in {**parts, **held, "images": images[:10], "held_out_images": images[10:]}.items():
-        setattr(t, name, value)
-    t: TrainingSet
-    assert held_out_bar(t, 1 / 3, "off") == pytest.approx(0.2775, abs=1e-3)  # Wilson, 0 of 10
-    t.held_out_images = images[:0]
-    assert held_out_bar(t, 1 / 3, "off") == 0.0
+    images = random_images(20, (1, 4, 4))
+    bar = held_out_bar(make_training_set(images[:10], held_out=images[10:]), 1 / 3, "off")
+    assert bar == pytest.approx(0.2775, abs=1e-3)  # Wilson, 0 of 10
+    assert held_out_bar(make_training_set(images[:10]), 1 / 3, "off") == 0.0
 
 
 def test_onset_is_logged_once_and_kept(tmp_path, capsys):

@@ -19,22 +19,11 @@ from callbacks.panels import (
     triples,
 )
 from cdmem.metrics.memorization.fraction import CDF_GRID
-from cdmem.metrics.neighbors.index import Search
+from cdmem.metrics.neighbors.index import GroupIndex
+from support import make_training_set, random_images
 
 
-class Images:
-    """The part of a training set that a search reads."""
-
-    def __init__(self, images: torch.Tensor, flip: bool = False) -> None:
-        self.images, self.flip = images, flip
-        self.multiplicities = torch.ones(len(images), dtype=torch.int64)
-
-
-def noise(*shape: int, seed: int = 0) -> torch.Tensor:
-    return torch.randint(0, 256, shape, generator=torch.Generator().manual_seed(seed), dtype=torch.uint8)
-
-
-def rows_of(samples: torch.Tensor, search: Search) -> dict[str, torch.Tensor]:
+def rows_of(samples: torch.Tensor, search: GroupIndex) -> dict[str, torch.Tensor]:
     found = search.query(samples, 2)
     return {
         "seeds": torch.arange(len(samples)),
@@ -46,9 +35,9 @@ def rows_of(samples: torch.Tensor, search: Search) -> dict[str, torch.Tensor]:
 
 @pytest.mark.parametrize(("channels", "size"), [(1, 8), (3, 32), (3, 40)])
 def test_only_memorised_samples_are_framed_and_they_come_first(channels, size):
-    t = noise(6, channels, size, size)
-    samples = torch.cat([noise(3, channels, size, size, seed=1), t[4:5]])
-    found = triples(rows_of(samples, search := Search(Images(t))), search, 1 / 3, 4)
+    t = random_images(6, (channels, size, size))
+    samples = torch.cat([random_images(3, (channels, size, size), seed=1), t[4:5]])
+    found = triples(rows_of(samples, search := GroupIndex(make_training_set(t))), search, 1 / 3, 4)
     assert found.hit.tolist() == [True, False, False, False]
     assert found.seeds[0] == 3 and found.row1[0] == 4 and found.ratio[0] == 0
     assert torch.equal(found.nearest[0], t[4]) and (found.ratio.diff() >= 0).all()
@@ -62,16 +51,16 @@ def test_only_memorised_samples_are_framed_and_they_come_first(channels, size):
 
 
 def test_a_mirrored_copy_is_shown_mirrored():
-    t = noise(5, 1, 8, 8)
-    search = Search(Images(t, flip=True))
+    t = random_images(5, (1, 8, 8))
+    search = GroupIndex(make_training_set(t, flip=True))
     row, shown = nearest_of_group(t[2].flip(-1), int(search.index.row_groups[2]), search)
     assert row == 2 and torch.equal(shown, t[2].flip(-1))
     assert torch.equal(nearest_of_group(t[2], int(search.index.row_groups[2]), search)[1], t[2])
 
 
 def test_table_rows_are_plain_numbers_and_colour_pictures():
-    t = noise(5, 1, 8, 8)
-    search = Search(Images(t))
+    t = random_images(5, (1, 8, 8))
+    search = GroupIndex(make_training_set(t))
     found: Triples = triples(rows_of(t[:3], search), search, 1 / 3, 2)
     row = table_rows(found)[0]
     assert [type(v) for v in row[:3]] == [int, float, bool] and len(table_rows(found)) == 2
@@ -79,7 +68,7 @@ def test_table_rows_are_plain_numbers_and_colour_pictures():
 
 
 def test_pairs_and_curves_have_content():
-    picture = pairs_panel(noise(5, 1, 8, 8), noise(5, 1, 8, 8, seed=1), columns=4)
+    picture = pairs_panel(random_images(5, (1, 8, 8)), random_images(5, (1, 8, 8), seed=1), columns=4)
     assert picture.shape[2] == 3 and picture.std() > 0
     multiplicities = [{"copies": 1, "groups": 4, "p_hit": 0.5, "ci95": [0.2, 0.8]}]
     curves = curves_panel(CDF_GRID, 1 / 3, multiplicities)

@@ -39,13 +39,22 @@ def code(*args: object) -> int:
 
 TRAINER = {"accelerator": "cpu", "max_steps": 3, "enable_progress_bar": False, "enable_model_summary": False}
 CALLBACKS = [
-    {"class_path": "callbacks.MemorizationCallback", "init_args": {"samples": 24, "points": 2, "spacing": "linear"}},
-    {"class_path": "callbacks.QualityCallback", "init_args": {"samples": 16, "points": 3, "spacing": "linear"}},
-    {"class_path": "callbacks.SampleGridCallback", "init_args": {"samples": 30, "points": 1}},
-    {"class_path": "callbacks.NeighborPanelCallback", "init_args": {"samples": 20, "shown": 28, "points": 1}},
     {
-        "class_path": "callbacks.InternalCallback",
-        "init_args": {"sigmas": [0.001, 0.5], "images": 9, "samples": 3, "points": 1},
+        "class_path": "callbacks.MemorizationCallback",
+        "init_args": {"cadence": {"samples": 24, "points": 2, "spacing": "linear"}},
+    },
+    {
+        "class_path": "callbacks.QualityCallback",
+        "init_args": {"cadence": {"samples": 16, "points": 3, "spacing": "linear"}},
+    },
+    {"class_path": "callbacks.SampleGridCallback", "init_args": {"cadence": {"samples": 30, "points": 1}}},
+    {
+        "class_path": "callbacks.NeighborPanelCallback",
+        "init_args": {"shown": 28, "cadence": {"samples": 20, "points": 1}},
+    },
+    {
+        "class_path": "callbacks.WhiteboxCallback",
+        "init_args": {"sigmas": [0.001, 0.5], "images": 9, "cadence": {"samples": 3, "points": 1}},
     },
 ]
 STUDENTS = {

@@ -18,10 +18,7 @@ from cdmem.metrics.memorization.extraction import (
 )
 from cdmem.metrics.statistics import conformal_p_values, wilson_interval
 from support import make_training_set, random_images
-
-
-def flat(*levels):
-    return torch.tensor(levels, dtype=torch.uint8).reshape(-1, 1, 1, 1).expand(-1, 1, 2, 2).contiguous()
+from support.samples import flat
 
 
 def measure(metric, train, samples, **options):

@@ -12,7 +12,6 @@ from cleanfid.fid import frechet_distance as cleanfid_distance
 from torch import nn
 from torchmetrics.image.fid import FrechetInceptionDistance
 
-from cdmem.data.subset import TrainingSet
 from cdmem.errors import InputError
 from cdmem.images import to_float
 from cdmem.metrics.quality.features import PixelFeatures
@@ -24,11 +23,12 @@ from cdmem.metrics.quality.frechet import (
     frechet_distance,
     frechet_infinity,
     frechet_interval,
-    mean_covariance,
     moments,
     moments_distance,
     sampling_floor,
 )
+from support import random_images
+from support.samples import normal, training_set
 
 
 class Projection(nn.Module):
@@ -47,20 +47,7 @@ class Projection(nn.Module):
 
 
 def images(n, seed, top=256):
-    return torch.randint(0, top, (n, 3, 8, 8), generator=torch.Generator().manual_seed(seed), dtype=torch.uint8)
-
-
-def normal(n, d, seed):
-    return torch.randn(n, d, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-
-
-def training_set(train, held_out, multiplicities=None, flip=False):
-    n, h = len(train), len(held_out)
-    copies = torch.ones(n, dtype=torch.int64) if multiplicities is None else multiplicities
-    zeros = torch.zeros(n, dtype=torch.int64), torch.zeros(h, dtype=torch.int64)
-    return TrainingSet(
-        train, zeros[0], torch.arange(n), copies, held_out, zeros[1], torch.arange(h), flip, (), "test", {}, {}
-    )
+    return random_images(n, seed=seed, high=top)
 
 
 def frechet(x, y, wx=None, wy=None):
@@ -68,7 +55,7 @@ def frechet(x, y, wx=None, wy=None):
 
 
 def dense(x, y):
-    return frechet_distance(*mean_covariance(x), *mean_covariance(y))
+    return frechet_distance(*(v for side in (x, y) for v in (side.mean(0), torch.cov(side.T))))
 
 
 # --- Frechet distance -----------------------------------------------------------------------------------------------
@@ -125,9 +112,9 @@ def test_identical_sets_are_at_distance_zero(n):
 
 def test_moments_equal_numpy_and_blocks_do_not_matter():
     x, w = normal(9000, 5, 12) + 3, torch.randint(1, 7, (9000,), generator=torch.Generator().manual_seed(1))
-    mean, covariance = mean_covariance(x, w)
-    assert np.allclose(mean, np.average(x, axis=0, weights=w), rtol=1e-12)
-    assert np.allclose(covariance, np.cov(x.T.numpy(), fweights=w.numpy()), rtol=1e-11)
+    weighted = moments(x, w)
+    assert np.allclose(weighted.mean, np.average(x, axis=0, weights=w), rtol=1e-12)
+    assert np.allclose(weighted.root.T @ weighted.root, np.cov(x.T.numpy(), fweights=w.numpy()), rtol=1e-11)
     assert moments(x).root.shape == (5, 5) and moments(x[:3]).root.shape == (3, 5)
     with pytest.raises(InputError, match="at least 2"):
         moments(x[:1])
@@ -231,7 +218,7 @@ COPIES = torch.tensor([1, 2, 3] * 4)
 
 def metric_of(features, flip=False, held_out=40, **options):
     metric = Fidelity(features, **options)
-    metric.prepare(training_set(images(12, 1), images(held_out, 8), COPIES, flip))
+    metric.prepare(training_set(images(12, 1), images(held_out, 8), flip=flip, copies=COPIES))
     return metric
 
 

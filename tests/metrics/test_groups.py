@@ -8,10 +8,11 @@ import torch
 from cdmem.errors import InputError
 from cdmem.metrics.neighbors.near_duplicates import near_duplicate_labels
 from cdmem.metrics.neighbors.pixels import NeighborIndex
+from support.samples import images
 
 
-def random_images(n, seed):
-    return torch.randint(0, 256, (n, 3, 12, 12), generator=torch.Generator().manual_seed(seed), dtype=torch.uint8)
+def photos(n, seed):
+    return images(n, seed, (3, 12, 12))
 
 
 def noisy(image, count, seed):
@@ -21,14 +22,14 @@ def noisy(image, count, seed):
 
 def test_unrelated_images_stay_apart():
     """Distances of unrelated images concentrate, so no gap of a factor of two arises."""
-    found = near_duplicate_labels(random_images(200, 0))
+    found = near_duplicate_labels(photos(200, 0))
     assert found.merged == 0 and found.labels.tolist() == list(range(200)) and found.rule == 0.5
 
 
 @pytest.mark.parametrize("family", [1, 2, 5, 8])
 def test_families_of_up_to_nine_are_found(family):
     """With two or more near-copies the first two distances are alike: d1 / d2 alone would join nothing."""
-    base = random_images(50, 1)
+    base = photos(50, 1)
     copies = noisy(base[7], family, 2)
     found = near_duplicate_labels(torch.cat([base, copies]))
     assert found.merged == family
@@ -36,12 +37,12 @@ def test_families_of_up_to_nine_are_found(family):
 
 
 def test_larger_families_stay_apart_as_documented():
-    base = random_images(50, 1)
+    base = photos(50, 1)
     assert near_duplicate_labels(torch.cat([base, noisy(base[7], 12, 2)])).merged == 0
 
 
 def test_exact_duplicates_and_mirror_images_are_one_image_before():
-    base = random_images(20, 3)
+    base = photos(20, 3)
     rows = torch.cat([base, base[:4], noisy(base[5].flip(-1), 1, 4)])
     plain = near_duplicate_labels(rows)
     assert plain.labels[20:24].tolist() == [0, 1, 2, 3] and plain.merged == 0
@@ -50,7 +51,7 @@ def test_exact_duplicates_and_mirror_images_are_one_image_before():
 
 
 def test_labels_join_groups_in_the_index():
-    base = random_images(30, 5)
+    base = photos(30, 5)
     images = torch.cat([base, noisy(base[3], 2, 6)])
     found = near_duplicate_labels(images)
     index = NeighborIndex(images, labels=found.labels)
@@ -63,7 +64,7 @@ def test_labels_join_groups_in_the_index():
 
 
 def test_the_ratio_decides():
-    base = random_images(40, 8)
+    base = photos(40, 8)
     images = torch.cat([base, noisy(base[0], 1, 9)])
     d = NeighborIndex(images).query(images[:1], 2, exclude=torch.tensor([0])).ratio.item()
     assert near_duplicate_labels(images, rule=d * 1.001).merged == 1
@@ -73,9 +74,9 @@ def test_the_ratio_decides():
 @pytest.mark.parametrize("rule", [0.0, 1.0, -1.0, 2.0, "often"])
 def test_impossible_rules(rule):
     with pytest.raises(InputError, match="near_duplicates"):
-        near_duplicate_labels(random_images(5, 0), rule=rule)
+        near_duplicate_labels(photos(5, 0), rule=rule)
 
 
 def test_two_images_are_never_joined():
-    base = random_images(1, 0)
+    base = photos(1, 0)
     assert near_duplicate_labels(torch.cat([base, noisy(base[0], 1, 1)])).merged == 0

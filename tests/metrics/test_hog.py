@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import math
-from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
 
+from cdmem.data.subset import TrainingSet
 from cdmem.errors import InputError
 from cdmem.metrics.memorization.copy_detection import CopyDetection, HogFeatures, copy_similarity
 from cdmem.metrics.whitebox.roc import separation
+from support import make_training_set
 
 HOG = HogFeatures()
 
@@ -25,17 +26,9 @@ def smooth_images(n: int, seed: int, side: int = 32) -> torch.Tensor:
     return (110 + 30 * coarse + 3 * grain).round().clamp(0, 255).to(torch.uint8)
 
 
-def training_set(n: int = 60, held_out: int = 120, flip: bool = False) -> SimpleNamespace:
-    class Set(SimpleNamespace):
-        __hash__ = object.__hash__
-
+def training_set(n: int = 60, held_out: int = 120, flip: bool = False) -> TrainingSet:
     images = smooth_images(n + held_out, 0)
-    return Set(
-        images=images[:n],
-        held_out_images=images[n:],
-        multiplicities=torch.ones(n, dtype=torch.int64),
-        flip=flip,
-    )
+    return make_training_set(images[:n], held_out=images[n:], flip=flip)
 
 
 @pytest.mark.parametrize("angle", [0.0, 30.0, 90.0, 150.0])
@@ -108,9 +101,8 @@ def test_detection_counts_copies_and_agrees_with_pixels():
 
 
 def test_held_out_images_are_found_as_rarely_as_promised():
-    t = training_set(held_out=400)
-    control, t.held_out_images = t.held_out_images[200:], t.held_out_images[:200]
-    found = detect(t, control)
+    images = smooth_images(460, 0)
+    found = detect(make_training_set(images[:60], held_out=images[60:260]), images[260:])
     assert found["rate_bound"] == pytest.approx(2 / 201) and found["copied"] < 0.05
     assert found["similarity_median"] == pytest.approx(found["heldout_similarity_median"], abs=0.02)
 

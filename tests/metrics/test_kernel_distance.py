@@ -7,12 +7,21 @@ import math
 import numpy as np
 import pytest
 import torch
+from sklearn.metrics.pairwise import polynomial_kernel
 
-from cdmem.metrics.quality.fidelity import fidelity, kernel_distance, kernel_interval, reference_of
+from cdmem.metrics.quality import fidelity as distances
+from cdmem.metrics.quality.fidelity import fidelity, kernel_interval, reference_of
+from support.samples import normal
 
 
-def normal(n, d, seed):
-    return torch.randn(n, d, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+def kid(x, y):
+    return kernel_interval(x, reference_of(y)).value
+
+
+def squared_mmd(x, y):
+    """Unbiased, from scikit-learn's kernel (a.b / F + 1)^3."""
+    within = [polynomial_kernel(z)[~np.eye(len(z), dtype=bool)].mean() for z in (x, y)]
+    return sum(within) - 2 * polynomial_kernel(x, y).mean()
 
 
 def test_kid_is_the_double_loop():
@@ -27,14 +36,15 @@ def test_kid_is_the_double_loop():
 
     between = [kernel(p, q) for p in x.tolist() for q in y.tolist()]
     want = within(x.tolist()) + within(y.tolist()) - 2 * sum(between) / len(between)
-    assert kernel_distance(x, y) == pytest.approx(want, rel=1e-10)
+    assert kid(x, y) == pytest.approx(want, rel=1e-10) and squared_mmd(x, y) == pytest.approx(want, rel=1e-10)
     assert fidelity(x, y)["kid"] == pytest.approx(want, rel=1e-10)
 
 
 @pytest.mark.parametrize("block", [1, 7, 64])
-def test_kid_blocks_do_not_matter(block):
+def test_kid_blocks_do_not_matter(block, monkeypatch):
     x, y = normal(50, 6, 15), normal(33, 6, 16) + 0.2
-    assert kernel_distance(x, y, block) == pytest.approx(kernel_distance(x, y), rel=1e-10, abs=1e-13)
+    monkeypatch.setattr(distances, "BLOCK", block)
+    assert kid(x, y) == pytest.approx(squared_mmd(x, y), rel=1e-10)
 
 
 def expected_kernel(d, a_b, a2, b2):
@@ -52,10 +62,10 @@ def test_kid_of_a_mean_shift():
     d, b = 64, 0.3
     want = mean_shift(d, b)
     assert want == pytest.approx(0.30014, abs=1e-5)
-    values = [kernel_distance(normal(500, d, 20 + k), normal(500, d, 60 + k) + b) for k in range(20)]
+    values = [kid(normal(500, d, 20 + k), normal(500, d, 60 + k) + b) for k in range(20)]
     error = np.std(values, ddof=1) / math.sqrt(len(values))
     assert abs(np.mean(values) - want) < 4 * error and error < 0.02 * want
-    same = [kernel_distance(normal(100, d, 100 + k), normal(100, d, 200 + k)) for k in range(40)]
+    same = [kid(normal(100, d, 100 + k), normal(100, d, 200 + k)) for k in range(40)]
     # Unbiased: around zero, and below it about half of the time.
     assert abs(np.mean(same)) < 4 * np.std(same, ddof=1) / math.sqrt(len(same)) and min(same) < 0 < max(same)
 
@@ -66,10 +76,10 @@ def test_kid_interval_is_the_jackknife():
     total = 0.0
     for side, rows in enumerate((x, y)):
         left = [rows[torch.arange(len(rows)) != i] for i in range(len(rows))]
-        values = np.array([kernel_distance(r, y) if side == 0 else kernel_distance(x, r) for r in left])
+        values = np.array([squared_mmd(r, y) if side == 0 else squared_mmd(x, r) for r in left])
         total += (len(rows) - 1) / len(rows) * ((values - values.mean()) ** 2).sum()
     half = 1.959963984540054 * math.sqrt(total)
-    assert found == pytest.approx((kernel_distance(x, y), found.value - half, found.value + half), rel=1e-9)
+    assert found == pytest.approx((squared_mmd(x, y), found.value - half, found.value + half), rel=1e-9)
 
 
 @pytest.mark.parametrize("b, least, most", [(0.3, 0.88, 0.99), (0.0, 0.93, 1.0)])
@@ -99,4 +109,4 @@ def test_a_copier_is_at_kid_zero_to_a_given_distribution():
     assert abs(np.mean(values)) < 4 * np.std(values) / math.sqrt(200)
     # As a sample of a population the same rows would put the copier below zero.
     rows = y.repeat_interleave(w, 0)
-    assert np.mean([kernel_distance(x, rows) for x in draws]) < -4 * np.std(values) / math.sqrt(200)
+    assert np.mean([squared_mmd(x, rows) for x in draws]) < -4 * np.std(values) / math.sqrt(200)

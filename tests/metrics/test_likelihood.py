@@ -7,7 +7,6 @@ import pytest
 import torch
 from scipy import optimize, stats
 
-from cdmem.data.subset import TrainingSet
 from cdmem.errors import InputError
 from cdmem.metrics.memorization.feature_likelihood import (
     LOWEST,
@@ -17,27 +16,7 @@ from cdmem.metrics.memorization.feature_likelihood import (
     fit_mixture,
     maximise_likelihood,
 )
-
-
-def normal(n, size, seed):
-    return torch.randn(n, size, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
-
-
-def images(n, seed):
-    return torch.randint(0, 256, (n, 3, 4, 4), generator=torch.Generator().manual_seed(seed), dtype=torch.uint8)
-
-
-def training_set(train, held_out, *, flip=False, copies=1):
-    n, h = torch.arange(len(train)), torch.arange(len(held_out))
-    return TrainingSet(train, n * 0, n, n * 0 + copies, held_out, h * 0, h, flip, (), "test", {}, {})
-
-
-def measure(metric, samples, order=None, size=None):
-    seeds = torch.arange(len(samples)) + 100
-    order = torch.arange(len(samples)) if order is None else order
-    for part in order.split(size or len(samples)):
-        metric.update(samples[part], seeds[part])
-    return metric.compute()
+from support.samples import images, measure, normal, training_set
 
 
 def brute_density(rows, centres, log_variances):

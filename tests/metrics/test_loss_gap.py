@@ -14,10 +14,11 @@ from cdmem.images import to_float
 from cdmem.metrics.statistics import wilson_interval
 from cdmem.metrics.whitebox.loss_gap import OdeEndpoint, denoising_losses, endpoint_losses, loss_gap, welch
 from cdmem.metrics.whitebox.roc import auc, separation, tpr_at_fpr
+from support import random_images
 
 
 def noise_images(n: int, seed: int) -> torch.Tensor:
-    return torch.randint(0, 256, (n, 1, 4, 4), generator=torch.Generator().manual_seed(seed), dtype=torch.uint8)
+    return random_images(n, (1, 4, 4), seed)
 
 
 TRAIN, HELD_OUT = noise_images(40, 0), noise_images(50, 1)

@@ -9,7 +9,7 @@ import torch
 
 from cdmem.metrics.comparison.equal_noise import add_noise, copy_noise, fidelity_matched, recognition_threshold
 from cdmem.metrics.comparison.paired import compare
-from cdmem.metrics.neighbors.index import search_of
+from cdmem.metrics.neighbors.index import group_index
 from support import make_training_set, random_images
 
 SHAPE, SEEDS = (3, 16, 16), 200
@@ -35,7 +35,7 @@ def copies_of(train):
 
 
 def matched(train, teacher, student, *, flip=False, control=None):
-    search = search_of(make_training_set(train, flip=flip))
+    search = group_index(make_training_set(train, flip=flip))
     t, s = rows_of(search, teacher), rows_of(search, student)
     plain = compare(t, s, 1 / 3)["difference"]
     return plain, fidelity_matched(teacher, t, s, search, 1 / 3, control)

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import math
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,17 +16,11 @@ from cdmem.diffusion import noise, sampling, solvers
 from cdmem.diffusion.analytic import EmpiricalDenoiser
 from cdmem.errors import InputError
 from cdmem.images import to_float, to_uint8
-from cdmem.metrics.memorization.fraction import (
-    CDF_GRID,
-    MemorizedFraction,
-    disk_rows,
-    fraction,
-    memorized,
-    ratio_cdf,
-    ratios,
-)
+from cdmem.metrics.memorization.fraction import CDF_GRID, MemorizedFraction, disk_rows, fraction, ratio_cdf
+from cdmem.metrics.memorization.ratio import memorized, ratios
 from cdmem.metrics.statistics import wilson_interval
 from support import make_training_set, random_images
+from support.samples import flat
 
 COLUMNS = ("seeds", "squared", "groups")
 
@@ -36,10 +33,6 @@ def measure(train, samples, *, flip=False, threshold=1 / 3):
     metric = prepared(train, threshold, flip=flip)
     metric.update(samples, torch.arange(len(samples)))
     return metric.compute()
-
-
-def flat(*levels):
-    return torch.tensor(levels, dtype=torch.uint8).reshape(-1, 1, 1, 1).expand(-1, 1, 2, 2).contiguous()
 
 
 def test_three_images_by_hand():
@@ -215,3 +208,22 @@ def test_the_exact_sampler_copies_everything_in_proportion(steps, right):
     expected = len(samples) * copies.numpy() / copies.sum().item()
     p = stats.chisquare(hits, expected).pvalue
     assert p > 1e-3 if right else p < 1e-6
+
+
+def test_numpy_rows_read_the_same():
+    """The predicate to the bit; the ratio within one rounding of the root, which MKL's is not always right in."""
+    squared = torch.randint(0, 2**40, (5000, 2), generator=torch.Generator().manual_seed(0)).sort(1).values
+    squared[:50, 0] = 0
+    quotient = squared[:, 0].double() / squared[:, 1].double()
+    assert torch.equal(ratios(squared), quotient.sqrt())
+    assert ratios(squared.numpy()).tolist() == [math.sqrt(q) for q in quotient.tolist()]
+    assert np.allclose(ratios(squared.numpy()), ratios(squared), rtol=2**-52, atol=0)
+    for threshold in (1 / 2, 1 / 3):
+        hit = memorized(*squared.numpy().T, threshold)
+        assert np.array_equal(hit, memorized(*squared.T, threshold)) and hit.dtype == bool and 0 < hit.mean() < 1
+
+
+def test_what_a_report_needs_loads_no_torch():
+    names = ("statistics", "memorization.ratio", "comparison.verdict", "comparison.convergence")
+    code = f"import sys, {', '.join(f'cdmem.metrics.{n}' for n in names)}; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[2], timeout=60).returncode == 0

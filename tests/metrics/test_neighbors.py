@@ -11,8 +11,9 @@ import pytest
 import torch
 
 from cdmem.errors import InputError
+from cdmem.metrics.neighbors import pixels as neighbors
 from cdmem.metrics.neighbors.pixels import FAR, NeighborIndex, group_ids, int_mm_pays, int_mm_works, products
-from cdmem.metrics.neighbors.pixels import pixels as neighbors
+from support import random_images
 
 ROOT = Path(__file__).resolve().parents[2]
 SHAPES = [(1, 8, 8), (3, 32, 32)]
@@ -22,10 +23,6 @@ PATHS = [
     pytest.param(True, marks=pytest.mark.skipif(not int_mm_works(torch.device("cpu")), reason="no int8 product")),
 ]
 MEMORY_CASES = [(4, True, 256, 2), (48, True, 2, 51), (48, False, 256, 2)]
-
-
-def random_images(n, shape, seed):
-    return torch.randint(0, 256, (n, *shape), generator=torch.Generator().manual_seed(seed), dtype=torch.uint8)
 
 
 def adversarial(shape):
@@ -360,7 +357,7 @@ MEMORY = """
 import sys
 from pathlib import Path
 import torch
-from cdmem.metrics.neighbors import NeighborIndex
+from cdmem.metrics.neighbors.pixels import NeighborIndex
 
 def resident(name):
     return next(int(line.split()[1]) / 1024 for line in open("/proc/self/status") if line.startswith(name))

@@ -6,18 +6,15 @@ import numpy as np
 import pytest
 import torch
 
-from cdmem.data.subset import TrainingSet
 from cdmem.errors import InputError
 from cdmem.metrics.quality import feature_space
 from cdmem.metrics.quality.prdc import ManifoldQuality, precision_recall_density_coverage
+from support import random_images
+from support.samples import normal, training_set
 
 
 def line(*points):
     return torch.tensor(points, dtype=torch.float64)[:, None]
-
-
-def normal(n, d, seed):
-    return torch.randn(n, d, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
 def shares(precision, recall, density, coverage):
@@ -113,19 +110,11 @@ def test_too_few_points_are_refused(n, m, k):
 
 
 def images(n, seed):
-    return torch.randint(0, 256, (n, 1, 4, 4), generator=torch.Generator().manual_seed(seed), dtype=torch.uint8)
+    return random_images(n, (1, 4, 4), seed)
 
 
 def metric_of(train, held_out, copies=1, flip=False, k=5):
-    n, h = len(train), len(held_out)
-    zeros, multiplicities = torch.zeros(max(n, h), dtype=torch.int64), torch.full((n,), copies)
-    metric = ManifoldQuality(k=k)
-    metric.prepare(
-        TrainingSet(
-            train, zeros[:n], zeros[:n], multiplicities, held_out, zeros[:h], zeros[:h], flip, (), "test", {}, {}
-        )
-    )
-    return metric
+    return ManifoldQuality(k=k).prepare(training_set(train, held_out, flip=flip, copies=copies))
 
 
 def test_metric_compares_equal_sizes():

@@ -18,7 +18,7 @@ from cdmem.metrics.base import SampleMetric
 from cdmem.metrics.comparison.paired import PairedWithTeacher
 from cdmem.metrics.memorization.coverage import HitCoverage
 from cdmem.metrics.memorization.fraction import MemorizedFraction
-from cdmem.metrics.neighbors.index import search_of
+from cdmem.metrics.neighbors.index import group_index
 from support import make_training_set, random_images
 
 
@@ -131,14 +131,14 @@ def test_rows_do_not_end_the_collection():
 def test_metrics_of_one_training_set_share_a_search():
     training_set, *_ = case()
     search = MemorizedFraction().prepare(training_set).search
-    assert HitCoverage().prepare(training_set).search is search is search_of(training_set)
+    assert HitCoverage().prepare(training_set).search is search is group_index(training_set)
     assert MemorizedFraction().prepare(case()[0]).search is not search
     assert torch.equal(search.multiplicities, training_set.multiplicities)
 
 
 def test_a_search_is_asked_once_per_batch_and_answers_for_what_is_in_it(monkeypatch):
     training_set, samples, _ = case()
-    search, asked = search_of(training_set), []
+    search, asked = group_index(training_set), []
     real = search.index.query
     monkeypatch.setattr(search.index, "query", lambda *a, **k: asked.append(1) or real(*a, **k))
     three, two = search.query(samples, 3), search.query(samples, 2)
@@ -157,7 +157,7 @@ def test_a_search_does_not_outlive_its_training_set():
     search = weakref.ref(metric.search)
     del metric
     gc.collect()
-    assert search() is search_of(training_set)
+    assert search() is group_index(training_set)
     del training_set
     gc.collect()
     assert search() is None
@@ -166,9 +166,9 @@ def test_a_search_does_not_outlive_its_training_set():
 def test_copies_of_rows_and_mirrors_are_one_group():
     images = random_images(4, seed=3)
     rows = torch.cat([images, images[:2], images[:1].flip(-1)])
-    plain = search_of(make_training_set(rows))
+    plain = group_index(make_training_set(rows))
     assert plain.index.num_groups == 5 and plain.multiplicities.tolist() == [2, 2, 1, 1, 1]
-    flipped = search_of(make_training_set(rows, torch.tensor([1, 2, 3, 4, 5, 6, 7]), flip=True))
+    flipped = group_index(make_training_set(rows, torch.tensor([1, 2, 3, 4, 5, 6, 7]), flip=True))
     assert flipped.index.num_groups == 4 and flipped.multiplicities.tolist() == [13, 8, 3, 4]
 
 
@@ -176,7 +176,7 @@ def test_spacing_is_the_distance_to_the_nearest_other_group():
     images = random_images(9, seed=4)
     points = images.flatten(1).double()
     want = torch.cdist(points, points).fill_diagonal_(torch.inf).amin(1)
-    found = search_of(make_training_set(torch.cat([images, images[3:]]))).spacing()
+    found = group_index(make_training_set(torch.cat([images, images[3:]]))).spacing()
     assert found.tolist() == pytest.approx(want.tolist(), rel=1e-12)
 
 

@@ -14,7 +14,6 @@ from cdmem.errors import InputError
 from cdmem.metrics.statistics import (
     benjamini_hochberg,
     conformal_p_values,
-    hierarchical_bootstrap,
     holm,
     mcnemar_exact,
     mean_interval,
@@ -244,28 +243,3 @@ def test_mean_interval_is_students(confidence):
     want = stats.t.interval(confidence, 6, loc=v.mean(), scale=stats.sem(v))
     assert mean_interval(v, confidence) == pytest.approx((v.mean(), *want), rel=1e-12)
     assert mean_interval(np.array([2.0])) == (2.0, -math.inf, math.inf)
-
-
-def test_more_samples_cannot_replace_runs():
-    """Runs at 0 and 1: redrawing two of them gives a mean of 0 or 1 a quarter of the time each, at any sample size."""
-    for size in (10, 10_000):
-        assert hierarchical_bootstrap([np.zeros(size), np.ones(size)], 500) == (0.5, 0.0, 1.0)
-
-
-def test_bootstrap_without_spread_between_runs_is_that_of_the_samples():
-    """k runs of m samples each with variance v: standard error sqrt(v / (k m)), percentiles within 10 %."""
-    values = np.tile([0.0, 1.0], 200)
-    mean, low, high = hierarchical_bootstrap([values] * 4, 1000)
-    assert mean == 0.5
-    assert (high - low) / 2 == pytest.approx(1.96 * math.sqrt(0.25 / 1600), rel=0.1)
-    assert hierarchical_bootstrap([values] * 4, 100, seed=1) == hierarchical_bootstrap([values] * 4, 100, seed=1)
-
-
-def test_bootstrap_weighs_runs_not_samples():
-    assert hierarchical_bootstrap([np.zeros(1), np.ones(999)], 50)[0] == 0.5
-
-
-@pytest.mark.parametrize("runs", [[], [np.ones(1000)]])
-def test_one_run_says_nothing_about_others(runs):
-    with pytest.raises(InputError):
-        hierarchical_bootstrap(runs)

@@ -39,9 +39,9 @@ def report(tmp_path_factory):
 def browser():
     api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed (pip install 'cdmem[test]')")
     with api.sync_playwright() as driver:
-        found = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield found
-        found.close()
+        chromium = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield chromium
+        chromium.close()
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

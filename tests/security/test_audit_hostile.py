@@ -12,8 +12,6 @@ from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
 
 from cdmem.audit.distillation_curve import distillation_record
 from cdmem.audit.reference_sets import load_references, with_held_out
-from cdmem.audit.text import number
-from cdmem.audit.whitebox import inside
 from cdmem.cli.main import main
 from cdmem.data.sources import load_source
 from cdmem.data.subset import SubsetSpec, choose
@@ -22,9 +20,11 @@ from cdmem.images import to_float, to_uint8
 from cdmem.metrics.comparison.equal_noise import fidelity_matched
 from cdmem.metrics.comparison.paired import PairedWithTeacher, adjust, compare
 from cdmem.metrics.comparison.verdict import judge
-from cdmem.metrics.memorization.fraction import fraction, memorized, ratios
-from cdmem.metrics.neighbors.index import search_of
+from cdmem.metrics.memorization.fraction import fraction
+from cdmem.metrics.memorization.ratio import memorized, ratios
+from cdmem.metrics.neighbors.index import group_index
 from cdmem.metrics.quality.fidelity import Fidelity
+from cdmem.metrics.whitebox.record import whitebox_record
 from cdmem.models.pipelines import load_pipeline
 from cdmem.run.folder import RunFolder
 
@@ -194,15 +194,10 @@ def test_a_model_with_classes_needs_labels(t):
     other = with_held_out(t, t.held_out_images[:5], False)
     assert set(other.held_out_labels.tolist()) == {-1}
     assert with_held_out(t, t.held_out_images, True).held_out_labels.equal(t.held_out_labels)
-    module = SimpleNamespace(num_classes=3, function=lambda: None)
-    subject = SimpleNamespace(module=module, role="teacher")
+    model = SimpleNamespace(num_classes=3, role="teacher")
     empty = torch.zeros(1, dtype=torch.int64)
-    found = inside(subject, t, None, t.images[:1], empty, empty.bool(), torch.device("cpu"))
-    assert set(found) == {"unavailable"}
-
-
-def test_numbers_stay_readable():
-    assert number(-5129215512678158336.0) == "-5.1e+18" and number(None) == "-" and number(1.5) == "1.500"
+    record = whitebox_record(model, t, None, t.images[:1], empty, empty.bool(), torch.device("cpu"))
+    assert set(record) == {"unavailable"}
 
 
 def edit(file, **changes):
@@ -242,7 +237,7 @@ def bench(t):
     copies = copies + 0.02 * torch.randn(copies.shape, generator=draw)
     new = to_float(t.held_out_images[torch.randint(400, (SEEDS,), generator=draw)])
     x = torch.where((torch.arange(SEEDS) < 480)[:, None, None, None], copies, new)
-    noise, search, seeds = torch.randn(x.shape, generator=draw), search_of(t), torch.arange(SEEDS)
+    noise, search, seeds = torch.randn(x.shape, generator=draw), group_index(t), torch.arange(SEEDS)
     control = search.query(t.held_out_images, 2).squared
     fidelity = Fidelity(interval=True).prepare(t)
 

@@ -140,8 +140,12 @@ def with_callback(held_out=12, **settings):
     return FIT, {"teacher.yaml": dumped({**TEACHER, "data": data, "trainer": trainer})}
 
 
+CADENCE = "MemorizationCallback.cadence"
+
+
 def with_memorization(**changes):
-    return with_callback(MemorizationCallback={**CALLBACKS[0]["init_args"], **changes})
+    cadence = {**CALLBACKS[0]["init_args"]["cadence"], **changes}
+    return with_callback(MemorizationCallback={"cadence": cadence})
 
 
 def with_students(students):
@@ -184,7 +188,7 @@ FOUND = {
     "student outside the run": (lambda: with_students({"../../x": "student.yaml"}), "students"),
     "second teacher": (lambda: with_students({"teacher": "student.yaml"}), "students"),
     "onset of nothing": (lambda: with_callback(OnsetCallback={}), "trainer.callbacks"),
-    "gap to no images": (lambda: with_callback(0, InternalCallback={}), "data.held_out"),
+    "gap to no images": (lambda: with_callback(0, WhiteboxCallback={}), "data.held_out"),
     "quality against no images": (lambda: with_callback(0, QualityCallback={}), "data.held_out"),
     "long name of a checkpoint": (lambda: ([*SAMPLE, LONG], {}), "checkpoint"),
     "long name of samples": (lambda: (["sample", "--checkpoint", "run/student", "--out", f"{LONG}.npz"], {}), "out"),
@@ -198,9 +202,9 @@ FOUND = {
     "samples that fill the memory": (lambda: (["predict", *with_data(predict_samples=10**12)[0][1:], "--ckpt_path",
         TEACHER_FILES[0]], with_data(predict_samples=10**12)[1]), "data.predict_samples"),
     "number beyond 64 bits": (lambda: ([*FIT, f"--trainer.max_epochs={10**400}"], {}), "trainer.max_epochs"),
-    "more evaluations than steps ever": (lambda: with_memorization(points=10**11), "MemorizationCallback.points"),
-    "no samples at once": (lambda: with_memorization(batch_size=0), "MemorizationCallback.batch_size"),
-    "one sample in test": (lambda: with_memorization(test_samples=1), "MemorizationCallback.test_samples"),
+    "more evaluations than steps ever": (lambda: with_memorization(points=10**11), f"{CADENCE}.points"),
+    "no samples at once": (lambda: with_memorization(batch_size=0), f"{CADENCE}.batch_size"),
+    "one sample in test": (lambda: with_memorization(test_samples=1), f"{CADENCE}.test_samples"),
     "held-out images beyond an index": (lambda: with_data(held_out=2**63 - 1), "data.n"),
     "negative threads": (lambda: ([*FIT, "--threads=-1"], {}), "threads"),
     "too many threads": (lambda: ([*FIT, f"--threads={10**9}"], {}), "threads"),

@@ -124,7 +124,7 @@ def test_a_name_on_the_command_line_is_the_users(canary, stranger, capsys):
     assert exits(args, capsys)[0] == 2 and canary.exists()
 
 
-SAFE = {"class_path": "callbacks.MemorizationCallback", "init_args": {"samples": 8, "points": 1}}
+SAFE = {"class_path": "callbacks.MemorizationCallback", "init_args": {"cadence": {"samples": 8, "points": 1}}}
 
 
 def test_what_cdmem_writes_is_admitted(tmp_path, capsys):

@@ -43,8 +43,8 @@ def small_callbacks(name: str) -> str:
     if name.startswith("cifar10"):
         callbacks = [c for c in callbacks if "Quality" not in c["class_path"]]
     for callback in callbacks:
-        if "samples" in callback.get("init_args", {}):
-            callback["init_args"]["samples"] = 4
+        if "cadence" in callback.get("init_args", {}):
+            callback["init_args"]["cadence"]["samples"] = 4
     return json.dumps(callbacks)
 
 

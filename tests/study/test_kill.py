@@ -19,8 +19,8 @@ from support.settings import nested
 
 DATA = {"n": 8, "held_out": 16, "batch_size": 4, "flip": True}
 CALLBACKS = [
-    {"class_path": "callbacks.MemorizationCallback", "init_args": {"samples": 12, "points": 3}},
-    {"class_path": "callbacks.QualityCallback", "init_args": {"samples": 12, "points": 2}},
+    {"class_path": "callbacks.MemorizationCallback", "init_args": {"cadence": {"samples": 12, "points": 3}}},
+    {"class_path": "callbacks.QualityCallback", "init_args": {"cadence": {"samples": 12, "points": 2}}},
     {"class_path": "callbacks.OnsetCallback"},
     {
         "class_path": "cdmem.training.RunCheckpoint",

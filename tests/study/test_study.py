@@ -17,9 +17,9 @@ from support.settings import nested
 
 STEPS = 8
 CALLBACKS = [
-    {"class_path": "callbacks.MemorizationCallback", "init_args": {"samples": 24, "points": 3}},
-    {"class_path": "callbacks.QualityCallback", "init_args": {"samples": 24, "points": 3}},
-    {"class_path": "callbacks.SampleGridCallback", "init_args": {"samples": 4, "columns": 4, "points": 1}},
+    {"class_path": "callbacks.MemorizationCallback", "init_args": {"cadence": {"samples": 24, "points": 3}}},
+    {"class_path": "callbacks.QualityCallback", "init_args": {"cadence": {"samples": 24, "points": 3}}},
+    {"class_path": "callbacks.SampleGridCallback", "init_args": {"columns": 4, "cadence": {"samples": 4, "points": 1}}},
     {
         "class_path": "cdmem.training.RunCheckpoint",
         "init_args": {"every_n_steps": 4, "keep_all": True},
@@ -250,7 +250,7 @@ def outside(tmp_path, monkeypatch):
 def test_a_users_metric_is_one_file_and_two_lines_of_yaml(tmp_path, outside):
     config = json.loads(json.dumps(TEACHER))
     config["trainer"]["callbacks"].append(
-        {"class_path": f"{outside}.MeanBrightness", "init_args": {"samples": 8, "points": 2}}
+        {"class_path": f"{outside}.MeanBrightness", "init_args": {"cadence": {"samples": 8, "points": 2}}}
     )
     run("fit", "--config", write(tmp_path / "t.yaml", config), "--run_dir", str(tmp_path / "r"))
     values = [r["brightness/mean"] for r in rows(tmp_path / "r") if "brightness/mean" in r]

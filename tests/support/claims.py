@@ -138,7 +138,7 @@ def matched(student_of, flip=False):
     teacher = matching.add_noise(train[torch.arange(SEEDS) % 8], torch.randn(SEEDS, *SHAPE, generator=rng(1)), 2.0)
     if flip:
         teacher[100:] = teacher[100:].flip(-1)
-    index = search.search_of(make_training_set(train, flip=flip))
+    index = search.group_index(make_training_set(train, flip=flip))
     student = student_of(teacher)
     return matching.fidelity_matched(teacher, rows_of(index, teacher), rows_of(index, student), index, 1 / 3, None)
 

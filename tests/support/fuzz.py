@@ -35,7 +35,7 @@ DATA = {
     "duplication": [{"fraction": 0.25, "copies": 2}],
 }
 CALLBACKS = [
-    {"class_path": "callbacks.MemorizationCallback", "init_args": {"samples": 4, "points": 2}},
+    {"class_path": "callbacks.MemorizationCallback", "init_args": {"cadence": {"samples": 4, "points": 2}}},
     {"class_path": "callbacks.OnsetCallback"},
     {"class_path": "cdmem.training.RunCheckpoint", "init_args": {"every_n_steps": 1}},
 ]

@@ -35,10 +35,7 @@ from cdmem.metrics.neighbors import pixels as neighbors
 from cdmem.metrics.quality import efficientnet, feature_space, features, fidelity, frechet, inception, prdc
 from cdmem.models import pipelines
 from support.parts import make_training_set, random_images, refused, rng
-
-
-def normal(n, size, seed):
-    return torch.randn(n, size, generator=rng(seed), dtype=torch.float64)
+from support.samples import normal
 
 
 def column(*values):
@@ -120,7 +117,7 @@ def check_ties_go_to_the_lowest_group():
 
 def check_spacing_leaves_the_own_group_out():
     values = torch.tensor([0, 0, 10, 40], dtype=torch.uint8).reshape(4, 1, 1, 1)
-    assert search.search_of(make_training_set(values)).spacing().tolist() == [10.0, 10.0, 30.0]
+    assert search.group_index(make_training_set(values)).spacing().tolist() == [10.0, 10.0, 30.0]
 
 
 def check_extraction_scores():

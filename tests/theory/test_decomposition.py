@@ -323,7 +323,7 @@ def test_the_callback_logs_the_parts(tmp_path):
 
     config = {**TEACHER, "trainer": {**TEACHER["trainer"]}}
     own = {"class_path": "callbacks.DecompositionCallback"}
-    own["init_args"] = {"samples": 6, "steps": 4, "points": 2}
+    own["init_args"] = {"steps": 4, "cadence": {"samples": 6, "points": 2}}
     config["trainer"]["callbacks"] = [own]
     (tmp_path / "teacher.yaml").write_text(json.dumps(config))
     with pytest.raises(SystemExit) as stop:

@@ -23,10 +23,13 @@ from support.settings import nested
 DOCS = Path(__file__).resolve().parents[2] / "docs/wandb.md"
 STEPS = 6
 CALLBACKS = [
-    {"class_path": "callbacks.MemorizationCallback", "init_args": {"samples": 24, "points": 2}},
-    {"class_path": "callbacks.QualityCallback", "init_args": {"samples": 24, "points": 2}},
-    {"class_path": "callbacks.SampleGridCallback", "init_args": {"samples": 4, "columns": 4, "points": 2}},
-    {"class_path": "callbacks.NeighborPanelCallback", "init_args": {"samples": 24, "shown": 6, "points": 2}},
+    {"class_path": "callbacks.MemorizationCallback", "init_args": {"cadence": {"samples": 24, "points": 2}}},
+    {"class_path": "callbacks.QualityCallback", "init_args": {"cadence": {"samples": 24, "points": 2}}},
+    {"class_path": "callbacks.SampleGridCallback", "init_args": {"columns": 4, "cadence": {"samples": 4, "points": 2}}},
+    {
+        "class_path": "callbacks.NeighborPanelCallback",
+        "init_args": {"shown": 6, "cadence": {"samples": 24, "points": 2}},
+    },
     {"class_path": "callbacks.OnsetCallback"},
     {"class_path": "cdmem.training.RunCheckpoint", "init_args": {"every_n_steps": 3}},
 ]

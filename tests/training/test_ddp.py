@@ -43,8 +43,8 @@ CONFIG = {
         "enable_model_summary": False,
         "callbacks": [
             {"class_path": "support.spying.Spy"},
-            {"class_path": "callbacks.MemorizationCallback", "init_args": {"samples": 25, "points": 2}},
-            {"class_path": "callbacks.QualityCallback", "init_args": {"samples": 25, "points": 2}},
+            {"class_path": "callbacks.MemorizationCallback", "init_args": {"cadence": {"samples": 25, "points": 2}}},
+            {"class_path": "callbacks.QualityCallback", "init_args": {"cadence": {"samples": 25, "points": 2}}},
         ],
     },
 }
@@ -216,7 +216,7 @@ def test_a_rank_without_samples(tmp_path):
     config["data"]["batch_size"] = 6
     config["trainer"]["callbacks"] = [
         {"class_path": "support.spying.Spy"},
-        {"class_path": "callbacks.MemorizationCallback", "init_args": {"samples": 2, "points": 1}},
+        {"class_path": "callbacks.MemorizationCallback", "init_args": {"cadence": {"samples": 2, "points": 1}}},
     ]
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
     args = ["--config", str(tmp_path / "config.yaml"), "--run_dir"]

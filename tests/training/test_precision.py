@@ -150,8 +150,8 @@ def test_low_precision_costs_what_the_network_loses_and_no_more(sigma):
 # ---- real runs ------------------------------------------------------------------------------------------------------
 
 METRICS = [
-    {"class_path": "callbacks.MemorizationCallback", "init_args": {"samples": 16, "points": 1}},
-    {"class_path": "callbacks.QualityCallback", "init_args": {"samples": 16, "points": 1}},
+    {"class_path": "callbacks.MemorizationCallback", "init_args": {"cadence": {"samples": 16, "points": 1}}},
+    {"class_path": "callbacks.QualityCallback", "init_args": {"cadence": {"samples": 16, "points": 1}}},
 ]
 
 

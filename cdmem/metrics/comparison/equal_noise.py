@@ -26,8 +26,8 @@ from cdmem.images import HALF_RANGE, to_float, to_uint8
 from cdmem.metrics.base import SEEDS
 from cdmem.metrics.comparison.paired import difference
 from cdmem.metrics.memorization.extraction import conformal_threshold
-from cdmem.metrics.memorization.fraction import memorized
-from cdmem.metrics.neighbors.index import Search
+from cdmem.metrics.memorization.ratio import memorized
+from cdmem.metrics.neighbors.index import GroupIndex
 
 NOISE_STREAM = 0x5EED
 MAX_NOISE = 128.0
@@ -52,7 +52,7 @@ def add_noise(images: Tensor, noise: Tensor, level: float) -> Tensor:
     return to_uint8(to_float(images) + level / HALF_RANGE * noise)
 
 
-def _copied_images(copies: Tensor, search: Search) -> Tensor:
+def _copied_images(copies: Tensor, search: GroupIndex) -> Tensor:
     """The training image nearest to each copy, mirrored where its mirror image is what was copied."""
     images = search.training_images[search.index.query(copies, 1).nearest.cpu()]
     as_is, mirrored = ((copies.double() - x.double()).square().flatten(1).sum(1) for x in (images, images.flip(-1)))
@@ -94,7 +94,7 @@ def selected_noise(
     noise: Tensor,
     targets: Tensor,
     groups: Tensor,
-    search: Search,
+    search: GroupIndex,
     loose: float,
     wanted: float,
     start: float,
@@ -118,8 +118,8 @@ def selected_noise(
     for _ in range(10):
         middle = (low + high) / 2
         noisy = add_noise(images, noise, middle)
-        found = search.index.query(noisy, 2)
-        kept = memorized(found.squared1.cpu(), found.squared2.cpu(), loose) & (found.group1.cpu() == groups)
+        neighbors = search.index.query(noisy, 2)
+        kept = memorized(neighbors.squared1.cpu(), neighbors.squared2.cpu(), loose) & (neighbors.group1.cpu() == groups)
         if bool(kept.any()) and _median_squared(noisy[kept], targets[kept]) < wanted:
             low = middle
         else:
@@ -131,7 +131,7 @@ def fidelity_matched(
     teacher_images: Tensor,
     teacher: dict[str, Tensor],
     student: dict[str, Tensor],
-    search: Search,
+    search: GroupIndex,
     threshold: float,
     control: Tensor | None,
 ) -> dict[str, Any]:

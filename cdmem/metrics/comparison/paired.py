@@ -25,12 +25,13 @@ from cdmem.data.subset import TrainingSet
 from cdmem.errors import InputError
 from cdmem.images import to_uint8
 from cdmem.metrics.base import SEEDS, SampleMetric
-from cdmem.metrics.memorization.fraction import memorized, ratios
-from cdmem.metrics.neighbors.index import NearDuplicates, search_of
+from cdmem.metrics.memorization.ratio import memorized, ratios
+from cdmem.metrics.neighbors.index import NearDuplicates, group_index
 from cdmem.metrics.statistics import (
     holm,
     mcnemar_exact,
     newcombe_paired_difference,
+    share,
     wilcoxon_signed_rank,
     wilson_interval,
 )
@@ -84,7 +85,7 @@ def difference(teacher: Tensor, student: Tensor) -> dict[str, Any]:
 
 
 def compare(teacher: dict[str, Tensor], student: dict[str, Tensor], threshold: float) -> dict[str, Any]:
-    """Everything that same-seed rows of two models say.
+    """The comparison of two models' rows of the same seeds.
 
     Args:
         teacher: ``seeds`` (m,), ``squared`` (m, >= 2), ``groups`` (m, >= 1), sorted by seed.
@@ -136,7 +137,7 @@ class PairedWithTeacher(SampleMetric):
 
     def prepare(self, training_set: TrainingSet) -> PairedWithTeacher:
         """Build the search over T."""
-        self.search = search_of(training_set, self.near_duplicates)
+        self.search = group_index(training_set, self.near_duplicates)
         super().prepare(training_set)
         return self
 
@@ -156,14 +157,11 @@ class PairedWithTeacher(SampleMetric):
         samples), ``same_basin`` (share with the same nearest training group) with its 95 % Wilson interval."""
         s, t = rows["images"][:, 0].flatten(1).double(), rows["images"][:, 1].flatten(1).double()
         same = int(rows["same"].sum())
-        low, high = wilson_interval(same, len(s))
         total = [x.var(0, correction=0).sum() for x in (s, t)]
         return {
             "rmse_to_teacher": float((s - t).square().mean().sqrt()),
             "variance_ratio": float(total[0] / total[1]),
-            "same_basin": same / len(s),
-            "same_basin_low": low,
-            "same_basin_high": high,
+            **share("same_basin", same, len(s)),
         }
 
     @staticmethod

@@ -8,11 +8,11 @@ the dimension (1/3 in 1-D, above 0.85 for small images), so it is to be read bes
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from cdmem.errors import InputError
 from cdmem.metrics.quality.feature_space import FeatureMetric, content_groups, nearest
-from cdmem.metrics.statistics import wilson_interval
+from cdmem.metrics.statistics import share
 
 
 def authentic(generated: Tensor, train: Tensor, train_groups: Tensor | None = None) -> Tensor:
@@ -61,9 +61,6 @@ class Authenticity(FeatureMetric):
 
     higher_is_better = True
 
-    def __init__(self, features: nn.Module | None = None) -> None:
-        super().__init__(features)
-
     def evaluate(self, rows: dict[str, Tensor]) -> dict[str, float]:
         """``authenticity``, ``_low``, ``_high``; ``authenticity_heldout``, ``_low``, ``_high``."""
         held_out = self.training_set.held_out_images
@@ -75,5 +72,4 @@ class Authenticity(FeatureMetric):
     def _share(self, images: Tensor, name: str) -> dict[str, float]:
         train, groups = self.views(self.training_set.images)
         hits = int(authentic(self.features_of(images), train, groups).sum())
-        low, high = wilson_interval(hits, len(images))
-        return {name: hits / len(images), f"{name}_low": low, f"{name}_high": high}
+        return share(name, hits, len(images))

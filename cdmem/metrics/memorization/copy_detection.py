@@ -14,10 +14,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from cdmem.errors import InputError
-from cdmem.metrics.memorization.fraction import memorized
-from cdmem.metrics.neighbors.index import search_of
+from cdmem.metrics.memorization.ratio import memorized
+from cdmem.metrics.neighbors.index import group_index
 from cdmem.metrics.quality.feature_space import FeatureMetric
-from cdmem.metrics.statistics import conformal_p_values, wilson_interval
+from cdmem.metrics.statistics import conformal_p_values, share
 
 BINS = 8
 SMALL = 16  # below this side cells are 2 pixels wide, above 4
@@ -118,11 +118,8 @@ class CopyDetection(FeatureMetric):
         copied = torch.from_numpy(p <= level + 1e-12)
         allowed = math.floor(level * (h + 1) + 1e-9) - 1
         threshold = float(control.sort(descending=True).values[allowed])
-        low, high = wilson_interval(int(copied.sum()), m)
         values = {
-            "copied": int(copied.sum()) / m,
-            "copied_low": low,
-            "copied_high": high,
+            **share("copied", int(copied.sum()), m),
             "heldout_rate": float((control > threshold).double().mean()),
             "rate_bound": (allowed + 1) / (h + 1),
             "threshold": threshold,
@@ -133,8 +130,8 @@ class CopyDetection(FeatureMetric):
 
     def _agreement(self, images: Tensor, copied: Tensor) -> dict[str, float]:
         """The 2x2 table with the pixel test, as shares of samples."""
-        found = search_of(self.training_set).query(images, 2)
-        pixels = memorized(found.squared[:, 0], found.squared[:, 1])
+        neighbors = group_index(self.training_set).query(images, 2)
+        pixels = memorized(neighbors.squared[:, 0], neighbors.squared[:, 1])
         cells = {
             "both": copied & pixels,
             "only_features": copied & ~pixels,

@@ -20,7 +20,7 @@ from scipy import stats
 from torch import Tensor
 
 from cdmem.errors import InputError
-from cdmem.metrics.memorization.fraction import memorized
+from cdmem.metrics.memorization.ratio import memorized
 from cdmem.metrics.neighbors.index import NearDuplicates, NeighborMetric
 from cdmem.metrics.statistics import wilson_interval
 
@@ -104,9 +104,9 @@ def hits_by_multiplicity(hits: Tensor, copies: Tensor, samples: int) -> list[dic
     table = []
     for c in torch.unique(copies).tolist():
         mine = hits[copies == c]
-        found = int((mine > 0).sum())
-        row = {"copies": c, "groups": len(mine), "p_hit": found / len(mine)}
-        row["ci95"] = list(wilson_interval(found, len(mine)))
+        hit_groups = int((mine > 0).sum())
+        row = {"copies": c, "groups": len(mine), "p_hit": hit_groups / len(mine)}
+        row["ci95"] = list(wilson_interval(hit_groups, len(mine)))
         table.append(row | {"hits_per_sample": float(mine.double().mean()) / samples})
     return table
 

@@ -17,12 +17,12 @@ from sklearn.cluster import KMeans
 from sklearn.decomposition import PCA
 from torch import Tensor, nn
 
+from cdmem.data.subset import first_rows
 from cdmem.errors import InputError
 from cdmem.metrics.quality.feature_space import (
     FeatureMetric,
     choose_groups,
     content_groups,
-    first_rows,
     halves,
     nearest,
     unique_rows,
@@ -110,13 +110,13 @@ class Cells:
     def score(self, held_out: Tensor, generated: Tensor) -> CopyScore:
         """C_T of generated (m, F) against held-out features (h, F)."""
         (cells_p, near_p), (cells_q, near_q) = self._place(held_out), self._place(generated)
-        found = []
+        cells = []
         for k in range(self.kmeans.n_clusters):
             p, q = near_p[cells_p == k], near_q[cells_q == k]
-            found.append(Cell(len(q), len(p), z_u(q, p) if len(q) >= MIN_PER_CELL and len(p) else None))
-        used = [(cell.held_out, cell.z_u) for cell in found if cell.z_u is not None]
+            cells.append(Cell(len(q), len(p), z_u(q, p) if len(q) >= MIN_PER_CELL and len(p) else None))
+        used = [(cell.held_out, cell.z_u) for cell in cells if cell.z_u is not None]
         total = sum(mass * z for mass, z in used) / sum(mass for mass, _ in used) if used else None
-        return CopyScore(total, tuple(found))
+        return CopyScore(total, tuple(cells))
 
 
 def c_t(
@@ -314,8 +314,8 @@ class TrainPreference(FeatureMetric):
         """Samples q against held-out images p, uint8."""
         train, groups = self.views(self.training_set.images)
         other, other_groups = self.views(p)
-        found = train_preference(self.features_of(q), train, other, groups, other_groups, self.repetitions, self.seed)
-        return {key: found.rate, f"{key}_sd": found.sd, f"{key}_p": found.p, f"{key}_size": float(found.size)}
+        share = train_preference(self.features_of(q), train, other, groups, other_groups, self.repetitions, self.seed)
+        return {key: share.rate, f"{key}_sd": share.sd, f"{key}_p": share.p, f"{key}_size": float(share.size)}
 
 
 class TwoSampleAccuracy(FeatureMetric):
@@ -349,5 +349,5 @@ class TwoSampleAccuracy(FeatureMetric):
     def _accuracy(self, images: Tensor, size: int, name: str) -> dict[str, float]:
         real, groups = self.views(self.training_set.images)
         fake, fake_groups = self.views(images)
-        found = two_sample_accuracy(real, fake, groups, fake_groups, size, self.seed)
-        return {name: found.accuracy, f"{name}_real": found.real, f"{name}_fake": found.fake}
+        accuracy = two_sample_accuracy(real, fake, groups, fake_groups, size, self.seed)
+        return {name: accuracy.accuracy, f"{name}_real": accuracy.real, f"{name}_fake": accuracy.fake}

@@ -18,7 +18,7 @@ from torch import Tensor
 from cdmem.data.subset import TrainingSet
 from cdmem.errors import InputError
 from cdmem.metrics.neighbors.index import NearDuplicates, NeighborMetric
-from cdmem.metrics.statistics import wilson_interval
+from cdmem.metrics.statistics import share
 
 LEVELS = 255.0
 
@@ -40,16 +40,6 @@ def adaptive_score(squared: Tensor, alpha: float = 0.5) -> Tensor:
     return distance[:, 0] / (alpha * distance.mean(1)).clamp_min(1e-300)
 
 
-def _share(hit: Tensor, score: Tensor, name: str) -> dict[str, float]:
-    low, high = wilson_interval(int(hit.sum()), len(hit))
-    return {
-        "extracted": int(hit.sum()) / len(hit),
-        "extracted_low": low,
-        "extracted_high": high,
-        name: float(score.median()),
-    }
-
-
 class AbsoluteExtraction(NeighborMetric):
     """Share of samples within ``delta`` of a training image. Comparable only between data sets of equal contrast.
 
@@ -69,7 +59,8 @@ class AbsoluteExtraction(NeighborMetric):
     def evaluate(self, rows: dict[str, Tensor]) -> dict[str, float]:
         """``extracted`` with ``_low`` and ``_high`` (95 % Wilson), ``median_distance``."""
         distance = absolute_distance(rows["squared"][:, 0], math.prod(self.training_set.shape))
-        return _share(distance <= self.delta, distance, "median_distance")
+        hit = int((distance <= self.delta).sum())
+        return share("extracted", hit, len(distance)) | {"median_distance": float(distance.median())}
 
 
 class AdaptiveExtraction(NeighborMetric):
@@ -105,7 +96,7 @@ class AdaptiveExtraction(NeighborMetric):
     def evaluate(self, rows: dict[str, Tensor]) -> dict[str, float]:
         """``extracted`` with ``_low`` and ``_high`` (95 % Wilson), ``median_score``."""
         score = adaptive_score(rows["squared"], self.alpha)
-        return _share(score < 1, score, "median_score")
+        return share("extracted", int((score < 1).sum()), len(score)) | {"median_score": float(score.median())}
 
 
 def conformal_threshold(control: Tensor, alpha: float) -> float | None:

@@ -8,7 +8,7 @@ components. The closer the samples lie to T, the smaller the variances and the l
 in nats, features standardised by mean and standard deviation of H. A negative gap means overfitting.
 
 Objective, starting values and clamps are those of the published program, with its background during the fit: a Gaussian
-at the mean of T that every row sees at 0.9 of its distance, of weight 1, so that images far from every sample do not
+at the mean of T whose distance to every row counts 0.9 times, of weight 1, so that images far from every sample do not
 widen the others. Different is the optimiser: EM, whose step for the variances has a closed form, which never lowers
 the likelihood and has no learning rate (published: 50 epochs of Adam). T counts distinct images, unless weights are
 given, and distances are float64, so near-copies keep their digits.
@@ -28,7 +28,7 @@ from cdmem.metrics.quality.feature_space import FeatureMetric, halves, squared_b
 
 LOWEST, HIGHEST = -40.0, 20.0  # log variances, as published
 START = 1e-3  # added to squared distances for the first variances
-NEARER = 0.9**2  # the background sees squared distances times this
+NEARER = 0.9**2  # squared distances to the background are multiplied by this
 IDLE = 1e-8  # share of the rows below which a component keeps its variance; about where Adam's step vanishes as well
 STEPS, TOLERANCE = 50, 1e-6  # of EM; nats per feature
 CACHE_ENTRIES = 2**27  # a table of distances of up to 1 GiB is kept between steps
@@ -227,14 +227,14 @@ class FeatureLikelihood(FeatureMetric):
         def against(images: Tensor, test: Tensor) -> Likelihood:
             return feature_likelihood(self.views(images)[0], train, self.features_of(test), weights, self.seed)
 
-        found = against(rows["images"], held_out)
+        likelihood = against(rows["images"], held_out)
         values = {
-            "fld": found.fld,
-            "fld_gap": found.gap,
-            "fld_gap_se": found.gap_se,
-            "fld_nll_train": found.nll_train,
-            "fld_nll_heldout": found.nll_held_out,
-            "fld_baseline": found.baseline,
+            "fld": likelihood.fld,
+            "fld_gap": likelihood.gap,
+            "fld_gap_se": likelihood.gap_se,
+            "fld_nll_train": likelihood.nll_train,
+            "fld_nll_heldout": likelihood.nll_held_out,
+            "fld_baseline": likelihood.baseline,
             "fld_train_images": float(len(kept)),
         }
         if len(held_out) >= 4:

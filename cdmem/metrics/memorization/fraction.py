@@ -14,22 +14,12 @@ import torch
 from torch import Tensor
 
 from cdmem.errors import InputError
+from cdmem.metrics.memorization.ratio import memorized, ratios
 from cdmem.metrics.neighbors.index import NearDuplicates, NeighborMetric
-from cdmem.metrics.statistics import wilson_interval
+from cdmem.metrics.statistics import share, wilson_interval
 
 THRESHOLDS = (1 / 2, 1 / 3, 1 / 4)
 CDF_GRID = torch.linspace(0.0, 1.0, 101, dtype=torch.float64)
-
-
-def memorized(squared1: Tensor, squared2: Tensor, threshold: float = 1 / 3) -> Tensor:
-    """d1 / d2 < threshold from exact squared distances, bool (m,); a bit-exact copy is memorised."""
-    return squared1.double() < threshold**2 * squared2.double()
-
-
-def ratios(squared: Tensor) -> Tensor:
-    """d1 / d2 from int64 (m, >= 2) squared distances: float64 (m,), 0 for a bit-exact copy."""
-    # Groups differ in content, so d2 = 0 cannot happen beside d1 = 0; the clamp only keeps 0/0 out of near-groups.
-    return (squared[:, 0].double() / squared[:, 1].double().clamp_min(1e-300)).sqrt()
 
 
 def ratio_cdf(ratio: Tensor, grid: Tensor = CDF_GRID) -> Tensor:
@@ -74,11 +64,8 @@ class MemorizedFraction(NeighborMetric):
         """``f_mem``, ``f_mem_low``, ``f_mem_high``, ``samples``, ``unique`` (groups hit), ``median_ratio``,
         ``f_mem_1/2``, ``f_mem_1/3``, ``f_mem_1/4`` and ``cdf_area`` (1 minus the mean ratio)."""
         hit, ratio = self.hits(rows), ratios(rows["squared"])
-        low, high = wilson_interval(int(hit.sum()), len(hit))
         values = {
-            "f_mem": int(hit.sum()) / len(hit),
-            "f_mem_low": low,
-            "f_mem_high": high,
+            **share("f_mem", int(hit.sum()), len(hit)),
             "samples": float(len(hit)),
             "unique": float(len(torch.unique(rows["groups"][:, 0][hit]))),
             "median_ratio": float(ratio.median()),

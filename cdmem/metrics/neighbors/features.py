@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from cdmem.errors import InputError
-from cdmem.metrics.neighbors.float32 import full_float32
+from cdmem.metrics.neighbors.pixels import full_float32
 
 TABLE_ENTRIES = 2**22  # of a block of distances: 16 MiB in float32
 PAIR_ENTRIES = 2**18  # of a block of differences: 2 MiB in float64 stay in the cache
@@ -108,10 +108,10 @@ class FeatureIndex:
             for some in left.split(max(TABLE_ENTRIES // (total if width < total else 8 * total), 1)):
                 skip = None if exclude is None else exclude[some]
                 rows, beyond = self._candidates(features[some], width, skip)
-                found = self._rank(features[some], rows, k, skip)
-                answer.squared[some], answer.groups[some] = found.squared, found.groups
-                answer.nearest[some] = found.nearest
-                answer.certified[some] = (found.squared[:, -1] < beyond) & (width < total)
+                ranked = self._rank(features[some], rows, k, skip)
+                answer.squared[some], answer.groups[some] = ranked.squared, ranked.groups
+                answer.nearest[some] = ranked.nearest
+                answer.certified[some] = (ranked.squared[:, -1] < beyond) & (width < total)
             left = left[~answer.certified[left]] if width < total else left[:0]
         return answer
 

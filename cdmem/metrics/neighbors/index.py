@@ -1,4 +1,4 @@
-"""One neighbour search per training set, shared by all metrics, and the base of metrics on neighbours."""
+"""One neighbour index per training set, shared by all metrics, and the base of metrics on neighbours."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from cdmem.metrics.neighbors.near_duplicates import near_duplicate_labels
 from cdmem.metrics.neighbors.pixels import NeighborIndex, Neighbors
 
 NearDuplicates = str | float
-_searches: weakref.WeakKeyDictionary[TrainingSet, dict[NearDuplicates, Search]] = weakref.WeakKeyDictionary()
+_indices: weakref.WeakKeyDictionary[TrainingSet, dict[NearDuplicates, GroupIndex]] = weakref.WeakKeyDictionary()
 
 
-class Search:
-    """Neighbour index of one training set, with what metrics need about its groups.
+class GroupIndex:
+    """Neighbour index over the groups of one training set, with their multiplicities and spacing.
 
     A group is one image for the purpose of memorisation: exact duplicates always, mirror images when training flips,
     near-duplicates on request.
@@ -28,7 +28,7 @@ class Search:
         near_duplicates: ``off``, ``auto`` or the ratio below which two training images are one photo.
 
     Attributes:
-        index: the search itself.
+        index: the search over pixels.
         multiplicities: rows of T in every group, int64 (G,).
         merged: images that near-duplicate grouping joined to another one; 0 with ``off``.
     """
@@ -36,8 +36,8 @@ class Search:
     def __init__(self, training_set: TrainingSet, near_duplicates: NearDuplicates = "off") -> None:
         labels, self.merged = None, 0
         if near_duplicates != "off":
-            found = near_duplicate_labels(training_set.images, flip=training_set.flip, rule=near_duplicates)
-            labels, self.merged = found.labels, found.merged
+            near = near_duplicate_labels(training_set.images, flip=training_set.flip, rule=near_duplicates)
+            labels, self.merged = near.labels, near.merged
             if self.merged and len(labels.unique()) < 2:
                 problem = "makes one image of the whole training set"
                 raise InputError("near_duplicates", near_duplicates, problem, "use a smaller ratio")
@@ -48,18 +48,18 @@ class Search:
         self._last: tuple[weakref.ref[Tensor], int, Neighbors] | None = None
 
     def query(self, images: Tensor, k: int = 2) -> Neighbors:
-        """Neighbours on the CPU; the answer for the same tensor object is kept, since several metrics ask for it."""
-        # A tensor that was written to is another one; inference tensors do not tell, so they are always asked anew.
+        """Neighbours on the CPU; those of the same tensor object are kept, since several metrics need them."""
+        # A tensor that was written to is another one; inference tensors have no version, so they are never kept.
         version = -1 if images.is_inference() else images._version
         if self._last is not None and version >= 0:
-            images_of, seen, found = self._last
-            enough = found.squared.shape[1] >= min(k, self.index.num_groups)
+            images_of, seen, neighbors = self._last
+            enough = neighbors.squared.shape[1] >= min(k, self.index.num_groups)
             if images_of() is images and seen == version and enough:
-                return Neighbors(found.squared[:, :k], found.groups[:, :k], found.nearest)
-        found = self.index.query(images, k)
-        found = Neighbors(found.squared.cpu(), found.groups.cpu(), found.nearest.cpu())
-        self._last = (weakref.ref(images), version, found)
-        return found
+                return Neighbors(neighbors.squared[:, :k], neighbors.groups[:, :k], neighbors.nearest)
+        neighbors = self.index.query(images, k)
+        neighbors = Neighbors(neighbors.squared.cpu(), neighbors.groups.cpu(), neighbors.nearest.cpu())
+        self._last = (weakref.ref(images), version, neighbors)
+        return neighbors
 
     def spacing(self) -> Tensor:
         """Distance of every group to the nearest other group, float64 (G,) grey levels; its first row speaks for it."""
@@ -68,17 +68,17 @@ class Search:
         return self.index.query(self.training_images[rows], 1, exclude=own).d1.cpu()
 
 
-def search_of(training_set: TrainingSet, near_duplicates: NearDuplicates = "off") -> Search:
-    """The search over a training set, built once per grouping.
+def group_index(training_set: TrainingSet, near_duplicates: NearDuplicates = "off") -> GroupIndex:
+    """The index of a training set, built once per grouping.
 
     Raises:
         InputError: fewer than two groups; a ratio outside (0, 1).
     """
     if isinstance(near_duplicates, str) and near_duplicates not in ("off", "auto"):
         raise InputError("near_duplicates", near_duplicates, "is no rule", "use auto, off or a ratio such as 0.5")
-    known = _searches.setdefault(training_set, {})
+    known = _indices.setdefault(training_set, {})
     if near_duplicates not in known:
-        known[near_duplicates] = Search(training_set, near_duplicates)
+        known[near_duplicates] = GroupIndex(training_set, near_duplicates)
     return known[near_duplicates]
 
 
@@ -87,7 +87,7 @@ class NeighborMetric(SampleMetric):
 
     Args:
         k: neighbours kept per sample.
-        near_duplicates: grouping, see :class:`Search`.
+        near_duplicates: grouping, see :class:`GroupIndex`.
     """
 
     def __init__(self, k: int = 2, near_duplicates: NearDuplicates = "off") -> None:
@@ -95,12 +95,12 @@ class NeighborMetric(SampleMetric):
         self.k, self.near_duplicates = k, near_duplicates
 
     def prepare(self, training_set: TrainingSet) -> NeighborMetric:
-        """Build the search (or take the one that another metric built)."""
-        self.search = search_of(training_set, self.near_duplicates)
+        """Build the index, or take the one that another metric built."""
+        self.search = group_index(training_set, self.near_duplicates)
         super().prepare(training_set)
         return self
 
     def columns(self, images: Tensor) -> dict[str, Tensor]:
         """Squared distances and group ids of the k nearest groups, int64 (B, k)."""
-        found = self.search.query(images, self.k)
-        return {"squared": found.squared, "groups": found.groups}
+        neighbors = self.search.query(images, self.k)
+        return {"squared": neighbors.squared, "groups": neighbors.groups}

@@ -65,13 +65,13 @@ def near_duplicate_labels(
     if count < 3:
         return NearDuplicates(index.row_groups, 0, tau)
     rows = index.representatives
-    found = index.query(images[rows], MOST + 1, exclude=torch.arange(count))
-    distance = found.squared.double().sqrt()
+    neighbors = index.query(images[rows], MOST + 1, exclude=torch.arange(count))
+    distance = neighbors.squared.double().sqrt()
     gap = distance[:, :-1] < tau * distance[:, 1:]
     reach = torch.where(gap, torch.arange(1, gap.shape[1] + 1), 0).amax(1)
     joined = torch.arange(gap.shape[1]) < reach[:, None]
     one, column = joined.nonzero(as_tuple=True)
-    other = found.groups[one, column]
+    other = neighbors.groups[one, column]
     graph = coo_array((np.ones(len(one), dtype=np.int8), (one.numpy(), other.numpy())), shape=(count, count))
     total, component = connected_components(graph, directed=False)
     # scipy numbers components by their first member, and groups are numbered by first occurrence already.

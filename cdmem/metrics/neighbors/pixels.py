@@ -7,8 +7,9 @@ running K-th best first, so that only the few rows that can still matter are sor
 
 from __future__ import annotations
 
-import hashlib
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from time import perf_counter
@@ -19,8 +20,8 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 from torch import Tensor
 
+from cdmem.data.subset import first_rows, group_ids
 from cdmem.errors import InputError
-from cdmem.metrics.neighbors.float32 import full_float32
 
 BLOCK = 1024  # 1024 products of at most 128^2 sum to at most 2^24: exact in float32 in any order
 INT_BLOCK = 2**16
@@ -80,17 +81,21 @@ class Neighbors:
         return torch.where(self.squared1 == 0, torch.zeros_like(self.d1), self.d1 / self.d2.clamp_min(1e-300))
 
 
-def group_ids(images: Tensor) -> Tensor:
-    """Group of each row by content, numbered by first occurrence: uint8 (n, ...) -> int64 (n,)."""
-    seen: dict[bytes, int] = {}
-    rows = images.flatten(1).cpu().numpy()
-    return torch.tensor([seen.setdefault(hashlib.sha256(r.tobytes()).digest(), len(seen)) for r in rows])
-
-
-def first_rows(ids: Tensor, positions: Tensor | None = None) -> Tensor:
-    """Lowest of the positions (0, 1, ... by default) of every id, int64 (number of ids,)."""
-    first = torch.full((int(ids.max()) + 1,), len(ids), dtype=torch.int64)
-    return first.scatter_reduce(0, ids, torch.arange(len(ids)) if positions is None else positions, "amin")
+@contextmanager
+def full_float32(device: torch.device) -> Iterator[None]:
+    """Matrix products in float32 proper, whatever is allowed elsewhere: no TF32 on CUDA, no bfloat16 inside oneDNN, no
+    autocast; everything is restored afterwards."""
+    backends = (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul)
+    # The settings of PyTorch 2.9 and later: the older ones raise an error when both kinds were used.
+    saved = [backend.fp32_precision for backend in backends]
+    for backend in backends:
+        backend.fp32_precision = "ieee"
+    try:
+        with torch.autocast(device.type, enabled=False):
+            yield
+    finally:
+        for backend, value in zip(backends, saved):
+            backend.fp32_precision = value
 
 
 def int_mm_works(device: torch.device) -> bool:
@@ -267,8 +272,8 @@ class NeighborIndex:
         for start in range(0, len(images), batch):
             part = slice(start, min(start + batch, len(images)))
             without = None if exclude is None else exclude[part].to(device)
-            found = self._query(images[part].to(device), k, without, tile, limit)
-            squared[part], positions[part] = found // self.count, found % self.count
+            keys = self._query(images[part].to(device), k, without, tile, limit)
+            squared[part], positions[part] = keys // self.count, keys % self.count
             shifted = _shifted(images[part].to(device), self.rows.shape[1])
             squared[part] += self._squares(shifted).to(torch.int64)[:, None]
         nearest = self.originals[positions[:, 0]] if len(images) else torch.zeros(0, dtype=torch.int64, device=device)

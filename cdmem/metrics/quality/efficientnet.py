@@ -119,18 +119,18 @@ def find_weights(weights: str | None = None) -> Path:
     Raises:
         InputError: none of the three is there.
     """
-    mend = f"run `{INSTALL}`, or set {VARIABLE} to the .pth file"
+    hint = f"run `{INSTALL}`, or set {VARIABLE} to the .pth file"
     given = weights or os.environ.get(VARIABLE)
     if given:
         if not usable_path("efficientnet.weights", given).is_file():
-            raise InputError("efficientnet.weights", given, "no such file", mend)
+            raise InputError("efficientnet.weights", given, "no such file", hint)
         return Path(given)
     # Finding a package does not run its code.
     spec = importlib.util.find_spec(PACKAGE)
     for folder in spec.submodule_search_locations or () if spec else ():
         if (Path(folder) / FILE).is_file():
             return Path(folder) / FILE
-    raise InputError("efficientnet.weights", None, "the weights are not installed", mend)
+    raise InputError("efficientnet.weights", None, "the weights are not installed", hint)
 
 
 class EfficientNetLite0Features(nn.Module):
@@ -153,9 +153,9 @@ class EfficientNetLite0Features(nn.Module):
             raise InputError("efficientnet.side", side, "the network reduces images 32 times", "use 32 or more")
         path = find_weights(weights)
         content = path.read_bytes()
-        found = hashlib.sha256(content).hexdigest()
-        if found != SHA256:
-            problem = f"SHA-256 is {found[:12]}..., not {SHA256[:12]}..."
+        digest = hashlib.sha256(content).hexdigest()
+        if digest != SHA256:
+            problem = f"SHA-256 is {digest[:12]}..., not {SHA256[:12]}..."
             raise InputError("efficientnet.weights", path, problem, f"use the file of `{INSTALL}`")
         self.network, self.side = EfficientNetLite0(), side
         # The bytes that were checked, not the file again.

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from cdmem.data.subset import TrainingSet
+from cdmem.data.subset import TrainingSet, first_rows, numbered
 from cdmem.errors import InputError
 from cdmem.metrics.base import SampleMetric
 from cdmem.metrics.neighbors.features import TABLE_ENTRIES, FeatureIndex, direct_squared
@@ -60,22 +60,13 @@ def nearest(
     Returns:
         float64 (B,), infinite where every row is skipped, and int64 (B,).
     """
-    found = FeatureIndex(rows, groups).query(queries, 1, exclude)
-    return found.squared[:, 0].sqrt(), found.nearest
+    neighbors = FeatureIndex(rows, groups).query(queries, 1, exclude)
+    return neighbors.squared[:, 0].sqrt(), neighbors.nearest
 
 
 def content_groups(rows: Tensor) -> Tensor:
     """Group of every row by content, numbered by first occurrence: (n, F) -> int64 (n,)."""
-    seen: dict[bytes, int] = {}
-    keys = (row.tobytes() for row in (rows + 0.0).cpu().numpy())  # + 0.0 turns -0.0 into 0.0
-    return torch.tensor([seen.setdefault(key, len(seen)) for key in keys], dtype=torch.int64)
-
-
-def first_rows(groups: Tensor) -> Tensor:
-    """Position of the first row of every group, ascending by group: int64 (n,) -> int64 (groups,)."""
-    numbers = torch.unique(groups, return_inverse=True)[1]
-    first = torch.full((int(numbers.max()) + 1 if len(numbers) else 0,), len(groups), dtype=torch.int64)
-    return first.scatter_reduce(0, numbers, torch.arange(len(groups)), "amin")
+    return numbered(row.tobytes() for row in (rows + 0.0).cpu().numpy())  # + 0.0 turns -0.0 into 0.0
 
 
 def unique_rows(rows: Tensor) -> Tensor:

@@ -102,7 +102,7 @@ FEW = 64
 
 
 def cached_features(module: nn.Module, images: Tensor, device: torch.device | str = "cpu") -> Tensor:
-    """:func:`extract`, but several metrics that ask for the same images of the same weights are answered once.
+    """:func:`extract`, but kept for several metrics that need the same images under the same weights.
 
     Pixels and small sets are cheaper to make than to look up.
     """

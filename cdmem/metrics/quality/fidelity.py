@@ -51,28 +51,6 @@ class Reference:
     kernel_rows: Tensor
 
 
-def kernel_distance(x: Tensor, y: Tensor, block: int = BLOCK) -> float:
-    """KID: unbiased MMD^2 over all pairs with k(a, b) = (a.b / F + 1)^3 (Binkowski et al. 2018); may be negative.
-
-    Args:
-        x: features (n, F).
-        y: features (m, F).
-        block: rows at a time, which bounds memory.
-    """
-    x, y = x.double(), y.double()
-
-    def total(a: Tensor, b: Tensor) -> float:
-        parts = (((part @ b.T) / a.shape[1] + 1) ** 3 for part in a.split(block))
-        return float(sum(part.sum() for part in parts))
-
-    def diagonal(a: Tensor) -> float:
-        return float(((a.square().sum(1) / a.shape[1] + 1) ** 3).sum())
-
-    n, m = len(x), len(y)
-    within = (total(x, x) - diagonal(x)) / (n * (n - 1)) + (total(y, y) - diagonal(y)) / (m * (m - 1))
-    return within - 2 * total(x, y) / (n * m)
-
-
 def _kernel_sums(x: Tensor, y: Tensor, wx: Tensor, wy: Tensor) -> tuple[Tensor, Tensor]:
     """Kernel sums over the other side: float64 (n,), over y with weights wy (m,), and (m,), over x with wx (n,)."""
     y = y.double()
@@ -99,14 +77,14 @@ def reference_of(features: Tensor, weights: Tensor | None = None) -> Reference:
             Given: the rows *are* the distribution (the training set), and KID keeps it, so that a generator which
             draws from exactly these rows has expectation zero.
     """
-    found = moments(features, weights)
+    all_moments = moments(features, weights)
     w = torch.ones(len(features), dtype=torch.float64) if weights is None else weights.double()
     if len(features) > MOST:
         kept = torch.randperm(len(features), generator=torch.Generator().manual_seed(0))[:MOST]
         features, w = features[kept], w[kept]
     rows = _kernel_sums(features, features, w, w)[0]
     rows = rows if weights is not None else rows - _self_kernel(features)
-    return Reference(features, w, weights is not None, found, rows)
+    return Reference(features, w, weights is not None, all_moments, rows)
 
 
 def kernel_interval(generated: Tensor, reference: Reference) -> Interval:
@@ -122,13 +100,13 @@ def kernel_interval(generated: Tensor, reference: Reference) -> Interval:
     """
     n, w = len(generated), reference.weights
     ones, total = torch.ones(n, dtype=torch.float64), float(w.sum())
-    inside = _kernel_sums(generated, generated, ones, ones)[0] - _self_kernel(generated)
+    within = _kernel_sums(generated, generated, ones, ones)[0] - _self_kernel(generated)
     across, back = _kernel_sums(generated, reference.features, ones, w)
-    sum_x, sum_xy, sum_y = inside.sum(), across.sum(), w @ reference.kernel_rows
+    sum_x, sum_xy, sum_y = within.sum(), across.sum(), w @ reference.kernel_rows
     within_y = sum_y / (total**2 if reference.given else total * (total - 1))
     within_x = sum_x / (n * (n - 1))
     value = float(within_x + within_y - 2 * sum_xy / (n * total))
-    less_x = (sum_x - 2 * inside) / ((n - 1) * (n - 2)) - 2 * (sum_xy - across) / ((n - 1) * total)
+    less_x = (sum_x - 2 * within) / ((n - 1) * (n - 2)) - 2 * (sum_xy - across) / ((n - 1) * total)
     variance = (n - 1) / n * (less_x - less_x.mean()).square().sum()
     if not reference.given:
         m = total
@@ -210,10 +188,10 @@ class Fidelity(FeatureMetric):
                 _, low, high = frechet_interval(generated, reference.moments)
                 values |= {f"{keys['fd']}_low{suffix}": low, f"{keys['fd']}_high{suffix}": high}
         if self.infinity and "" in self._references:
-            found = frechet_infinity(generated, self._references[""].moments, seed=0)
-            if found is not None:
+            limit = frechet_infinity(generated, self._references[""].moments, seed=0)
+            if limit is not None:
                 names = (f"{keys['fd']}_infinity{end}" for end in ("", "_low", "_high"))
-                values |= dict(zip(names, found))
+                values |= dict(zip(names, limit))
         return values
 
     def controls(self, samples: int, seed: int = 0) -> dict[str, float]:

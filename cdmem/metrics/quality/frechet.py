@@ -65,17 +65,6 @@ def frechet_distance(mu1: Tensor, cov1: Tensor, mu2: Tensor, cov2: Tensor) -> fl
     return float(shift + cov1.double().trace() + cov2.double().trace() - 2 * cross)
 
 
-def mean_covariance(features: Tensor, weights: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """Mean and unbiased covariance, float64 (F,) and (F, F); a weight is a number of equal rows.
-
-    Args:
-        features: (n, F).
-        weights: (n,), whole numbers.
-    """
-    found = moments(features, weights)
-    return found.mean, found.root.T @ found.root
-
-
 def moments(features: Tensor, weights: Tensor | None = None) -> Moments:
     """Mean and root of the unbiased covariance of features (n, F); a weight (n,) is a number of equal rows.
 
@@ -181,20 +170,20 @@ def frechet_interval(generated: Tensor, reference: Moments) -> Interval:
         generated: features (n, F), n at least 2.
         reference: moments of the other side, taken as they are.
     """
-    found = moments(generated)
-    u, values, vh = torch.linalg.svd(found.root @ reference.root.T, full_matrices=False)
-    shift = found.mean - reference.mean
-    value = float(shift.square().sum() + found.root.square().sum() + reference.root.square().sum() - 2 * values.sum())
+    sample = moments(generated)
+    u, values, vh = torch.linalg.svd(sample.root @ reference.root.T, full_matrices=False)
+    shift = sample.mean - reference.mean
+    value = float(shift.square().sum() + sample.root.square().sum() + reference.root.square().sum() - 2 * values.sum())
     aligned = u @ (vh @ reference.root)  # R A
     count = len(generated)
-    if len(found.root) < count:
+    if len(sample.root) < count:
         # Reduced by QR, so that the rows of R are no longer the samples; R is singular where a feature is constant.
-        transport = torch.linalg.pinv(found.root) @ aligned
+        transport = torch.linalg.pinv(sample.root) @ aligned
     influence = torch.empty(count, dtype=torch.float64)
     for start in range(0, count, BLOCK):
         part = slice(start, start + BLOCK)
-        rows = generated[part].double() - found.mean
-        moved = rows @ transport if len(found.root) < count else aligned[part] * math.sqrt(count - 1)
+        rows = generated[part].double() - sample.mean
+        moved = rows @ transport if len(sample.root) < count else aligned[part] * math.sqrt(count - 1)
         influence[part] = (rows * (rows - moved + 2 * shift)).sum(1)
     half = NORMAL_95 * float(influence.std()) / math.sqrt(count)
     return Interval(value, value - half, value + half)

@@ -96,8 +96,8 @@ def _download(target: Path, sha256: str) -> None:
         checked_bytes(part, sha256)
         part.replace(target)
     except OSError as error:
-        mend = f"fetch it elsewhere and set {VARIABLE} to it"
-        raise InputError(KEY, inception_url, f"download failed ({error})", mend) from error
+        hint = f"fetch it elsewhere and set {VARIABLE} to it"
+        raise InputError(KEY, inception_url, f"download failed ({error})", hint) from error
     finally:
         part.unlink(missing_ok=True)
 
@@ -109,9 +109,9 @@ def checked_bytes(path: Path, sha256: str) -> bytes:
         InputError: its SHA-256 is another one; a TorchScript file is a program, so it must not be run.
     """
     content = path.read_bytes()
-    found = hashlib.sha256(content).hexdigest()
-    if found != sha256:
-        problem = f"SHA-256 is {found[:12]}..., not {sha256[:12]}...; not loaded"
+    digest = hashlib.sha256(content).hexdigest()
+    if digest != sha256:
+        problem = f"SHA-256 is {digest[:12]}..., not {sha256[:12]}...; not loaded"
         raise InputError(KEY, path, problem, f"remove it and use the official {FILE}")
     return content
 
@@ -137,8 +137,8 @@ class InceptionFeatures(nn.Module):
 
         path = find_weights(weights)
         if path is None and not download:
-            mend = f"give the path of {FILE}, set {VARIABLE} to it, or set download: true"
-            raise InputError(KEY, None, "the network is not on this machine", mend)
+            hint = f"give the path of {FILE}, set {VARIABLE} to it, or set download: true"
+            raise InputError(KEY, None, "the network is not on this machine", hint)
         path = path or fetch_weights(sha256)
         # The bytes that were checked, not the file again.
         self.network = torch.jit.load(io.BytesIO(checked_bytes(path, sha256)), map_location="cpu").eval()

@@ -9,13 +9,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from cdmem.data.subset import first_rows
 from cdmem.errors import InputError
 from cdmem.metrics.quality.feature_space import (
     FeatureMetric,
     content_groups,
     direct_squared,
-    first_rows,
     squared_blocks,
+    unique_rows,
 )
 
 TIE = 1e-9  # entries this close to a radius, relative to the largest squared norm, are computed from differences
@@ -130,8 +131,8 @@ class ManifoldQuality(FeatureMetric):
         return values
 
     def _against(self, fake: Tensor, real: Tensor, suffix: str) -> dict[str, float]:
-        real = real[first_rows(content_groups(real))]
+        real = unique_rows(real)
         size = min(len(real), len(fake))
         chosen = torch.randperm(len(real), generator=torch.Generator().manual_seed(SUBSAMPLE_SEED))[:size]
-        found = precision_recall_density_coverage(real[chosen.sort().values], fake[:size], self.k)
-        return {name + suffix: value for name, value in found.items()}
+        shares = precision_recall_density_coverage(real[chosen.sort().values], fake[:size], self.k)
+        return {name + suffix: value for name, value in shares.items()}

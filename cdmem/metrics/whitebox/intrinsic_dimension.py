@@ -1,4 +1,4 @@
-r"""Local intrinsic dimension that a model sees around an image (FLIPD; Kamkari et al. 2024, Ross et al. 2025).
+r"""Local intrinsic dimension of a model around an image (FLIPD; Kamkari et al. 2024, Ross et al. 2025).
 
 .. math:: LID(x;\sigma) = D + \sigma^2 (\mathrm{tr} \nabla s + |s|^2)
           = \mathrm{tr} J_D(x;\sigma) + |D(x;\sigma) - x|^2 / \sigma^2

@@ -1,4 +1,4 @@
-r"""Membership inference from the inside: SecMI (Duan et al. 2023) and PIA (Kong et al. 2024) in noise levels.
+r"""White-box membership inference: SecMI (Duan et al. 2023) and PIA (Kong et al. 2024) in noise levels.
 
 Published for DDPM, :math:`x_t = \sqrt{\bar\alpha_t} x_0 + \sqrt{1-\bar\alpha_t}\,\epsilon`. Divided by
 :math:`\sqrt{\bar\alpha_t}` this is x0 + sigma_t eps with :math:`\sigma_t = \sqrt{(1-\bar\alpha_t)/\bar\alpha_t}`, and
@@ -8,7 +8,7 @@ one deterministic DDIM step from t to t',
           \;\Longrightarrow\; \tilde x' = \tilde x + (\sigma_{t'} - \sigma_t)\,\hat\epsilon(\tilde x, \sigma_t),
           \qquad \hat\epsilon = (\tilde x - D) / \sigma,
 
-is an Euler step of the probability-flow ODE, up (inversion) or down. So both attacks ask only for D:
+is an Euler step of the probability-flow ODE, up (inversion) or down. So both attacks need only D:
 
 * SecMI's t-error: invert x0 to sigma_t in steps, one step further and back, :math:`|\tilde x' - \tilde x|^2`.
   Their squared error is in x_t, smaller by the constant abar_t, which changes no ranking.
@@ -19,8 +19,8 @@ sigma 0.0100, 0.0469, ..., 0.342, 0.377. Levels below a model's own sigma_min ar
 trained there. EDM's 0.002 leaves the published 0.0100 as it is.
 
 Scores are errors, *small for members*. Neither is calibrated: plain images have small errors also when held out.
-SecMI sees how bent a path is, so with a perfect memoriser it is right only below half the spacing of T; above, it turns
-round, since inversion carries a held-out image into the sole reach of one training image. PIA does not turn round.
+SecMI measures how bent a path is, so with a perfect memoriser it is right only below half the spacing of T; above,
+it turns round, since inversion carries a held-out image into the sole reach of one training image. PIA does not.
 """
 
 from __future__ import annotations
@@ -130,8 +130,8 @@ def pia(
         denoiser: D.
         images: uint8 (n, C, H, W).
         sigma: level of the attack; None is that of t = 100.
-        sigma_small: level at which the clean image is asked for its noise, no less than the model's sigma_min; None is
-            that of t = 0, 0.0100.
+        sigma_small: level at which the noise of the clean image is predicted, no less than the model's sigma_min; None
+            is that of t = 0, 0.0100.
         batch_size: images at once.
         labels: classes int64 (n,), for conditional models.
         device: where the model is.

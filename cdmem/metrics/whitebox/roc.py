@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import numpy as np
 from scipy import stats
@@ -36,10 +36,6 @@ class Separation:
 
     auc: Estimate
     tpr: Estimate
-
-    def record(self) -> dict[str, dict[str, float]]:
-        """Plain types for reports."""
-        return asdict(self)
 
 
 def auc(members: np.ndarray, others: np.ndarray, confidence: float = 0.95) -> Estimate:

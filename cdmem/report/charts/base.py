@@ -94,7 +94,6 @@ LOOKS = {
     "copycat": Look("#828282", "X", (0, (3, 1, 1, 1, 1, 1))),
     "cheap": Look("#4a98c9", "o", (0, (4, 1.8)), hollow=True),
 }
-_ALIASES = {"cheap teacher": "cheap", "cheap_teacher": "cheap", "student1": "student"}
 _SPARE = ("o", "s", "D", "^", "v", "P", "X", "<", ">")
 _DASHES = ("-", (0, (5, 1.6)), (0, (1.4, 1.3)), (0, (5, 1.4, 1.2, 1.4)))
 
@@ -102,9 +101,9 @@ _DASHES = ("-", (0, (5, 1.6)), (0, (1.4, 1.3)), (0, (5, 1.4, 1.2, 1.4)))
 def looks(kinds: Iterable[str]) -> list[Look]:
     """One look per series: a kind that comes back takes a free student colour or else another marker and dash."""
     used: list[str] = []
-    found = []
+    chosen = []
     for raw in kinds:
-        kind = _ALIASES.get(raw, raw if raw in LOOKS else "copycat")
+        kind = raw if raw in LOOKS else "copycat"
         times = used.count(kind)
         free = [k for k in ("student", "student2", "student3", "student4") if k not in used]
         if times and kind.startswith("student") and free:
@@ -114,8 +113,8 @@ def looks(kinds: Iterable[str]) -> list[Look]:
             at = (_SPARE.index(base.marker) + 2 * times) % len(_SPARE)
             base = Look(base.color, _SPARE[at], _DASHES[times % len(_DASHES)], base.hollow)
         used.append(kind)
-        found.append(base)
-    return found
+        chosen.append(base)
+    return chosen
 
 
 @dataclass(frozen=True)
@@ -147,15 +146,11 @@ class Chart:
 
     def png(self) -> bytes:
         """160 dpi, black on white."""
-        return self.raster("white")
-
-    def raster(self, background: str) -> bytes:
-        """PNG at 160 dpi on a background."""
         out = io.BytesIO()
         with matplotlib.rc_context(STYLE), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             canvas = FigureCanvasAgg(self.figure)
-            canvas.print_figure(out, format="png", dpi=DPI, facecolor=background, metadata={"Software": None})
+            canvas.print_figure(out, format="png", dpi=DPI, facecolor="white", metadata={"Software": None})
         return out.getvalue()
 
     def csv(self) -> str:
@@ -198,8 +193,8 @@ def styled(build: Callable[P, Chart]) -> Callable[P, Chart]:
 
 def stem(name: str) -> str:
     """A name as file stem and id prefix."""
-    found = re.sub(r"[^a-z0-9_]+", "_", name.lower()) or "chart"
-    return found if found[0].isalpha() else f"c{found}"
+    text = re.sub(r"[^a-z0-9_]+", "_", name.lower()) or "chart"
+    return text if text[0].isalpha() else f"c{text}"
 
 
 def new_figure(height: float = HEIGHT, width: float = WIDTH) -> Figure:

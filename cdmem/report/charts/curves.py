@@ -1,4 +1,4 @@
-"""Charts of numbers against numbers: curves with intervals, paths, distributions, noise levels, small multiples."""
+"""Charts of numbers against numbers: curves with intervals, paths along training, distributions."""
 
 from __future__ import annotations
 
@@ -53,6 +53,11 @@ class Series:
         rows = np.stack([floats(v, n) for v in (self.x, self.y, self.low, self.high)])
         return rows[:, np.isfinite(rows[0]) & np.isfinite(rows[1])]
 
+    def ascending(self) -> np.ndarray:
+        """The same in ascending order of ``x``."""
+        points = self.arrays()
+        return points[:, np.argsort(points[0], kind="stable")]
+
 
 def data_rows(series: Sequence[Series], **more: object) -> list[dict[str, object]]:
     """One dict per given point, also of those that cannot be drawn."""
@@ -64,6 +69,17 @@ def data_rows(series: Sequence[Series], **more: object) -> list[dict[str, object
             ends = {"low": low[k] if k < len(low) else None, "high": high[k] if k < len(high) else None}
             rows.append({**more, "series": s.label, "kind": s.kind, "x": s.x[k], "y": s.y[k], **ends})
     return rows
+
+
+def blank(
+    name: str, series: Sequence[Series], points: Sequence[np.ndarray], alt: str, height: float = HEIGHT
+) -> tuple[Chart, Axes]:
+    """A chart of these series with nothing drawn yet, and its axes: switched off where there is nothing to draw."""
+    chart = Chart(stem(name), alt, new_figure(height), data_rows(series))
+    ax = chart.figure.add_subplot()
+    if not any(p.shape[1] for p in points):
+        empty(ax)
+    return chart, ax
 
 
 def log_scale(ax: Axes, which: str, values: np.ndarray) -> None:
@@ -195,11 +211,11 @@ def frame(ax: Axes, xlabel: str, ylabel: str) -> None:
 
 def y_limits(ax: Axes, points: Sequence[np.ndarray], *, percent: bool = False, room: float = 0.07) -> None:
     """Limits that hold every interval; fractions begin at 0."""
-    found = np.concatenate([p[1:].ravel() for p in points]) if points else np.array([])
-    found = found[np.isfinite(found)]
-    if not len(found):
+    values = np.concatenate([p[1:].ravel() for p in points]) if points else np.array([])
+    values = values[np.isfinite(values)]
+    if not len(values):
         return
-    low, high = float(found.min()), float(found.max())
+    low, high = float(values.min()), float(values.max())
     if percent and low >= 0:
         high = max(high, 0.01)
         ax.set_ylim(-0.02 * high, min(high * (1 + room), 1.02) if high <= 1 else high * (1 + room))
@@ -240,19 +256,17 @@ def curves(
     alt: str,
 ) -> Chart:
     """Lines with interval bands (bars where few points have one) and labelled vertical marks."""
-    name, figure, hover = stem(name), new_figure(), {}
-    ax = figure.add_subplot()
-    order = [p[:, np.argsort(p[0], kind="stable")] for p in (s.arrays() for s in series)]
-    if not any(p.shape[1] for p in order):
-        empty(ax)
-        return Chart(name, alt, figure, data_rows(series), hover)
+    order = [s.ascending() for s in series]
+    chart, ax = blank(name, series, order, alt)
+    if not ax.axison:
+        return chart
     look = looks(s.kind for s in series)
     if log_x:
         log_scale(ax, "x", np.concatenate([p[0] for p in order]))
     # All bands or all bars: a mixture looks like a difference between the models.
     bars = any(p.shape[1] and s.low is not None and not np.isfinite(p[2:]).all() for s, p in zip(series, order))
     for k, (s, p) in enumerate(zip(series, order)):
-        draw(ax, p, look[k], s.label, f"points{k}", hover, percent=percent, bars=bars)
+        draw(ax, p, look[k], s.label, f"points{k}", chart.hover, percent=percent, bars=bars)
     ax.margins(x=0.02)
     if ax.get_xscale() == "linear":
         format_axis(ax, "x")
@@ -261,19 +275,16 @@ def curves(
     _marks(ax, marks)
     frame(ax, xlabel, ylabel)
     name_lines(ax, [(s.label, k) for s, k in zip(series, look)], order)
-    return Chart(name, alt, figure, data_rows(series), hover)
+    return chart
 
 
 @styled
 def path(name: str, series: Sequence[Series], xlabel: str, ylabel: str, *, percent_y: bool, alt: str) -> Chart:
     """Two numbers along training: markers grow with time, the first is hollow; points stay in the given order."""
-    name, figure, hover = stem(name), new_figure(HEIGHT + 0.3), {}
-    ax = figure.add_subplot()
     order = [s.arrays() for s in series]
-    rows = data_rows(series)
-    if not any(p.shape[1] for p in order):
-        empty(ax)
-        return Chart(name, alt, figure, rows, hover)
+    chart, ax = blank(name, series, order, alt, HEIGHT + 0.3)
+    if not ax.axison:
+        return chart
     look = looks(s.kind for s in series)
     for k, (s, p) in enumerate(zip(series, order)):
         n = p.shape[1]
@@ -287,7 +298,8 @@ def path(name: str, series: Sequence[Series], xlabel: str, ylabel: str, *, perce
             p[0], p[1], s=sizes, c=faces, edgecolors=look[k].color, linewidths=1.3, marker=look[k].marker,
             gid=f"points{k}", zorder=4,
         )  # fmt: skip
-        hover[f"points{k}"] = [f"{hover_text(s.label, p[:, j], percent=percent_y)} ({j + 1} of {n})" for j in range(n)]
+        texts = [f"{hover_text(s.label, p[:, j], percent=percent_y)} ({j + 1} of {n})" for j in range(n)]
+        chart.hover[f"points{k}"] = texts
         _arrow(ax, p, look[k])
     ax.margins(x=0.06)
     format_axis(ax, "x")
@@ -295,7 +307,7 @@ def path(name: str, series: Sequence[Series], xlabel: str, ylabel: str, *, perce
     y_limits(ax, order, percent=percent_y, room=0.09)
     frame(ax, xlabel, ylabel)
     keys(ax, [(s.label, k) for s, k, p in zip(series, look, order) if p.shape[1]])
-    return Chart(name, alt, figure, rows, hover)
+    return chart
 
 
 def _arrow(ax: Axes, points: np.ndarray, look: Look) -> None:
@@ -315,15 +327,13 @@ def _arrow(ax: Axes, points: np.ndarray, look: Look) -> None:
 @styled
 def cdfs(name: str, series: Sequence[Series], threshold: float, alt: str) -> Chart:
     """Cumulative shares (y) of d1/d2 (x in [0, 1]); the threshold is marked."""
-    name, figure, hover = stem(name), new_figure(), {}
-    ax = figure.add_subplot()
-    order = [p[:, np.argsort(p[0], kind="stable")] for p in (s.arrays() for s in series)]
-    if not any(p.shape[1] for p in order):
-        empty(ax)
-        return Chart(name, alt, figure, data_rows(series), hover)
+    order = [s.ascending() for s in series]
+    chart, ax = blank(name, series, order, alt)
+    if not ax.axison:
+        return chart
     look = looks(s.kind for s in series)
     for k, (s, p) in enumerate(zip(series, order)):
-        draw(ax, p, look[k], s.label, f"points{k}", hover, percent=True)
+        draw(ax, p, look[k], s.label, f"points{k}", chart.hover, percent=True)
     ax.set_xlim(0, 1)
     ax.set_ylim(0, 1.01)
     format_axis(ax, "x")
@@ -331,4 +341,4 @@ def cdfs(name: str, series: Sequence[Series], threshold: float, alt: str) -> Cha
     _marks(ax, [(threshold, f"threshold {threshold:.3g}")])
     frame(ax, "d1/d2", "share of samples below")
     keys(ax, [(s.label, k) for s, k, p in zip(series, look, order) if p.shape[1]])
-    return Chart(name, alt, figure, data_rows(series), hover)
+    return chart

@@ -1,4 +1,4 @@
-"""Charts over copies, noise levels and settings: multiplicities, noise levels, small multiples."""
+"""Charts over copies of a training image and over noise levels."""
 
 from __future__ import annotations
 
@@ -8,22 +8,8 @@ from collections.abc import Sequence
 import numpy as np
 from matplotlib.axes import Axes
 
-from cdmem.report.charts.base import (
-    HEIGHT,
-    INK,
-    PAPER,
-    Chart,
-    clean,
-    empty,
-    floats,
-    format_axis,
-    looks,
-    new_figure,
-    number,
-    stem,
-    styled,
-)
-from cdmem.report.charts.curves import Series, data_rows, draw, frame, hover_text, keys, log_scale, name_lines, y_limits
+from cdmem.report.charts.base import HEIGHT, INK, PAPER, Chart, clean, floats, format_axis, looks, number, styled
+from cdmem.report.charts.curves import Series, blank, draw, frame, hover_text, keys, log_scale, name_lines, y_limits
 
 
 @styled
@@ -34,14 +20,11 @@ def hits_by_multiplicity(
 
     Points without a hit have no logarithm: they lie hollow on the lower edge.
     """
-    name, figure, hover = stem(name), new_figure(HEIGHT + 0.3), {}
-    ax = figure.add_subplot()
-    order = [p[:, p[0] > 0] for p in (s.arrays() for s in series)]
-    order = [p[:, np.argsort(p[0], kind="stable")] for p in order]
-    rows = data_rows(series)
-    if not any(p.shape[1] for p in order):
-        empty(ax)
-        return Chart(name, alt, figure, rows, hover)
+    order = [p[:, p[0] > 0] for p in (s.ascending() for s in series)]
+    chart, ax = blank(name, series, order, alt, HEIGHT + 0.3)
+    if not ax.axison:
+        return chart
+    hover = chart.hover
     look = looks(s.kind for s in series)
     ys = np.concatenate([p[1] for p in order])
     positive = ys[ys > 0]
@@ -67,10 +50,10 @@ def hits_by_multiplicity(
     frame(ax, "copies of the training image", "hits per sample")
     drawn = [(s.label, k) for s, k, p in zip(series, look, order) if p.shape[1]]
     keys(ax, [(f"{clean(label, 30)}{_slope(slopes.get(label))}", k) for label, k in drawn], width=62)
-    for row in rows:
+    for row in chart.rows:
         slope = slopes.get(str(row["series"])) or ()
         row |= {f"slope{end}": slope[k] if k < len(slope) else None for k, end in enumerate(("", "_low", "_high"))}
-    return Chart(name, alt, figure, rows, hover)
+    return chart
 
 
 def _slope(fit: tuple[float | None, ...] | None) -> str:
@@ -100,13 +83,11 @@ def _guide(ax: Axes, order: Sequence[np.ndarray]) -> None:
 @styled
 def by_noise(name: str, series: Sequence[Series], ylabel: str, alt: str) -> Chart:
     """A value with its interval against the noise level sigma (log axis)."""
-    name, figure, hover = stem(name), new_figure(), {}
-    ax = figure.add_subplot()
-    order = [p[:, np.argsort(p[0], kind="stable")] for p in (s.arrays() for s in series)]
-    rows = data_rows(series)
-    if not any(p.shape[1] for p in order):
-        empty(ax)
-        return Chart(name, alt, figure, rows, hover)
+    order = [s.ascending() for s in series]
+    chart, ax = blank(name, series, order, alt)
+    if not ax.axison:
+        return chart
+    hover = chart.hover
     look = looks(s.kind for s in series)
     sigma = np.concatenate([p[0] for p in order])
     log_scale(ax, "x", sigma)
@@ -129,4 +110,4 @@ def by_noise(name: str, series: Sequence[Series], ylabel: str, alt: str) -> Char
         ax.axhline(0, color=INK, linewidth=0.9, alpha=0.6, zorder=1.5)
     frame(ax, "noise level σ", ylabel)
     name_lines(ax, [(s.label, k) for s, k in zip(series, look)], moved)
-    return Chart(name, alt, figure, rows, hover)
+    return chart

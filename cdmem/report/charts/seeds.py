@@ -1,4 +1,4 @@
-"""Charts of the report: fates of seeds, paired ratios, estimates with intervals; and all other charts by import."""
+"""Charts of pairs: what became of every seed, and the ratios of both models on it."""
 
 from __future__ import annotations
 
@@ -10,20 +10,6 @@ from matplotlib.patches import Rectangle
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from cdmem.report.charts.base import INK, LOOKS, Chart, empty, floats, new_figure, number, share, spread, stem, styled
-from cdmem.report.charts.curves import Series, cdfs, curves, path
-from cdmem.report.charts.noise import by_noise, hits_by_multiplicity
-
-__all__ = [
-    "Chart",
-    "Series",
-    "by_noise",
-    "cdfs",
-    "curves",
-    "hits_by_multiplicity",
-    "path",
-    "ratio_scatter",
-    "transfer_mosaic",
-]
 
 FATES = {  # key: (side, words, colour)
     "kept_same": (0, "kept, same image", LOOKS["student"].color),

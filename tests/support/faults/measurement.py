@@ -34,9 +34,7 @@ plant(
     distance_zero_left_out=patch(
         memorization, "memorized", lambda real: lambda first, *a: real(first.double().where(first > 0, torch.inf), *a)
     ),
-    inverse_ratio_of_exact_copies=slip(
-        memorization.ratios, "squared[:, 0].double()", "squared[:, 0].double().clamp_min(1)"
-    ),
+    inverse_ratio_of_exact_copies=slip(memorization.ratios, "_double(squared[:, 0])", "_double(squared[:, 0]).clip(1)"),
 )
 plant(
     support.check_mirror_images,
@@ -73,7 +71,7 @@ plant(
 )
 plant(
     support.check_spacing_leaves_the_own_group_out,
-    own_group_is_the_nearest=slip(search.Search.spacing, "exclude=own", "exclude=None"),
+    own_group_is_the_nearest=slip(search.GroupIndex.spacing, "exclude=own", "exclude=None"),
 )
 plant(
     support.check_extraction_scores,
@@ -82,7 +80,7 @@ plant(
 )
 plant(
     support.check_feature_distances,
-    near_copies_drown_in_products=slip(feature_neighbors.FeatureIndex.query, "(found.squared[:, -1] < beyond) & ", ""),
+    near_copies_drown_in_products=slip(feature_neighbors.FeatureIndex.query, "(ranked.squared[:, -1] < beyond) & ", ""),
     equal_features_are_not_at_zero=slip(feature_space.squared_blocks, "table <= CANCELLED * scale", "table < -1e300"),
 )
 
@@ -183,9 +181,9 @@ def cache_by_name_alone(m):
 plant(
     support.check_other_weights_are_refused,
     efficientnet_digest_not_compared=slip(
-        efficientnet.EfficientNetLite0Features.__init__, "if found != SHA256", "if not found"
+        efficientnet.EfficientNetLite0Features.__init__, "if digest != SHA256", "if not digest"
     ),
-    inception_digest_not_compared=slip(inception.checked_bytes, "if found != sha256", "if not found"),
+    inception_digest_not_compared=slip(inception.checked_bytes, "if digest != sha256", "if not digest"),
 )
 
 # ---- samples, pairs, references -------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""The internal callback: keys, who knows T, real runs of teacher and student, the same on every call."""
+"""The white-box callback: keys, who knows T, real runs of teacher and student, the same on every call."""
 
 from __future__ import annotations
 
@@ -8,15 +8,16 @@ import pytest
 import torch
 
 import support
-from callbacks import InternalCallback
-from callbacks.internal import Remembered
+from callbacks import Cadence, WhiteboxCallback
+from callbacks.whitebox import Remembered
 from cdmem.diffusion.analytic import EmpiricalDenoiser, GaussianDenoiser
 from cdmem.diffusion.noise import sampler_sigmas
-from cdmem.diffusion.sampling import OdeSampler
+from cdmem.diffusion.sampling import OdeSampler, first_seed
 from cdmem.diffusion.solvers import heun_step
 from cdmem.errors import InputError
 from cdmem.images import to_float
 from cdmem.metrics.whitebox.loss_gap import OdeEndpoint
+from cdmem.metrics.whitebox.record import SIGMAS, whitebox_record
 
 SHAPE = (1, 4, 4)
 T = support.make_training_set(support.random_images(20, SHAPE), held_out=support.random_images(24, SHAPE, seed=1))
@@ -40,8 +41,12 @@ def fake(function, role="teacher", teacher=None):
     return SimpleNamespace(module=module, training_set=T)
 
 
+def measured(sigmas, *model):
+    return WhiteboxCallback(sigmas, cadence=Cadence(samples=4)).measure(fake(*model))
+
+
 def test_the_optimum_is_caught():
-    values = InternalCallback(sigmas=[0.05, 0.5, 50], samples=4).measure(fake(EmpiricalDenoiser(to_float(T.images))))
+    values = measured([0.05, 0.5, 50], EmpiricalDenoiser(to_float(T.images)))
     assert values["auc_s0.05"] == 1 and values["tpr1_s0.05"] == 1 and values["loss_gap_low_s0.05"] > 0
     assert abs(values["loss_gap_s50"]) < 0.2 * values["loss_gap_s0.05"]
     assert values["optimum_heldout_s0.05"] < 1e-12 and values["optimum_s50"] < 1e-12
@@ -53,21 +58,45 @@ def test_the_optimum_is_caught():
 def test_the_gaussian_is_not():
     generator = torch.Generator().manual_seed(0)
     smooth = GaussianDenoiser.fit(torch.rand(400, *SHAPE, generator=generator) * 2 - 1)
-    values = InternalCallback(sigmas=[0.5], samples=4).measure(fake(smooth))
+    values = measured([0.5], smooth)
     assert values["auc_low_s0.5"] < 0.5 < values["auc_high_s0.5"]
     assert values["optimum_heldout_s0.5"] > 0.1 and values["lid_s0.5"] > 1
 
 
 def test_the_exact_student_ends_where_its_teacher_does():
     teacher = EmpiricalDenoiser(to_float(T.images))
-    values = InternalCallback(sigmas=[0.1, 1.0], samples=4).measure(fake(OdeEndpoint(teacher), "student", teacher))
+    values = measured([0.1, 1.0], OdeEndpoint(teacher), "student", teacher)
     assert values["endpoint_s1"] == values["endpoint_heldout_s1"] == 0
     assert values["optimum_f_heldout_s0.1"] < 1e-10
     assert values["auc_f_s0.1"] == 1
     assert not any(key.startswith(("auc_s", "lid_s", "loss_gap_s", "optimum_s")) for key in values)
 
 
-def test_frozen_answers_are_computed_once():
+@pytest.mark.parametrize("role", ["teacher", "student"])
+def test_the_audit_measures_the_same(role):
+    """Same model, seeds and levels: the numbers of the audit's record are those that are logged, to the bit."""
+    denoiser = EmpiricalDenoiser(to_float(T.images))
+    function, teacher = (denoiser, None) if role == "teacher" else (OdeEndpoint(denoiser), denoiser)
+    evaluation = fake(function, role, teacher)
+    seeds = torch.arange(first_seed(3), first_seed(3) + 4)
+    samples, hit = evaluation.module.sampler()(seeds.tolist(), "cpu"), torch.tensor([True, False, True, False])
+    record = whitebox_record(evaluation.module, T, teacher and fake(teacher).module, samples, seeds, hit, "cpu")
+    values, suffix = measured(SIGMAS, function, role, teacher), "" if role == "teacher" else "_f"
+    for k, s in enumerate(SIGMAS):
+        gap, optimum, lid = (record[f"{name}{suffix}"] for name in ("loss_gap", "optimum", "lid"))
+        assert gap[k]["gap"]["value"] == values[f"loss_gap{suffix}_s{s:g}"]
+        assert gap[k]["auc"]["ci95"] == [values[f"auc{suffix}_{end}_s{s:g}"] for end in ("low", "high")]
+        assert gap[k]["tpr_at_1_fpr"]["value"] == values[f"tpr1{suffix}_s{s:g}"]
+        assert optimum["held_out"][k]["ratio"] == values[f"optimum{suffix}_heldout_s{s:g}"]
+        assert lid[k]["median"] == values[f"lid{suffix}_s{s:g}"]
+        if teacher:
+            assert record["endpoint"][k]["held_out"] == values[f"endpoint_heldout_s{s:g}"]
+    assert set(record) == {"images", *(f"{name}{suffix}" for name in ("loss_gap", "optimum", "lid"))} | (
+        {"endpoint"} if teacher else {"secmi", "pia"}
+    )
+
+
+def test_frozen_values_are_computed_once():
     calls = []
 
     def frozen(x, sigma, labels=None):
@@ -90,7 +119,7 @@ def run(module, callback, **data):
 
 
 def test_teacher_run_with_classes():
-    values = run(support.make_teacher(conditional=True), InternalCallback(samples=3, points=1), balance=True, n=20)
+    values = run(support.make_teacher(conditional=True), WhiteboxCallback(cadence=Cadence(3, 1)), balance=True, n=20)
     for s in ("0.1", "0.5", "2"):
         assert values[f"internal/auc_low_s{s}"] <= values[f"internal/auc_s{s}"] <= values[f"internal/auc_high_s{s}"]
         assert f"internal/lid_s{s}" in values and f"internal/tpr1_s{s}" in values
@@ -98,7 +127,7 @@ def test_teacher_run_with_classes():
 
 
 def test_student_run():
-    values = run(support.make_student(), InternalCallback(samples=3, points=1, sigmas=[5.0]))
+    values = run(support.make_student(), WhiteboxCallback([5.0], cadence=Cadence(3, 1)))
     wanted = {"loss_gap_f", "auc_f", "tpr1_f", "endpoint_gap"}
     wanted = {f"{name}{end}" for name in wanted for end in ("", "_low", "_high")}
     wanted |= {
@@ -115,15 +144,15 @@ def test_student_run():
 
 def test_held_out_classes_that_training_lacks():
     """Two images of T have at most two classes; the optimum of the others does not exist."""
-    callback = InternalCallback(samples=2, points=1, sigmas=[1.0])
+    callback = WhiteboxCallback([1.0], cadence=Cadence(2, 1))
     values = run(support.make_teacher(conditional=True), callback, n=2, held_out=20)
     assert "internal/optimum_mse_s1" in values and "internal/optimum_mse_heldout_s1" not in values
 
 
 def test_unusable_settings_are_refused():
     with pytest.raises(InputError, match="must be positive"):
-        InternalCallback(sigmas=[0.0])
+        WhiteboxCallback(sigmas=[0.0])
     with pytest.raises(InputError, match="2 images"):
-        InternalCallback(images=1)
+        WhiteboxCallback(images=1)
     with pytest.raises(InputError, match="held-out images"):
-        support.fit(support.make_teacher(), 2, support.make_data(held_out=0), callbacks=[InternalCallback()])
+        support.fit(support.make_teacher(), 2, support.make_data(held_out=0), callbacks=[WhiteboxCallback()])

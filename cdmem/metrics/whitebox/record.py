@@ -1,0 +1,230 @@
+"""What a model itself gives away of its training set, measured in one place for the audit and while it trains.
+
+Losses on T and H, distance to the memorising optimum, local dimension at generated images, membership inference: no
+search over samples. Everything is a function of the model, T and H, the seed and the noise levels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from cdmem.data.subset import TrainingSet
+from cdmem.diffusion.preconditioning import DenoiserLike
+from cdmem.diffusion.sampling import SEEDS_PER_RUN, NoiseSource
+from cdmem.metrics.whitebox.empirical_optimum import OptimumDistance, distance_to_optimum, training_optimum
+from cdmem.metrics.whitebox.intrinsic_dimension import lid
+from cdmem.metrics.whitebox.loss_gap import LossGap, OdeEndpoint, denoising_losses, endpoint_losses, loss_gap
+from cdmem.metrics.whitebox.membership_inference import attack_sigmas, membership, pia, secmi
+from cdmem.metrics.whitebox.roc import Estimate, Separation
+
+SIGMAS = (0.1, 0.5, 2.0)
+IMAGES = 256  # of T, and of H
+POINTS = 32  # generated images at which an audit takes the dimension
+EXACT_DIMENSIONS = 64  # the exact trace of 8x8 grey images costs no more than a few probes of larger ones
+PROBES = 8
+
+
+class WhiteboxModel(Protocol):
+    """The part of a model that is used; teacher and student modules have it."""
+
+    role: str
+    num_classes: int
+    sigma_min: float
+    shape: tuple[int, ...]
+
+    def function(self, weights: str | None = None) -> DenoiserLike:
+        """D of a teacher, f of a student."""
+
+
+@dataclass(frozen=True)
+class Whitebox:
+    """The measures of one model against one training set, at several noise levels.
+
+    Attributes:
+        model: teacher or student.
+        training_set: T and H.
+        sigmas: noise levels.
+        images: how many of T, and of H, the first ones.
+        weights: ``raw`` or ``ema_<half-life>``; None is the model's choice.
+        seed: sampling seed, of the noise.
+        batch_size: images at once.
+        device: where the model is.
+    """
+
+    model: WhiteboxModel
+    training_set: TrainingSet
+    sigmas: Sequence[float] = SIGMAS
+    images: int = IMAGES
+    weights: str | None = None
+    seed: int = 0
+    batch_size: int = 256
+    device: torch.device | str = "cpu"
+
+    @cached_property
+    def function(self) -> DenoiserLike:
+        """D of a teacher, f of a student."""
+        return self.model.function(self.weights)
+
+    @property
+    def is_teacher(self) -> bool:
+        return self.model.role == "teacher"
+
+    @property
+    def suffix(self) -> str:
+        """Of the names of everything that is measured on f in place of D."""
+        return "" if self.is_teacher else "_f"
+
+    @property
+    def lacks_labels(self) -> bool:
+        """Whether H has images without a class, for a model with classes."""
+        return self.model.num_classes > 0 and bool((self.training_set.held_out_labels < 0).any())
+
+    @cached_property
+    def sides(self) -> dict[str, tuple[Tensor, Tensor | None]]:
+        """Images and labels of ``train``, and of ``held_out`` where H has two images or more.
+
+        Labels are None for a model without classes; one with classes has no ``held_out`` without labels.
+        """
+        t, first = self.training_set, slice(self.images)
+        sides = {"train": (t.images[first], t.labels[first])}
+        if len(t.held_out_images) >= 2 and not self.lacks_labels:
+            sides["held_out"] = (t.held_out_images[first], t.held_out_labels[first])
+        return {name: (x, y if self.model.num_classes else None) for name, (x, y) in sides.items()}
+
+    @property
+    def _noise(self) -> dict[str, Any]:
+        return {"seed": self.seed, "batch_size": self.batch_size, "device": self.device}
+
+    def loss_gaps(self) -> list[LossGap]:
+        """T against H by noise level; both sides are needed."""
+        losses = [
+            denoising_losses(self.function, x, self.sigmas, labels=y, **self._noise) for x, y in self.sides.values()
+        ]
+        return loss_gap(*losses)
+
+    def endpoint_gaps(self, endpoint: DenoiserLike) -> list[LossGap]:
+        """The same of a student's distance to ``endpoint``, Phi of its teacher."""
+        losses = [
+            endpoint_losses(self.function, endpoint, x, self.sigmas, labels=y, **self._noise)
+            for x, y in self.sides.values()
+        ]
+        return loss_gap(*losses)
+
+    def optimum(self) -> DenoiserLike:
+        """D* of T for a teacher, where its ODE ends for a student."""
+        best = training_optimum(self.training_set, self.model.num_classes > 0).to(self.device)
+        return best if self.is_teacher else OdeEndpoint(best, self.model.sigma_min)
+
+    def optimum_distances(self, optimum: DenoiserLike) -> dict[str, list[OptimumDistance]]:
+        """By side one distance a noise level; a side with a class that T lacks is left out: that has no optimum."""
+        known = set(self.training_set.labels.tolist())
+        return {
+            name: distance_to_optimum(self.function, optimum, x, self.sigmas, labels=y, **self._noise)
+            for name, (x, y) in self.sides.items()
+            if y is None or set(y.tolist()) <= known
+        }
+
+    def dimensions(self, images: Tensor, seeds: Sequence[int]) -> list[Tensor]:
+        """By noise level the LID at generated images (m, C, H, W) of these seeds, float64 (m,)."""
+        labels = NoiseSource(seeds, self.model.shape, self.device).labels(self.model.num_classes)
+        probes = None if images[0].numel() <= EXACT_DIMENSIONS else PROBES
+        x = images.to(self.device)
+        return [lid(self.function, x, s, seeds, probes, self.batch_size, labels).value for s in self.sigmas]
+
+    def memberships(self, sigmas: Sequence[float]) -> dict[str, Separation]:
+        """SecMI and PIA at ``sigmas``, see `attack_sigmas`; both sides are needed."""
+        attacks = {
+            "secmi": lambda x, y: secmi(self.function, x, sigmas, labels=y, device=self.device),
+            "pia": lambda x, y: pia(self.function, x, sigmas[-2], sigmas[0], labels=y, device=self.device),
+        }
+        return {name: membership(*(attack(x, y) for x, y in self.sides.values())) for name, attack in attacks.items()}
+
+
+def whitebox_record(
+    model: WhiteboxModel,
+    training_set: TrainingSet,
+    teacher: WhiteboxModel | None,
+    samples: Tensor,
+    seeds: Tensor,
+    hit: Tensor,
+    device: torch.device,
+) -> dict[str, Any]:
+    """All measures in JSON types; without H only the distance to the optimum on T and the dimension.
+
+    Args:
+        model: teacher or student.
+        training_set: T and H; the first 256 of each are used.
+        teacher: whose ODE endpoints a student is compared with, or None.
+        samples: generated images, float (m, C, H, W); the dimension is taken at the first 32.
+        seeds: of the samples, int64 (m,).
+        hit: which samples are memorised, bool (m,).
+        device: where the model is.
+
+    Returns:
+        ``images`` (sizes used), by noise level ``loss_gap`` (of D, or of f as ``loss_gap_f``), ``endpoint`` (students
+        with a teacher), ``optimum``; ``lid`` (of f: ``lid_f``); for teachers ``secmi`` and ``pia``. Where T or H does
+        not fit the model's classes, ``unavailable`` is the reason.
+    """
+    t, classes = training_set, model.num_classes
+    if classes and (t.num_classes != classes or int(t.labels.max()) >= classes):
+        return {"unavailable": f"the model has {classes} classes, the training set names {t.num_classes}"}
+    whitebox = Whitebox(model, t, seed=int(seeds[0]) // SEEDS_PER_RUN, device=device)
+    record: dict[str, Any] = {"images": {name: len(images) for name, (images, _) in whitebox.sides.items()}}
+    if whitebox.lacks_labels:
+        record["unavailable"] = "held-out images without labels, for a model with classes"
+    if "held_out" in whitebox.sides:
+        record[f"loss_gap{whitebox.suffix}"] = _gap_rows(whitebox.loss_gaps())
+        if whitebox.is_teacher:
+            record |= _attack_rows(whitebox)
+        elif teacher is not None:
+            record["endpoint"] = _gap_rows(whitebox.endpoint_gaps(OdeEndpoint(teacher.function(), model.sigma_min)))
+    record[f"optimum{whitebox.suffix}"] = {
+        name: [
+            {"sigma": s, "absolute": d.absolute, "reference": d.reference, "ratio": d.ratio}
+            for s, d in zip(SIGMAS, row)
+        ]
+        for name, row in whitebox.optimum_distances(whitebox.optimum()).items()
+    }
+    dimensions = whitebox.dimensions(samples[:POINTS], seeds[:POINTS].tolist())
+    record[f"lid{whitebox.suffix}"] = _dimension_rows(dimensions, hit[:POINTS])
+    return record
+
+
+def _estimate(e: Estimate) -> dict[str, Any]:
+    return {"value": e.value, "ci95": [e.low, e.high]}
+
+
+def _separation(s: Separation) -> dict[str, Any]:
+    return {"auc": _estimate(s.auc), "tpr_at_1_fpr": _estimate(s.tpr)}
+
+
+def _gap_rows(gaps: Sequence[LossGap]) -> list[dict[str, Any]]:
+    return [
+        {"sigma": sigma, "train": g.train, "held_out": g.held_out, "gap": _estimate(g.gap), **_separation(g.separation)}
+        for sigma, g in zip(SIGMAS, gaps)
+    ]
+
+
+def _attack_rows(whitebox: Whitebox) -> dict[str, Any]:
+    """SecMI and PIA at the published times, no level below the model's sigma_min."""
+    sigmas = attack_sigmas(sigma_min=whitebox.model.sigma_min)
+    return {name: {**_separation(s), "sigma": sigmas[-2]} for name, s in whitebox.memberships(sigmas).items()}
+
+
+def _dimension_rows(dimensions: Sequence[Tensor], hit: Tensor) -> list[dict[str, Any]]:
+    """Median LID at generated points, at memorised and at other ones, by level; None where there are no such points."""
+
+    def median(value: Tensor, chosen: Tensor) -> float | None:
+        return float(value[chosen].median()) if bool(chosen.any()) else None
+
+    points = {"median": torch.ones_like(hit), "memorised": hit, "other": ~hit}
+    return [
+        {"sigma": sigma, **{name: median(value, chosen) for name, chosen in points.items()}}
+        for sigma, value in zip(SIGMAS, dimensions)
+    ]

@@ -1,0 +1,37 @@
+"""Features, images and training sets that the metrics' tests share, and how samples are fed to a metric."""
+
+from __future__ import annotations
+
+import torch
+
+from support.parts import make_training_set, random_images, rng
+
+SIDE = 4
+
+
+def normal(n, size, seed):
+    """Features float64 (n, size) from the unit Gaussian."""
+    return torch.randn(n, size, generator=rng(seed), dtype=torch.float64)
+
+
+def images(n, seed, shape=(3, SIDE, SIDE)):
+    return random_images(n, shape, seed)
+
+
+def flat(*levels):
+    """Images of one grey level each, uint8 (n, 1, 2, 2)."""
+    return torch.tensor(levels, dtype=torch.uint8).reshape(-1, 1, 1, 1).expand(-1, 1, 2, 2).contiguous()
+
+
+def training_set(train, held_out, *, flip=False, copies=1):
+    """T and H; ``copies`` rows of every image, or int64 (n,)."""
+    return make_training_set(train, torch.zeros(len(train), dtype=torch.int64) + copies, held_out, flip)
+
+
+def measure(metric, samples, order=None, size=None):
+    """The metric's numbers; samples have seeds from 100 on and come in an order and batches of a size."""
+    seeds = torch.arange(len(samples)) + 100
+    order = torch.arange(len(samples)) if order is None else order
+    for part in order.split(size or len(samples)):
+        metric.update(samples[part], seeds[part])
+    return metric.compute()

@@ -13,7 +13,7 @@ from cdmem.io import secrets as redacting
 from cdmem.run.folder import RunFolder
 from cdmem.run.provenance import environment
 from cdmem.study.trust import admit, run_folders, trusted
-from support.strangers import STAGE, exits, refused, stage, write
+from support.untrusted import STAGE, exits, refused, stage, write
 
 HEAD = yaml.safe_dump({k: v for k, v in STAGE.items() if k != "model"})
 ESCAPED = '{"class_path": "canary\\u002eSong"}'
@@ -100,26 +100,26 @@ ENVIRONMENT = {
 
 
 @pytest.mark.parametrize("name", [*CLASSES, *TEXTS])
-def test_a_run_folders_config_imports_nothing(name, stranger, canary, tmp_path, capsys):
-    file = write(stranger / "teacher" / "config.yaml", (CLASSES | TEXTS)[name])
+def test_a_run_folders_config_imports_nothing(name, untrusted, canary, tmp_path, capsys):
+    file = write(untrusted / "teacher" / "config.yaml", (CLASSES | TEXTS)[name])
     refused(["fit", "--config", file], capsys, tmp_path)
     assert not canary.exists() and "canary" not in sys.modules
 
 
-def test_the_canary_sings_in_a_config_of_ones_own(canary, tmp_path, stranger, capsys):
+def test_the_canary_sings_in_a_config_of_ones_own(canary, tmp_path, untrusted, capsys):
     """Otherwise the tests here would prove nothing; and one's own metric must go on working."""
     config = stage(trainer__callbacks=[{"class_path": "canary.Song"}])
     assert exits(["fit", "--config", write(tmp_path / "own.yaml", config), "--trainer.max_steps", "0"], capsys)[0] == 2
     assert canary.exists()
     canary.unlink()
     sys.modules.pop("canary")
-    file = write(stranger / "config.yaml", config)
+    file = write(untrusted / "config.yaml", config)
     assert exits(["fit", "--config", file, "--allow_code", "--trainer.max_steps", "0"], capsys)[0] == 2
     assert canary.exists()
 
 
-def test_a_name_on_the_command_line_is_the_users(canary, stranger, capsys):
-    file = write(stranger / "config.yaml", STAGE)
+def test_a_name_on_the_command_line_is_the_users(canary, untrusted, capsys):
+    file = write(untrusted / "config.yaml", STAGE)
     args = ["fit", "--config", file, "--trainer.callbacks", "canary.Song", "--trainer.max_steps", "0"]
     assert exits(args, capsys)[0] == 2 and canary.exists()
 
@@ -177,17 +177,17 @@ def test_what_is_not_trusted():
 
 
 @pytest.mark.parametrize("name", ENVIRONMENT)
-def test_a_run_folders_config_reads_no_environment(name, stranger, tmp_path, capsys, monkeypatch):
+def test_a_run_folders_config_reads_no_environment(name, untrusted, tmp_path, capsys, monkeypatch):
     key = "k" * 40
     monkeypatch.setenv("WANDB_API_KEY", key)
-    file = write(stranger / "config.yaml", ENVIRONMENT[name])
+    file = write(untrusted / "config.yaml", ENVIRONMENT[name])
     error = refused(["fit", "--config", file, "--run_dir", tmp_path / "r"], capsys, tmp_path)
     assert key not in error
 
 
-def test_interpolation_within_a_run_folders_config_is_plain_data(stranger):
+def test_interpolation_within_a_run_folders_config_is_plain_data(untrusted):
     """Otherwise one's own run with ${data.n} could not be repeated from a copy of its config."""
-    file = write(stranger / "config.yaml", stage(threads=1, trainer__max_steps="${threads}"))
+    file = write(untrusted / "config.yaml", stage(threads=1, trainer__max_steps="${threads}"))
     admit(["--config", str(file)])
 
 

@@ -62,7 +62,7 @@ class Reached(Exception):
 def main(*args: str) -> int:
     """``python -m cdmem`` in process; its exit code. What training would raise comes out as Reached."""
     with pytest.raises(SystemExit) as stop:
-        cdmem.cli.main(list(args))
+        cdmem.cli.main.main(list(args))
     return stop.value.code if isinstance(stop.value.code, int) else int(stop.value.code is not None)
 
 
@@ -83,7 +83,7 @@ def furnish(folder: Path) -> None:
 
 
 def furnish_more(folder: Path) -> None:
-    """What strangers hand over: an exported student and teacher, multiplicities; a link that leads to itself."""
+    """What others hand over: an exported student and teacher, multiplicities; a link that leads to itself."""
     assert main("export", "--checkpoint", "run/student", "--out", "exported") == 0
     assert main("export", "--checkpoint", "run/teacher", "--out", "exported_teacher") == 0
     np.save(folder / "copies.npy", np.arange(1, 9))

@@ -21,11 +21,10 @@ from typing import TypeVar
 
 import numpy as np
 
-from cdmem.theory.random_features.constants import constants
-from cdmem.theory.random_features.equivalent import equivalent_eigenvalues
 from cdmem.theory.random_features.flow import curve, modes
-from cdmem.theory.random_features.model import gaussian_data, make_features
+from cdmem.theory.random_features.model import constants, gaussian_data, make_features
 from cdmem.theory.random_features.moments import population_moments, training_moments
+from cdmem.theory.random_features.spectrum import equivalent_eigenvalues
 
 T = TypeVar("T")
 FRESH = 200_000
@@ -100,7 +99,7 @@ def main() -> None:
     record |= {"population_plain_s": plain, "population_cdmem_s": ours}
 
     transcribed, plain = timed(lambda: plain_curve(U, V, fresh, t, taus))
-    path, ours = timed(lambda: curve(modes(exact, t), exact, population, features.psi_p, taus))
+    path, ours = timed(lambda: curve(modes(exact, t), population, features.psi_p, taus))
     record |= {"curve_plain_s": plain, "curve_cdmem_s": ours}
     for k, name in enumerate(("train", "test", "score")):
         mine, theirs = np.array(getattr(path, name)), np.array([row[k] for row in transcribed])

@@ -6,13 +6,16 @@ from typing import Any
 
 import torch
 
-from callbacks.evaluation import Cadence, Evaluation, EvaluationCallback
+from callbacks.evaluation import Cadence, Evaluation, EvaluationCallback, Planned
+from cdmem.data.subset import TrainingSet
 from cdmem.diffusion.noise import sampler_sigmas
 from cdmem.diffusion.sampling import NoiseSource, first_seed
 from cdmem.errors import InputError
 from cdmem.images import to_float
-from cdmem.theory.decomposition.parts import decompose, nearest_two
-from cdmem.theory.decomposition.trajectory import walk
+from cdmem.theory.decomposition.parts import decompose
+from cdmem.theory.decomposition.paths import walk
+from cdmem.theory.measures import nearest_two
+from cdmem.training.module import DiffusionModule
 
 
 class DecompositionCallback(EvaluationCallback):
@@ -41,6 +44,10 @@ class DecompositionCallback(EvaluationCallback):
         if steps < 2:
             raise InputError("steps", steps, "makes no path", "give 2 or more")
         self.steps, self.weights = steps, weights
+
+    def planned(self, module: DiffusionModule, training_set: TrainingSet) -> Planned:
+        """A teacher's paths."""
+        return Planned(own=self.samples * self.steps if module.role == "teacher" else 0)
 
     def measure(self, evaluation: Evaluation) -> dict[str, Any]:
         """The means over paths."""

@@ -15,6 +15,7 @@ and two lines of YAML under ``trainer.callbacks``: ``class_path`` and ``init_arg
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -109,6 +110,23 @@ def log_values(trainer: Trainer, module: DiffusionModule, values: dict[str, floa
     """Send values to every logger at this step, on the axis of images seen too."""
     for logger in trainer.loggers if values else ():
         logger.log_metrics({**values, "images_seen": module.images_seen()}, step=trainer.global_step)
+
+
+@dataclass(frozen=True)
+class Planned:
+    """Network evaluations of one moment, counted before it comes.
+
+    Attributes:
+        samples: (network evaluations each, weights) -> samples; shared by the ranks, and by callbacks of one moment.
+        endpoints: samples of the teacher's sampler, shared likewise and made once a run.
+        own: further evaluations of the model, by every rank.
+        teacher: further evaluations of the teacher, by every rank, once a run.
+    """
+
+    samples: dict[tuple[int, str], int] = field(default_factory=dict)
+    endpoints: int = 0
+    own: int = 0
+    teacher: int = 0
 
 
 @dataclass
@@ -208,6 +226,20 @@ class EvaluationCallback(Callback):
 
     def check_run(self, trainer: Trainer, training_set: TrainingSet) -> None:
         """Raise InputError for a run that this metric cannot measure; called before any stage of a study trains."""
+
+    def nfes(self, module: DiffusionModule) -> Sequence[int | None]:
+        """Network evaluations per sample to look at; None is the model's headline."""
+        return getattr(self, "nfe", None) or [None]
+
+    def planned(self, module: DiffusionModule, training_set: TrainingSet) -> Planned:
+        """What one call of :meth:`measure` asks of the networks, for ``plan``: samples at every NFE."""
+        weights = getattr(self, "weights", None)
+        kinds = [(module.sampler(nfe, weights).nfe, weights or module.weights) for nfe in self.nfes(module)]
+        return Planned(dict.fromkeys(kinds, self.samples))
+
+    def planned_steps(self, max_steps: int, role: str) -> list[int]:
+        """Optimizer steps of all evaluations of a whole run; 0 is a student's baseline."""
+        return [0] * (role == "student") + evaluation_steps(max_steps, self.cadence.points, self.cadence.spacing)
 
     @abstractmethod
     def measure(self, evaluation: Evaluation) -> dict[str, float]:

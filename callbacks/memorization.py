@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-from callbacks.evaluation import Cadence, Evaluation, EvaluationCallback
+from collections.abc import Sequence
+from dataclasses import replace
+
+from callbacks.evaluation import Cadence, Evaluation, EvaluationCallback, Planned
+from cdmem.data.subset import TrainingSet
 from cdmem.images import to_uint8
 from cdmem.metrics.comparison.paired import PairedWithTeacher
 from cdmem.metrics.memorization.fraction import MemorizedFraction, disk_rows
 from cdmem.metrics.neighbors.index import NearDuplicates, group_index
+from cdmem.training.module import DiffusionModule
 
 
 class MemorizationCallback(EvaluationCallback):
@@ -37,12 +42,20 @@ class MemorizationCallback(EvaluationCallback):
         self.threshold, self.nfe, self.weights = threshold, nfe, weights
         self.near_duplicates = near_duplicates
 
+    def nfes(self, module: DiffusionModule) -> Sequence[int | None]:
+        """The model's own list by default."""
+        return self.nfe or module.default_nfe
+
+    def planned(self, module: DiffusionModule, training_set: TrainingSet) -> Planned:
+        """Samples, and the teacher's endpoints for them."""
+        return replace(super().planned(module, training_set), endpoints=self.samples)
+
     def measure(self, evaluation: Evaluation) -> dict[str, float]:
         module, t, values = evaluation.module, evaluation.training_set, {}
         device = module.device
         teacher = evaluation.teacher_endpoints(self.samples)
         group_index(t, self.near_duplicates).index.to(device)
-        for k, nfe in enumerate(self.nfe or module.default_nfe):
+        for k, nfe in enumerate(self.nfes(module)):
             seeds, images = evaluation.samples(self.samples, nfe, self.weights)
             metric = MemorizedFraction(self.threshold, self.near_duplicates).to(device)
             metric.prepare(t)

@@ -50,14 +50,10 @@ class MetricCallback(EvaluationCallback):
         if getattr(self.metric, "training_set", None) is not training_set:
             self.metric.prepare(training_set)
 
-    def nfes(self, evaluation: Evaluation) -> list[int | None]:
-        """Network evaluations per sample to look at; the first has no suffix."""
-        return self.nfe or [None]
-
     def measure(self, evaluation: Evaluation) -> dict[str, float]:
         self.check_run(evaluation.trainer, evaluation.training_set)
         metric, values = self.metric.to(evaluation.module.device), {}
-        for k, nfe in enumerate(self.nfes(evaluation)):
+        for k, nfe in enumerate(self.nfes(evaluation.module)):
             seeds, images = evaluation.samples(self.samples, nfe, self.weights)
             metric.reset()
             metric.update(to_uint8(images), seeds)

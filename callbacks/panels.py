@@ -5,7 +5,7 @@ All of it is made from the samples that the metrics of the same step have made a
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -13,12 +13,14 @@ import torch
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-from callbacks.evaluation import Cadence, Evaluation, EvaluationCallback
+from callbacks.evaluation import Cadence, Evaluation, EvaluationCallback, Planned
+from cdmem.data.subset import TrainingSet
 from cdmem.images import grid, to_uint8
 from cdmem.metrics.memorization.coverage import hit_counts, hits_by_multiplicity
 from cdmem.metrics.memorization.fraction import CDF_GRID, ratio_cdf
 from cdmem.metrics.memorization.ratio import memorized, ratios
 from cdmem.metrics.neighbors.index import GroupIndex, NearDuplicates, NeighborMetric
+from cdmem.training.module import DiffusionModule
 
 VERMILLION = (213, 94, 0)  # #D55E00: told apart from black and grey by colour-blind readers too
 BLUE = (0, 114, 178)
@@ -212,6 +214,10 @@ class NeighborPanelCallback(EvaluationCallback):
         super().__init__(cadence)
         self.shown, self.columns = max(1, min(shown, cadence.samples, TABLE_ROWS)), max(1, columns)
         self.threshold, self.near_duplicates = threshold, near_duplicates
+
+    def planned(self, module: DiffusionModule, training_set: TrainingSet) -> Planned:
+        """Samples, and the teacher's endpoints for those that are shown."""
+        return replace(super().planned(module, training_set), endpoints=self.shown)
 
     def measure(self, evaluation: Evaluation) -> dict[str, float]:
         module, t = evaluation.module, evaluation.training_set

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from lightning.pytorch import Trainer
 from torch import nn
 
-from callbacks.evaluation import Cadence, Evaluation
+from callbacks.evaluation import Cadence
 from callbacks.metric import MetricCallback
 from cdmem.data.subset import TrainingSet
 from cdmem.errors import InputError
 from cdmem.metrics.quality.fidelity import LEAST, Fidelity
+from cdmem.training.module import DiffusionModule
 
 
 class QualityCallback(MetricCallback):
@@ -33,5 +36,6 @@ class QualityCallback(MetricCallback):
             raise InputError("data.held_out", held_out, "quality needs a held-out set", f"use {LEAST} or more")
         super().check_run(trainer, training_set)
 
-    def nfes(self, evaluation: Evaluation) -> list[int]:
-        return self.nfe or evaluation.module.default_nfe
+    def nfes(self, module: DiffusionModule) -> Sequence[int | None]:
+        """The model's own list by default."""
+        return self.nfe or module.default_nfe

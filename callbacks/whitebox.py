@@ -9,13 +9,13 @@ from typing import Any
 from lightning.pytorch import Trainer
 from torch import Tensor
 
-from callbacks.evaluation import Cadence, Evaluation, EvaluationCallback
+from callbacks.evaluation import Cadence, Evaluation, EvaluationCallback, Planned
 from cdmem.data.subset import TrainingSet
 from cdmem.diffusion.preconditioning import DenoiserLike
 from cdmem.diffusion.sampling import first_seed
 from cdmem.errors import InputError
 from cdmem.metrics.whitebox.loss_gap import OdeEndpoint
-from cdmem.metrics.whitebox.record import IMAGES, SIGMAS, Whitebox
+from cdmem.metrics.whitebox.record import EXACT_DIMENSIONS, IMAGES, PROBES, SIGMAS, Whitebox
 from cdmem.metrics.whitebox.roc import Estimate
 from cdmem.training.module import DiffusionModule
 
@@ -91,6 +91,17 @@ class WhiteboxCallback(EvaluationCallback):
     def on_fit_start(self, trainer: Trainer, pl_module: Any) -> None:
         super().on_fit_start(trainer, pl_module)
         self._remembered = {}
+
+    def planned(self, module: DiffusionModule, training_set: TrainingSet) -> Planned:
+        """Levels at images and samples, the teacher's ODE endpoints; a backward pass to an image counts as one."""
+        t, levels = training_set, len(self.sigmas)
+        images = sum(min(self.images, len(side)) for side in (t.images, t.held_out_images))
+        has_teacher = getattr(module, "teacher_denoiser", None) is not None
+        looks = 1 + int(self.optimum) + int(has_teacher)
+        probes = t.images[0].numel() if t.images[0].numel() <= EXACT_DIMENSIONS else PROBES
+        drawn = self.samples * (module.sampler(None, self.weights).nfe + levels * (1 + probes))
+        solved = sum(2 * OdeEndpoint.points - 1 if s > module.sigma_min else 1 for s in self.sigmas)
+        return Planned(own=images * levels * looks + drawn, teacher=images * solved if has_teacher else 0)
 
     def _teacher_endpoint(self, module: DiffusionModule) -> Remembered | None:
         """Phi of a student's frozen teacher, down the teacher's own range of levels."""

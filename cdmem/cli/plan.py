@@ -1,12 +1,12 @@
 """``python -m cdmem plan --config FILE``: what a stage or a study will cost, before anything is trained.
 
-FILE is a config of ``fit`` or of ``study``; overrides are theirs. Nothing is read but configs (and images, where the
-config does not say their shape), nothing is trained, nothing is written::
+FILE is a config of ``fit`` or of ``study``; overrides are theirs. No data, no GPU and no teacher's checkpoint are
+needed, and nothing is written. Hours are those of some real training steps on this machine, scaled, or of --tflops::
 
     python -m cdmem plan --config configs/cifar10.yaml --devices 8
     python -m cdmem plan --config configs/cifar10/student_cd.yaml --teacher_config configs/cifar10/teacher.yaml
 
-  --tflops X             TFLOP/s that one device sustains; else an assumed one, named in the output
+  --tflops X             TFLOP/s that one device sustains; else measured here, in about a minute
   --devices N            devices in all; else those of the config, where auto counts as one
   --teacher_config FILE  of a lone student whose teacher does not exist yet
   --sweep KEY=V,V ...    of a study: what every cell costs, and all of them
@@ -15,97 +15,77 @@ config does not say their shape), nothing is trained, nothing is written::
 
 from __future__ import annotations
 
+import argparse
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from cdmem.errors import InputError
 from cdmem.io.text import parse_yaml, read_text
-from cdmem.study.sweep import Cell, cells_of, parse_grid, split_arguments
+from cdmem.study.sweep import cells_of, parse_grid
+
+if TYPE_CHECKING:
+    from cdmem.study.plan import PlanSettings
+
+SCHEMA = 2
+UNITS = ("", "k", "M", "G", "T", "P", "E", "Z", "Y")
+TOTALS = ("flops", "hours", "device_hours")
 
 
-@dataclass
-class PlanOptions:
-    """The command line, taken apart.
-
-    Attributes:
-        tflops: stated rate, or None.
-        devices: in all, or None.
-        teacher_config: file, or None.
-        json: print JSON.
-        rest: arguments of ``fit`` or ``study``.
-    """
-
-    tflops: float | None = None
-    devices: int | None = None
-    teacher_config: str | None = None
-    json: bool = False
-    rest: list[str] = field(default_factory=list)
+def positive(text: str) -> float:
+    """A positive number; ValueError for any other text."""
+    if not 0 < float(text) < math.inf:
+        raise ValueError
+    return float(text)
 
 
-def parse(args: Sequence[str]) -> PlanOptions:
-    """Separate our options from those of ``fit`` and ``study``.
-
-    Raises:
-        InputError: an option without a value, or a value that makes no sense.
-    """
-    found, k = PlanOptions(), 0
-    while k < len(args):
-        name, equals, value = args[k].partition("=")
-        if name == "--json" and not equals:
-            found.json, k = True, k + 1
-        elif name in ("--tflops", "--devices", "--teacher_config"):
-            if not equals:
-                if k + 1 >= len(args):
-                    raise InputError(name[2:], "", "has no value", f"write {name} VALUE")
-                value, k = args[k + 1], k + 1
-            setattr(found, name[2:], _value(name[2:], value))
-            k += 1
-        else:
-            found.rest.append(args[k])
-            k += 1
-    return found
+def count(text: str) -> int:
+    """A whole number from 1 on; ValueError for any other text."""
+    if int(text) < 1:
+        raise ValueError
+    return int(text)
 
 
-def _value(name: str, value: str) -> Any:
-    if name == "teacher_config":
-        return value
-    try:
-        number = float(value) if name == "tflops" else int(value)
-    except ValueError:
-        number = math.nan
-    if not 0 < number < math.inf:
-        raise InputError(name, value, "must be a positive number", "e.g. --tflops 100 --devices 8")
-    return number
+class OwnOptions(argparse.ArgumentParser):
+    """argparse whose complaints are :class:`InputError`."""
+
+    def error(self, message: str) -> None:
+        raise InputError("arguments", self.prog, message, "see --help")
 
 
-def config_files(args: Sequence[str]) -> list[str]:
-    """Files given as ``--config``."""
-    pairs = zip(args, [*args[1:], ""])
-    return [b for a, b in pairs if a in ("--config", "-c")] + [a[9:] for a in args if a.startswith("--config=")]
+def parser() -> OwnOptions:
+    """The options of ``plan`` itself; others are those of ``fit`` and ``study``."""
+    p = OwnOptions(prog="python -m cdmem plan", add_help=False, allow_abbrev=False)
+    p.add_argument("-c", "--config", action="append", default=[])
+    p.add_argument("--tflops", type=positive)
+    p.add_argument("--devices", type=count)
+    p.add_argument("--teacher_config")
+    p.add_argument("--sweep", nargs="+")
+    p.add_argument("--json", action="store_true")
+    return p
 
 
-def kind_of(file: str) -> str:
-    """``study`` or ``stage``.
+def is_study(files: Sequence[str]) -> bool:
+    """Whether the last config is that of a study, and not of a stage.
 
     Raises:
         InputError: no file, no YAML mapping, or a mapping of another kind.
     """
+    if not files:
+        raise InputError("config", None, "a plan needs a file", "python -m cdmem plan --config configs/quickstart.yaml")
     try:
-        content = parse_yaml(read_text(Path(file)))
+        content = parse_yaml(read_text(Path(files[-1])))
     except (OSError, ValueError) as error:
         problem = f"cannot be read ({type(error).__name__ if isinstance(error, OSError) else error})"
-        raise InputError("config", file, problem, "give a config of fit or study") from None
+        raise InputError("config", files[-1], problem, "give a config of fit or study") from None
     keys = set(content) if isinstance(content, dict) else set()
-    if keys & {"teacher", "students"}:
-        return "study"
-    if "model" in keys:
-        return "stage"
-    mend = "give a config of a stage (model: ...) or of a study (teacher: ..., students: ...)"
-    raise InputError("config", file, f"has keys {sorted(map(str, keys))[:6]}, so it is neither", mend)
+    if not keys & {"teacher", "students", "model"}:
+        mend = "give a config of a stage (model: ...) or of a study (teacher: ..., students: ...)"
+        raise InputError("config", files[-1], f"has keys {sorted(map(str, keys))[:6]}, so it is neither", mend)
+    return bool(keys & {"teacher", "students"})
 
 
 def run_plan(args: Sequence[str]) -> int:
@@ -113,69 +93,148 @@ def run_plan(args: Sequence[str]) -> int:
     if not args or {"-h", "--help"} & set(args):
         print(__doc__)
         return 0
-    options = parse(args)
-    files = config_files(options.rest)
-    if not files:
-        raise InputError("config", None, "a plan needs a file", "python -m cdmem plan --config configs/quickstart.yaml")
-    from cdmem.plan.text import record, sweep_record, sweep_text, text
+    options, rest = parser().parse_known_args(args)
+    study, rest = is_study(options.config), [f"--config={file}" for file in options.config] + rest
+    if options.sweep and not study:
+        raise InputError("sweep", " ".join(options.sweep), "a sweep is one of studies", "give the config of a study")
+    if study and options.teacher_config is not None:
+        mend = "use --teacher.config FILE, or leave it out"
+        raise InputError("teacher_config", options.teacher_config, "a study names its teacher itself", mend)
+    from cdmem.study.plan import PlanSettings
 
-    study = kind_of(files[-1]) == "study"
-    arguments, swept = split_arguments(options.rest)
-    if swept is not None:
-        if not study:
-            raise InputError("sweep", " ".join(swept), "a sweep is one of studies", "give the config of a study")
-        cells = cells_of(parse_grid(swept))
-        found = [_cell(cell, replace(options, rest=arguments)) for cell in cells]
-        print(json.dumps(sweep_record(found), indent=2) if options.json else sweep_text(found), end="")
-        return 0
-    stages, audit = _study(options) if study else (_lone(options), None)
-    if options.json:
-        print(json.dumps(record(stages, audit, options.tflops), indent=2, allow_nan=False))
+    settings = PlanSettings(options.devices, options.tflops)
+    if options.sweep:
+        whole, printed = _sweep(rest, options.sweep, settings)
     else:
-        print(text(stages, audit, options.tflops), end="")
+        plans, audit = _study(rest, settings) if study else (_lone(rest, options.teacher_config, settings), None)
+        whole, printed = record(plans, audit), text(plans, audit)
+    print(json.dumps(whole, indent=2, allow_nan=False) if options.json else printed)
     return 0
 
 
-def _cell(cell: Cell, options: PlanOptions) -> tuple[str, dict[str, Any]]:
-    """Folder and plan of one cell of a sweep."""
-    from cdmem.plan.text import record
-
-    swept = [part for key, value in cell.settings.items() for part in (f"--{key}", value)]
-    stages, audit = _study(replace(options, rest=[*options.rest, *swept]))
-    return cell.folder, record(stages, audit, options.tflops)
-
-
-def _study(options: PlanOptions) -> tuple[Any, Any]:
-    from cdmem.plan.study import plan_study
+def _study(args: Sequence[str], settings: PlanSettings) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    from cdmem.study.plan import plan_study
     from cdmem.study.study import read_study
 
-    if options.teacher_config is not None:
-        mend = "use --teacher.config FILE, or leave it out"
-        raise InputError("teacher_config", options.teacher_config, "a study names its teacher itself", mend)
     # The audit's device need not be in this machine.
-    return plan_study(read_study([*options.rest, "--audit.device", "auto"]), options.devices)
+    return plan_study(read_study([*args, "--audit.device", "auto"]), settings)
 
 
-def _lone(options: PlanOptions) -> list[Any]:
-    from cdmem.plan.build import build_stage
-    from cdmem.plan.stage import Stage
+def _lone(args: list[str], teacher_config: str | None, settings: PlanSettings) -> list[dict[str, Any]]:
+    """One stage; a student's teacher is what ``model.teacher`` names, or assembled from its own config."""
+    from cdmem.study.plan import build_stage, plan_stage
     from cdmem.training.teacher import DiffusionTeacher
 
-    args, teacher = list(options.rest), None
-    if options.teacher_config is not None:
-        own = build_stage(["--config", options.teacher_config])
-        if not isinstance(own.model, DiffusionTeacher):
-            problem = f"describes a {type(own.model).__name__}"
-            raise InputError("teacher_config", options.teacher_config, problem, "give the config of a teacher")
-        teacher = Stage("teacher", own)
-        if not any(a.split("=")[0] in ("--model.teacher", "--model.init_args.teacher") for a in args):
-            args += ["--model.teacher", options.teacher_config]
+    teacher = None
+    if teacher_config is not None:
+        stage = build_stage(["--config", teacher_config])
+        teacher = stage.model
+        if not isinstance(teacher, DiffusionTeacher):
+            problem = f"describes a {type(teacher).__name__}"
+            raise InputError("teacher_config", teacher_config, problem, "give the config of a teacher")
+        teacher.prepare(stage.datamodule.training_set)
+        args = [*args, "--model.teacher", teacher_config]
     try:
-        cli = build_stage(args)
+        stage = build_stage(args)
     except InputError as error:
-        if error.key == "model.teacher" and error.value is None:
-            mend = "add --teacher_config FILE, the teacher's config, or --model.teacher with its checkpoint"
-            raise InputError("model.teacher", None, "the teacher's network is part of the cost", mend) from None
-        raise
-    role = cli.model.role
-    return [Stage(role, cli, teacher if role == "student" else None, options.devices).plan()]
+        if error.key != "model.teacher" or error.value is not None:
+            raise
+        mend = "add --teacher_config FILE, the teacher's config, or --model.teacher with its checkpoint"
+        raise InputError("model.teacher", None, "the teacher's network is part of the cost", mend) from None
+    return [plan_stage(stage.model.role, stage, settings, teacher if stage.model.role == "student" else None)]
+
+
+def _sweep(args: list[str], items: Sequence[str], settings: PlanSettings) -> tuple[dict[str, Any], str]:
+    """Totals of every cell and of all, in JSON types and as lines."""
+    cells, rows = cells_of(parse_grid(items)), []
+    share = replace(settings, seconds=settings.seconds / len(cells))
+    for cell in cells:
+        plans, audit = _study([*args, *(f"--{key}={value}" for key, value in cell.settings.items())], share)
+        rows.append({"cell": cell.folder} | record(plans, audit)["total"])
+    total = {key: sum(row[key] for row in rows) for key in TOTALS}
+    lines = [*rows, {"cell": f"all {len(rows)}, one after the other", **total}]
+    width = max(len(row["cell"]) for row in lines)
+    printed = [
+        f"{row['cell']:<{width}}  {si(row['flops'], 'FLOP'):>12}  {row['device_hours']:>10.1f} device-hours  "
+        f"{duration(row['hours'])}"
+        for row in lines
+    ]
+    source = f"\nTimes at rates {plans[0]['rates']['source']}; plan one cell alone to see them."
+    return {"schema": SCHEMA, "cells": rows, "total": total}, "\n".join([*printed, source])
+
+
+def record(plans: Sequence[dict[str, Any]], audit: dict[str, Any] | None) -> dict[str, Any]:
+    """The whole plan in JSON types; later versions of a schema add keys and rename none."""
+    total = {key: sum(part[key] for part in [*plans, *([audit] if audit else [])]) for key in TOTALS}
+    return {"schema": SCHEMA, "stages": list(plans), "audit": audit, "total": total}
+
+
+def si(value: float, unit: str) -> str:
+    """Three digits and a decimal prefix: 12434276352 FLOP is ``12.4 GFLOP``."""
+    k = 0
+    while k < len(UNITS) - 1 and value >= 999.5:
+        value, k = value / 1000, k + 1
+    number = f"{value:.0f}" if value >= 99.95 or k == 0 else f"{value:.3g}"
+    return f"{number} {UNITS[k]}{unit}".rstrip()
+
+
+def gib(size: int) -> str:
+    """Bytes in GiB, or in MiB below a tenth."""
+    return f"{size / 2**30:.2f} GiB" if size >= 0.1 * 2**30 else f"{size / 2**20:.2f} MiB"
+
+
+def duration(h: float) -> str:
+    """Hours, in a unit that fits."""
+    if h < 1 / 60:
+        return f"{h * 3600:.1f} s"
+    if h < 1:
+        return f"{h * 60:.1f} min"
+    return f"{h:.1f} h" if h < 100 else f"{h:.0f} h ({h / 24:.0f} days)"
+
+
+def _table(head: str, lines: dict[str, str]) -> str:
+    return "\n".join([head, *(f"  {key:<20} {value}" for key, value in lines.items())])
+
+
+def stage_text(r: dict[str, Any]) -> str:
+    """The lines of a stage."""
+    i, devices, rates, evaluations = r["images"], r["machine"]["devices"], r["rates"], r["evaluations"]
+    held = ", ".join(f"{name} {si(v, '')}" for name, v in r["parameters"].items() if name != "network" and v)
+    kept = ", ".join(f"{name} {gib(v)}" for name, v in r["memory"].items() if v)
+    pieces = r["batch"] // (r["micro_batch"] * devices)
+    share = 100 * sum(evaluations["flops"].values()) / r["flops"]
+    lines = {
+        "parameters": f"{si(r['parameters']['network'], '')} trainable; {si(r['parameters_total'], '')} with {held}",
+        "one evaluation": f"{si(r['evaluation_flops'], 'FLOP')} an image",
+        "one step": f"{si(r['step_flops'], 'FLOP')} for {r['batch']:,} images",
+        "length": f"{r['steps']:,} steps, {r['images_seen']:,} images, "
+        f"{r['images_seen'] / i['rows']:,.0f} times through T",
+        "on": f"{devices} device{'s' * (devices > 1)}, {r['micro_batch']:,} images at once on each"
+        + f", {pieces} times a step" * (pieces > 1),
+        "evaluations": f"{evaluations['moments']} moments, {si(evaluations['count'], '')} network evaluations, "
+        f"{share:.1f} % of all FLOPs",
+        **{f"  {purpose}": si(flops, "FLOP") for purpose, flops in evaluations["flops"].items()},
+        "memory per device": f"{gib(r['memory_total'])}: {kept}",
+        "in all": si(r["flops"], "FLOP"),
+        "time": duration(r["hours"])
+        + f" on {devices} devices ({r['device_hours']:.1f} device-hours)" * (devices > 1)
+        + f" at {rates['training']:.3g} TFLOP/s in steps, {rates['evaluation']:.3g} in evaluations",
+        "": rates["source"],
+    }
+    rows = f" in {i['rows']:,} rows" * (i["rows"] != i["n"])
+    shape = "x".join(map(str, i["shape"]))
+    return _table(f"{r['name']}: images {shape}, n = {i['n']:,}{rows}, held out {i['held_out']:,}", lines)
+
+
+def text(plans: Sequence[dict[str, Any]], audit: dict[str, Any] | None) -> str:
+    """The whole plan for people."""
+    parts = [stage_text(plan) for plan in plans]
+    if audit is not None:
+        what = f"{audit['samples']:,} samples a model, {si(audit['evaluations'], '')} network evaluations"
+        lines = {name: si(flops, "FLOP") for name, flops in audit["work"].items()}
+        lines |= {"in all": si(audit["flops"], "FLOP"), "time": duration(audit["hours"])}
+        total = record(plans, audit)["total"]
+        spent = f"{duration(total['hours'])}, {total['device_hours']:.1f} device-hours"
+        parts += [_table(f"audit: {what}, on one device", lines), f"total: {si(total['flops'], 'FLOP')}, {spent}"]
+    parts.append("Counted: networks only; no metrics, data, optimizer or averages. See docs/plan.md.")
+    return "\n\n".join(parts)

@@ -3,28 +3,56 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from cdmem.data.celeba import read_celeba
-from cdmem.data.cifar10 import read_cifar10
+from cdmem.data.cifar10 import CLASSES, read_cifar10
 from cdmem.data.digits import read_digits
-from cdmem.data.pixels import ImagePool, PixelOptions
+from cdmem.data.pixels import ImagePool, PixelOptions, transform_array
 from cdmem.data.user_images import read_array, read_folder
 from cdmem.errors import InputError
 
-__all__ = ["SOURCES", "ImagePool", "load_source"]
+__all__ = ["SOURCES", "ImagePool", "Source", "load_source", "noise_pool"]
 
 
-SOURCES: dict[str, Callable[[Path | None, PixelOptions, bool], ImagePool]] = {
-    "digits": read_digits,
-    "cifar10": read_cifar10,
-    "celeba": read_celeba,
-    "folder": read_folder,
-    "array": read_array,
+@dataclass(frozen=True)
+class Source:
+    """A source of images, and what is known of them before they are read.
+
+    Attributes:
+        read: (path, options, download) -> pool.
+        channels: of every image; None where only the files know.
+        size: height and width in px of every image; None where only the files know.
+        images: how many there are; None where only the files know.
+        class_names: of a published source.
+        can_download: whether ``download`` fetches it.
+    """
+
+    read: Callable[[Path | None, PixelOptions, bool], ImagePool]
+    channels: int | None = None
+    size: tuple[int, int] | None = None
+    images: int | None = None
+    class_names: tuple[str, ...] = ()
+    can_download: bool = False
+
+
+SOURCES: dict[str, Source] = {
+    "digits": Source(read_digits, 1, (8, 8), 1797, tuple(map(str, range(10)))),
+    "cifar10": Source(read_cifar10, 3, (32, 32), 50_000, CLASSES, can_download=True),
+    "celeba": Source(read_celeba, 3, (218, 178), 162_770),
+    "folder": Source(read_folder, 3),
+    "array": Source(read_array),
 }
+
+
+def _source(name: str) -> Source:
+    if name not in SOURCES:
+        raise InputError("data.source", name, "no such source", f"use one of {', '.join(SOURCES)}")
+    return SOURCES[name]
 
 
 def load_source(
@@ -54,23 +82,62 @@ def load_source(
     Raises:
         InputError: an unknown source or class, or files that are missing, altered or unreadable.
     """
-    if source not in SOURCES:
-        raise InputError("data.source", source, "no such source", f"use one of {', '.join(SOURCES)}")
-    if download and source != "cifar10":
+    known = _source(source)
+    if download and not known.can_download:
         raise InputError("data.download", True, f"{source} cannot be fetched", "fetch it by hand")
     options = PixelOptions(crop=crop, grayscale=grayscale, resolution=resolution)
-    pool = SOURCES[source](Path(path).expanduser() if path is not None else None, options, download)
+    pool = known.read(Path(path).expanduser() if path is not None else None, options, download)
     pool = replace(pool, provenance=pool.provenance | asdict(options) | {"classes": None})
     return pool if classes is None else _keep_classes(pool, classes)
 
 
-def _keep_classes(pool: ImagePool, classes: Sequence[int | str]) -> ImagePool:
-    """Keep the named classes, renumbered in the order given; images stay in the source's order."""
-    if not pool.class_names:
-        raise InputError("data.classes", classes, f"{pool.source} has no labels", "leave it out")
-    numbers = [_class_number(name, pool.class_names) for name in classes]
+def noise_pool(
+    source: str, count: int, options: PixelOptions, classes: Sequence[int | str] | None = None
+) -> ImagePool | None:
+    """Noise in place of a source's images: what costs depend on, before anything is downloaded.
+
+    Args:
+        source: as for :func:`load_source`.
+        count: images wanted; a source gives no more than it has.
+        options: what is done to every image.
+        classes: as for :func:`load_source`.
+
+    Returns:
+        The pool, or None where neither the source nor the options fix the shape.
+    """
+    known = _source(source)
+    side = max(options.crop or 0, options.resolution or 0)
+    size, channels = known.size or (side, side), 3 if options.grayscale else known.channels
+    if channels is None or not all(size):
+        return None
+    names = known.class_names
+    if classes is not None:
+        names = tuple(names[k] for k in _class_numbers(classes, names, source))
+    shape = transform_array(np.zeros((1, channels, *size), np.uint8), options).shape[1:]
+    count = max(0, count if known.images is None else min(count, known.images))
+    return ImagePool(
+        images=torch.from_numpy(np.random.default_rng(0).integers(0, 256, (count, *shape), np.uint8)),
+        labels=torch.arange(count) % max(1, len(names)),
+        class_names=names,
+        indices=torch.arange(count),
+        source=source,
+        provenance={"noise": True},
+    )
+
+
+def _class_numbers(classes: Sequence[int | str], names: tuple[str, ...], source: str) -> list[int]:
+    """Numbers of the named classes among all ``names`` of a source."""
+    if not names:
+        raise InputError("data.classes", classes, f"{source} has no labels", "leave it out")
+    numbers = [_class_number(name, names) for name in classes]
     if not numbers or len(set(numbers)) < len(numbers):
         raise InputError("data.classes", classes, "empty, or a class twice", "name each class once")
+    return numbers
+
+
+def _keep_classes(pool: ImagePool, classes: Sequence[int | str]) -> ImagePool:
+    """Keep the named classes, renumbered in the order given; images stay in the source's order."""
+    numbers = _class_numbers(classes, pool.class_names, pool.source)
     new_label = torch.full((len(pool.class_names),), -1)
     new_label[torch.tensor(numbers)] = torch.arange(len(numbers))
     labels = new_label[pool.labels]

@@ -1,34 +1,42 @@
-"""Costs of a network by torch's own FLOP counter, on the meta device: shapes without numbers, so in a second.
+"""Costs of a model: FLOPs by torch's own counter, numbers of parameters, memory.
 
 A multiply-add is two FLOPs; only matrix products, convolutions and attention count, as usual; norms, activations and
-sums do not. Every count is that of one image: all counted operations are linear in the batch.
+sums do not. Every count is that of one image: all counted operations are linear in the batch. On the meta device, which
+knows shapes and no numbers, a count takes a second.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+import copy
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from typing import TYPE_CHECKING
 
 import torch
 from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from cdmem.diffusion.losses import denoising_loss
 from cdmem.diffusion.preconditioning import DenoiserLike
 from cdmem.errors import InputError
-from cdmem.networks.config import NetworkConfig
 
-META = torch.device("meta")
+if TYPE_CHECKING:
+    from cdmem.training.module import DiffusionModule
 
 
-def build_on_meta(config: NetworkConfig, shape: Sequence[int], num_classes: int) -> nn.Module:
-    """The network of a config for images (C, H, W), without memory for its weights.
+@contextmanager
+def counting_flops() -> Iterator[FlopCounterMode]:
+    """Count the FLOPs of a block; the CPU's fused attention, which torch does not count, is taken apart for it."""
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        yield counter
 
-    Raises:
-        InputError: the config does not fit the images.
-    """
-    with META:
-        return config.build(shape, num_classes, 0)
+
+def on_meta(module: nn.Module) -> nn.Module:
+    """A copy without numbers."""
+    return copy.deepcopy(module).to("meta")
 
 
 def noisy(shape: Sequence[int], num_classes: int, batch: int, device: str = "meta") -> tuple[Tensor, ...]:
@@ -37,48 +45,17 @@ def noisy(shape: Sequence[int], num_classes: int, batch: int, device: str = "met
     return torch.zeros(batch, *shape, device=device), torch.ones(batch, device=device), labels
 
 
-def count(run: Callable[[], object]) -> int:
-    """FLOPs of a call, backward passes in it included."""
-    with FlopCounterMode(display=False) as counter:
-        run()
+@torch.no_grad()
+def forward_flops(function: DenoiserLike, shape: Sequence[int], num_classes: int = 0) -> int:
+    """FLOPs of one evaluation per image, without gradient; the function is on the meta device."""
+    x, sigma, labels = noisy(shape, num_classes, 1)
+    with counting_flops() as counter:
+        function(x, sigma, labels)
     return counter.get_total_flops()
 
 
-@torch.no_grad()
-def forward_flops(function: DenoiserLike, shape: Sequence[int], num_classes: int = 0) -> int:
-    """FLOPs of one evaluation per image, without gradient."""
-    x, sigma, labels = noisy(shape, num_classes, 1)
-    return count(lambda: function(x, sigma, labels))
-
-
-def product_flops(function: DenoiserLike, shape: Sequence[int], num_classes: int = 0) -> int:
-    """FLOPs per image of one v^T J of D(x): a backward pass to the image, not to the weights."""
-    x, sigma, labels = noisy(shape, num_classes, 1)
-    out = function(x.requires_grad_(True), sigma, labels)
-    return count(lambda: torch.autograd.grad(out, x, torch.ones_like(out)))
-
-
-@dataclass(frozen=True)
-class TrainingPass:
-    """One micro-batch of one device.
-
-    Attributes:
-        flops: of everything in the loss and its backward pass, per image.
-        activations: bytes that the backward pass keeps, per image.
-        fixed: bytes kept whatever the batch.
-    """
-
-    flops: int
-    activations: int
-    fixed: int
-
-    def kept(self, images: int) -> int:
-        """Bytes that the backward pass of so many images keeps."""
-        return self.fixed + self.activations * images
-
-
-def saved_bytes(loss: Callable[[], Tensor], module: nn.Module) -> tuple[int, Tensor]:
-    """Bytes of all tensors that autograd keeps for the backward pass of ``loss``, weights aside, and the loss."""
+def saved_bytes(loss: Callable[[], Tensor], module: nn.Module) -> int:
+    """Bytes of all tensors that autograd keeps for the backward pass of ``loss``, weights aside."""
     own = {t.untyped_storage()._cdata for t in [*module.parameters(), *module.buffers()]}
     # Storages, since views of one tensor are kept once; held here, so that no address is used twice.
     kept: dict[int, torch.UntypedStorage] = {}
@@ -90,24 +67,23 @@ def saved_bytes(loss: Callable[[], Tensor], module: nn.Module) -> tuple[int, Ten
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        value = loss()
-    return sum(storage.nbytes() for storage in kept.values()), value
+        loss()
+    return sum(storage.nbytes() for storage in kept.values())
 
 
-def training_pass(loss: Callable[[int], Tensor], module: nn.Module) -> TrainingPass:
-    """Measure a loss and its backward pass.
+def activations(function: nn.Module, shape: Sequence[int], num_classes: int, images: int) -> int:
+    """Bytes that a denoising loss of ``function``, on the meta device, keeps for the backward pass of so many images.
 
-    Args:
-        loss: batch size -> scalar loss.
-        module: whose parameters and buffers are no activations.
+    A student's target and teacher run without gradient and keep nothing.
     """
+
+    def loss(batch: int) -> Tensor:
+        x, sigma, labels = noisy(shape, num_classes, batch)
+        return denoising_loss(function, x, sigma, x, torch.ones_like(sigma), labels).mean()
+
     # From two images on: a lone one lets transpositions be views where any other batch needs copies.
-    with FlopCounterMode(display=False) as counter:
-        two, graph = saved_bytes(lambda: loss(2), module)
-        graph.backward()
-    module.zero_grad(set_to_none=True)
-    three, _ = saved_bytes(lambda: loss(3), module)
-    return TrainingPass(counter.get_total_flops() // 2, three - two, max(0, 3 * two - 2 * three))
+    two, three = (saved_bytes(partial(loss, batch), function) for batch in (2, 3))
+    return max(0, 3 * two - 2 * three) + (three - two) * images
 
 
 def tensor_bytes(module: nn.Module) -> int:
@@ -130,8 +106,33 @@ def optimizer_bytes(factory: OptimizerCallable, parameters: Sequence[Tensor]) ->
         optimizer.step()
     except (RuntimeError, TypeError, ValueError, AssertionError) as error:
         problem = f"its state cannot be sized ({type(error).__name__}: {error})"
-        raise InputError("model.optimizer", factory, problem, "use one of torch.optim") from None
+        raise InputError("model.optimization.optimizer", factory, problem, "use one of torch.optim") from None
     state = [t for t in optimizer.state[probe].values() if isinstance(t, Tensor)]
     alike = sum(t.element_size() for t in state if t.shape == probe.shape)
     other = sum(t.numel() * t.element_size() for t in state if t.shape != probe.shape)
     return sum(alike * p.numel() + other for p in parameters)
+
+
+def parameters(model: DiffusionModule, teacher: nn.Module | None = None) -> dict[str, int]:
+    """Numbers of a prepared model by part; ``network`` is what is trained, ``teacher`` all that a student was given."""
+    parts = {"network": model.raw.network, "averages": model.ema}
+    if model.role == "student":
+        parts |= {"target": model.target, "teacher": teacher}
+    return {name: sum(p.numel() for p in part.parameters()) if part else 0 for name, part in parts.items()}
+
+
+def memory(model: DiffusionModule, devices: int, precision: str) -> dict[str, int]:
+    """Bytes of a prepared model on each of so many devices by part, activations aside."""
+    weights = list(model.raw.network.parameters())
+    size = sum(p.numel() * p.element_size() for p in weights)
+    parts = {"weights": tensor_bytes(model.raw), "gradients": size}
+    if devices > 1:
+        parts["gradient buckets of DDP"] = size
+    optimizer = model.optimization.optimizer or model.default_optimizer
+    parts |= {"optimizer": optimizer_bytes(optimizer, weights), "averages": tensor_bytes(model.ema)}
+    if model.role == "student":
+        held = {"target": model.target, "teacher": model.teacher_denoiser}
+        parts |= {name: tensor_bytes(part) if part else 0 for name, part in held.items()}
+    if precision in ("bf16-mixed", "16-mixed"):
+        parts["16-bit copies of the weights"] = size // 2
+    return parts

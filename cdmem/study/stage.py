@@ -374,14 +374,14 @@ class CdmemCLI(LightningCLI):
         print(f"images: {folder / 'samples/predict.npz'}")
 
 
-def build(command: str, args: Sequence[str]) -> CdmemCLI:
+def build(command: str, args: Sequence[str], cli: type[CdmemCLI] = CdmemCLI) -> CdmemCLI:
     """Parse, check and build without running; all parsing mistakes become :class:`InputError`."""
     quiet_libraries()
     wants_help = bool({"-h", "--help"} & set(args))
     quiet = io.StringIO()
     try:
         with contextlib.nullcontext() if wants_help else contextlib.redirect_stderr(quiet):
-            return CdmemCLI(command, args)
+            return cli(command, args)
     except PARSING as error:
         raise explain(error) from None
     except SystemExit as stop:

@@ -10,7 +10,8 @@ from lightning.pytorch import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
-from cdmem.data.sources import load_source
+from cdmem.data.pixels import PixelOptions
+from cdmem.data.sources import load_source, noise_pool
 from cdmem.data.stream import Batch, BatchStream
 from cdmem.data.subset import SubsetSpec, TrainingSet, choose
 from cdmem.diffusion.sampling import SEEDS_PER_RUN, first_seed
@@ -105,6 +106,18 @@ class MemorizationDataModule(LightningDataModule):
                 held_out = load_source(kind, self.held_out_path, **self.pixels)
             self._training_set = choose(pool, self.spec, held_out)
         return self._training_set
+
+    def stand_in(self, labels: bool) -> None:
+        """Take noise of the right shape and number for T and H, where the settings fix these without the files.
+
+        Args:
+            labels: whether the number of classes matters, which only the files of a user's own images know.
+        """
+        own, count = self.source in ("folder", "array"), self.spec.n + self.spec.held_out
+        if (own and labels) or (self.held_out_path is not None and self.spec.held_out == 0):
+            return
+        pool = noise_pool(self.source, count, PixelOptions(**self.pixels), self.classes)
+        self._training_set = None if pool is None else choose(pool, self.spec)
 
     def setup(self, stage: str) -> None:
         _ = self.training_set

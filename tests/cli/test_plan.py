@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from unittest import mock
@@ -14,14 +16,14 @@ import yaml
 from torch.utils.flop_counter import FlopCounterMode
 
 from cdmem.cli.main import main
+from cdmem.cli.plan import duration, gib, si
+from cdmem.data.sources import SOURCES, load_source
 from cdmem.metrics.whitebox import intrinsic_dimension as dimension
+from cdmem.models.speed import Speed
 from cdmem.networks.mlp import MLP, MLPNetwork
-from cdmem.plan.build import build_stage, count_devices
-from cdmem.plan.images import Facts, facts
-from cdmem.plan.stage import Stage
-from cdmem.plan.study import plan_study
-from cdmem.plan.text import duration, gib, si
 from cdmem.run.folder import RunFolder
+from cdmem.study import plan as planning
+from cdmem.study.plan import PlanSettings, count_devices, plan_study
 from cdmem.study.stage import build
 from cdmem.study.study import Study, read_study, stage_arguments
 from cdmem.training.datamodule import MemorizationDataModule
@@ -56,15 +58,27 @@ CALLBACKS = [
         "class_path": "callbacks.WhiteboxCallback",
         "init_args": {"sigmas": [0.001, 0.5], "images": 9, "cadence": {"samples": 3, "points": 1}},
     },
+    {
+        "class_path": "callbacks.DecompositionCallback",
+        "init_args": {"steps": 3, "cadence": {"samples": 5, "points": 1}},
+    },
 ]
+CONSISTENCY = "cdmem.distillation.ConsistencyDistillation"
+EULER = {"points": 5, "mu": 0.0, "solver": "euler"}
 STUDENTS = {
-    "heun": {"points": 5, "mu": 0.9, "mid_sigmas": [2.0, 0.5]},
-    "euler": {"points": 5, "mu": 0.0, "solver": "euler", "data": "teacher_samples", "teacher_sample_count": 11},
+    "heun": {
+        "method": {"class_path": CONSISTENCY, "init_args": {"points": 5, "mu": 0.9}},
+        "mid_sigmas": [2.0, 0.5],
+    },
+    "euler": {
+        "method": {"class_path": CONSISTENCY, "init_args": EULER},
+        "data": {"images": "teacher_samples", "count": 11},
+    },
 }
 
 
 def stage_file(class_path: str, model: dict, **trainer: object) -> dict:
-    made = {"class_path": class_path, "init_args": {"ema_half_lives": [2, 5], **model}}
+    made = {"class_path": class_path, "init_args": {"averaging": {"half_lives": [2, 5]}, **model}}
     data = {"n": 8, "held_out": 20, "batch_size": 4}
     return {"threads": 1, "data": data, "model": made, "trainer": TRAINER | {"callbacks": CALLBACKS} | trainer}
 
@@ -74,78 +88,63 @@ def run(tmp_path_factory):
     """A study that ran, with what it spent, and its plan."""
     folder = tmp_path_factory.mktemp("plan")
     network = {"class_path": "cdmem.networks.MLP", "init_args": {"width": 16, "depth": 1}}
-    teacher = {"network": network, "sampler_points": 4}
+    teacher = {"network": network, "sampling": {"points": 4}}
     files = {"teacher": stage_file("cdmem.training.DiffusionTeacher", teacher)}
     for name, model in STUDENTS.items():
         accumulate = 2 if name == "heun" else 1
         options = {"accumulate_grad_batches": accumulate}
         files[name] = stage_file("cdmem.training.Student", model, **options)
     study = {"teacher": "teacher.yaml", "students": {name: f"{name}.yaml" for name in STUDENTS}}
-    study |= {"audit": {"samples": 16, "metrics": ["memorization", "inside"]}}
+    study |= {"audit": {"samples": 16, "metrics": ["memorization"]}}
     for name, content in {**files, "study": study}.items():
         (folder / f"{name}.yaml").write_text(yaml.safe_dump(content))
     args = ["--config", str(folder / "study.yaml"), "--run_dir", str(folder / "run"), "--wandb", "false"]
     config = read_study(args)
-    stages, audit = plan_study(config)
-    spent = {}
-    with counting() as seen:
-        made = Study(config)
-        for name, cli in made.stages.items():
-            seen.clear()
-            cli.execute()
-            spent[name] = dict(seen)
-        seen.clear()
-        made.audit()
-        spent["audit"] = dict(seen)
-    plans = {plan.name: plan for plan in stages}
+    stages, audit = plan_study(config, PlanSettings(tflops=1.0))
+    made, spent = Study(config), {}
+    for name, work in [*((name, cli.execute) for name, cli in made.stages.items()), ("audit", made.audit)]:
+        with counting() as seen:
+            work()
+        spent[name] = sum(seen.values())
+    plans = {plan["name"]: plan for plan in stages}
     return SimpleNamespace(folder=folder, config=config, plans=plans, audit=audit, spent=spent)
 
 
+@contextmanager
 def counting():
     """Counts images through any MLP, and backward passes to the image."""
-    seen: dict[str, int] = {}
+    spent: Counter[str] = Counter()
     forward, grad = MLPNetwork.forward, torch.autograd.grad
 
     def counted(self, x, *rest):
-        seen["forward"] = seen.get("forward", 0) + len(x)
+        spent["forward"] += len(x)
         return forward(self, x, *rest)
 
     def counted_grad(output, point, *rest, **options):
-        seen["products"] = seen.get("products", 0) + len(point)
+        spent["products"] += len(point)
         return grad(output, point, *rest, **options)
 
-    class Both:
-        def __enter__(self):
-            self.patches = [
-                mock.patch.object(MLPNetwork, "forward", counted),
-                mock.patch.object(dimension.torch.autograd, "grad", counted_grad),
-            ]
-            for patch in self.patches:
-                patch.start()
-            return seen
-
-        def __exit__(self, *_):
-            for patch in self.patches:
-                patch.stop()
-
-    return Both()
+    with (
+        mock.patch.object(MLPNetwork, "forward", counted),
+        mock.patch.object(dimension.torch.autograd, "grad", counted_grad),
+    ):
+        yield spent
 
 
 @pytest.mark.parametrize(("name", "forward"), [("teacher", 1), ("heun", 2 + 1 + 1), ("euler", 1 + 1 + 1)])
 def test_evaluations_are_those_of_the_real_run(run, name, forward):
-    plan = run.plans[name]
-    e = plan.evaluations
-    extra = e.model + e.teacher + e.model_everywhere + e.teacher_everywhere
-    if name == "euler":
-        extra += 11 * 7  # the pool of teacher samples, Heun on 4 points
-    assert run.spent[name]["forward"] == plan.steps * plan.batch * forward + extra
-    assert run.spent[name]["products"] == e.products
-    assert e.moments == 3 + (name != "teacher") and not e.assumed
+    plan, evaluations = run.plans[name], run.plans[name]["evaluations"]
+    # The pool of teacher samples (11, Heun on 4 points) is among the evaluations.
+    assert run.spent[name] == plan["steps"] * plan["batch"] * forward + evaluations["count"]
+    assert evaluations["moments"] == 3 + (name != "teacher")
+    # Teacher and student have one network here: every evaluation costs the same.
+    assert sum(evaluations["flops"].values()) == evaluations["count"] * plan["evaluation_flops"]
 
 
 def test_the_audit_is_that_of_the_real_run(run):
-    assert run.spent["audit"]["forward"] + run.spent["audit"]["products"] == run.audit.evaluations
-    assert {w.name for w in run.audit.work} == {"teacher", *STUDENTS}
+    assert run.spent["audit"] == run.audit["evaluations"]
+    assert set(run.audit["work"]) == {"teacher", *STUDENTS}
+    assert run.audit["flops"] == run.audit["evaluations"] * run.plans["teacher"]["evaluation_flops"]
 
 
 @pytest.mark.parametrize("name", ["teacher", *STUDENTS])
@@ -154,48 +153,40 @@ def test_steps_cost_what_torch_counts_in_the_real_run(run, name, tmp_path):
     if name == "euler":
         args += ["--model.data.images", "same"]
     cli = build("fit", args)
-    cli.datamodule.setup("fit")
-    if cli.model.raw is None:
-        cli.model.prepare(cli.datamodule.training_set)
     with FlopCounterMode(display=False) as counter:
         cli.execute()
-    plan = run.plans[name]
-    assert counter.get_total_flops() == plan.steps * sum(w.flops for w in plan.step)
+    assert counter.get_total_flops() == run.plans[name]["steps"] * run.plans[name]["step_flops"]
 
 
 @pytest.mark.parametrize("name", ["teacher", *STUDENTS])
 def test_memory_is_that_of_the_real_checkpoint(run, name):
-    plan = run.plans[name]
+    memory = run.plans[name]["memory"]
     checkpoint = torch.load(RunFolder(run.folder / "run" / name).last_checkpoint, weights_only=True)
     stored = sum(t.nbytes for t in checkpoint["state_dict"].values())
     # Sine frequencies of the MLP are held, not stored: width / 2 numbers in every copy.
     copies = 1 + 2 + (name == "heun")
-    held = plan.memory["weights"] + plan.memory["averages"] + plan.memory.get("target", 0)
-    assert held == stored + copies * 8 * 4
-    assert plan.memory["gradients"] == plan.memory["weights"] - 8 * 4
+    assert memory["weights"] + memory["averages"] + memory.get("target", 0) == stored + copies * 8 * 4
+    assert memory["gradients"] == memory["weights"] - 8 * 4
     state = checkpoint["optimizer_states"][0]["state"].values()
-    assert plan.memory["optimizer"] == sum(t.nbytes for s in state for t in s.values())
+    assert memory["optimizer"] == sum(t.nbytes for s in state for t in s.values())
     if name != "teacher":
-        teacher = run.plans["teacher"].memory
-        assert plan.memory["teacher"] == teacher["weights"] + teacher["averages"]
+        # On the device is what is distilled, not all that the teacher's checkpoint holds.
+        assert memory["teacher"] == run.plans["teacher"]["memory"]["weights"]
 
 
 def test_parameters_are_those_of_the_real_networks(run):
     size = sum(p.numel() for p in MLP(width=16, depth=1).build((1, 8, 8), 0, 0).parameters())
-    assert run.plans["teacher"].parameters == {"network": size, "averages": 2 * size}
+    assert run.plans["teacher"]["parameters"] == {"network": size, "averages": 2 * size}
     heun = {"network": size, "averages": 2 * size, "target": size, "teacher": 3 * size}
-    assert run.plans["heun"].parameters == heun
-    assert run.plans["euler"].parameters == heun | {"target": 0}
+    assert run.plans["heun"]["parameters"] == heun
+    assert run.plans["euler"]["parameters"] == heun | {"target": 0}
 
 
-def test_a_student_alone_costs_what_it_costs_in_its_study(run):
-    teacher = str(run.folder / "teacher.yaml")
-    args = ["--config", str(run.folder / "heun.yaml"), "--model.teacher"]
-    by_config = Stage("heun", build_stage([*args, teacher]), Stage("teacher", build_stage(["--config", teacher])))
-    by_checkpoint = Stage("heun", build_stage([*args, str(run.folder / "run/teacher")]))
-    for plan in (by_config.plan(), by_checkpoint.plan()):
-        inside = run.plans["heun"]
-        assert (plan.work(), plan.memory, plan.parameters) == (inside.work(), inside.memory, inside.parameters)
+def test_a_student_alone_costs_what_it_costs_in_its_study(run, capsys):
+    common = ["--config", run.folder / "heun.yaml", "--tflops", 1]
+    for teacher in (["--teacher_config", run.folder / "teacher.yaml"], ["--model.teacher", run.folder / "run/teacher"]):
+        (alone,) = plan_json(capsys, *common, *teacher)["stages"]
+        assert alone == run.plans["heun"] | {"name": "student"}
 
 
 # ---- the command ----------------------------------------------------------------------------------------------------
@@ -204,6 +195,7 @@ EXPECTED = {
     # Network of test_configs.test_network_size; 200 Mimg, 1,000 images, 8 x 64 a step.
     "cifar10/teacher.yaml": {"images_seen": 200_000_000, "micro_batch": 64, "shape": [3, 32, 32]},
     "celeba/teacher.yaml": {"images_seen": 1_024_000_000, "micro_batch": 64, "shape": [1, 32, 32]},
+    "cifar10/teacher_vp.yaml": {"images_seen": 102_400_000, "micro_batch": 64, "shape": [3, 32, 32]},
     "debug/mlp_teacher.yaml": {"images_seen": 60 * 16, "micro_batch": 2, "shape": [1, 8, 8]},
 }
 
@@ -213,15 +205,17 @@ def plan_json(capsys, *args: object) -> dict:
     return json.loads(capsys.readouterr().out)
 
 
-SHIPPED = [pytest.param(name, marks=[pytest.mark.slow] if "celeba" in name else []) for name in EXPECTED]
+SHIPPED = [
+    pytest.param(name, marks=[pytest.mark.slow] if "celeba" in name or "vp" in name else []) for name in EXPECTED
+]
 
 
 @pytest.mark.parametrize("name", SHIPPED)
 def test_shipped_stages(name, capsys):
-    found = plan_json(capsys, "--config", CONFIGS / name, "--devices", 8)
-    (stage,) = found["stages"]
+    plan = plan_json(capsys, "--config", CONFIGS / name, "--devices", 8, "--tflops", 100)
+    (stage,) = plan["stages"]
     assert {key: stage.get(key, stage["images"].get(key)) for key in EXPECTED[name]} == EXPECTED[name]
-    assert found["audit"] is None and found["total"]["flops"] == stage["flops"] > 0
+    assert plan["audit"] is None and plan["total"]["flops"] == stage["flops"] > 0
     assert stage["memory_total"] == sum(stage["memory"].values())
     assert stage["device_hours"] == pytest.approx(8 * stage["hours"])
 
@@ -230,36 +224,30 @@ def test_shipped_stages(name, capsys):
 @pytest.mark.parametrize("name", ["quickstart", "debug", "cifar10", "celeba"])
 def test_shipped_studies(name, capsys, tmp_path):
     content = yaml.safe_load((CONFIGS / f"{name}.yaml").read_text())
-    found = plan_json(capsys, "--config", CONFIGS / f"{name}.yaml", "--devices", 2)
-    assert [s["name"] for s in found["stages"]] == ["teacher", *content["students"]]
-    for stage, file in zip(found["stages"], [content["teacher"], *content["students"].values()]):
+    common = ["--config", CONFIGS / f"{name}.yaml", "--devices", 2, "--tflops", 100]
+    plan = plan_json(capsys, *common)
+    assert [s["name"] for s in plan["stages"]] == ["teacher", *content["students"]]
+    for stage, file in zip(plan["stages"], [content["teacher"], *content["students"].values()]):
         given = yaml.safe_load((CONFIGS / file).read_text())["trainer"]
         assert stage["steps"] == given["max_steps"]
         assert stage["batch"] == 2 * stage["micro_batch"] * given.get("accumulate_grad_batches", 1)
-    parts = [*found["stages"], found["audit"]]
+    parts = [*plan["stages"], plan["audit"]]
     for key in ("flops", "hours", "device_hours"):
-        assert found["total"][key] == pytest.approx(sum(part[key] for part in parts))
+        assert plan["total"][key] == pytest.approx(sum(part[key] for part in parts))
     # The text says the same.
-    assert code("plan", "--config", CONFIGS / f"{name}.yaml", "--devices", 2) == 0
+    assert code("plan", *common) == 0
     printed = capsys.readouterr().out
-    assert f"total: {si(found['total']['flops'], 'FLOP')}" in printed and "not measured" in printed
+    assert f"total: {si(plan['total']['flops'], 'FLOP')}" in printed and "stated, not measured" in printed
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", ["cifar10/student_cd.yaml", "cifar10/student_ict.yaml", "cifar10/teacher_vp.yaml"])
-def test_shipped_stages_alone(name, capsys):
-    teacher = [] if "teacher" in name else ["--teacher_config", CONFIGS / "cifar10/teacher.yaml"]
-    found = plan_json(capsys, "--config", CONFIGS / name, *teacher)
-    assert found["stages"][0]["parameters"]["network"] == pytest.approx(35.7e6, rel=2e-3)
-
-
 def test_overrides_rates_and_devices(run, capsys, tmp_path):
-    before = sorted(p for p in run.folder.rglob("*"))
+    before = sorted(run.folder.rglob("*"))
     common = ["--config", run.folder / "teacher.yaml"]
     slow, fast = (plan_json(capsys, *common, "--tflops", rate)["stages"][0] for rate in (1, 4))
-    assert slow["hours"] == pytest.approx(4 * fast["hours"]) and slow["rates"]["given"]
+    assert slow["hours"] == pytest.approx(4 * fast["hours"])
     assert slow["hours"] == pytest.approx(slow["flops"] / 1e12 / 3600)
+    common += ["--tflops", 1]
     longer = plan_json(capsys, *common, "--trainer.max_steps", 30, "--trainer.callbacks", "[]")["stages"][0]
     assert longer["flops"] == 10 * (slow["step_flops"] * 3)
     # A node of GPUs, planned where there is none.
@@ -268,25 +256,54 @@ def test_overrides_rates_and_devices(run, capsys, tmp_path):
     assert node["machine"] == {"devices": 4, "accelerator": "gpu", "precision": "16-mixed"}
     assert node["micro_batch"] == 1 and node["step_flops"] == slow["step_flops"]
     assert node["memory"]["gradient buckets of DDP"] == node["memory"]["gradients"]
-    # 16-bit work at one rate; evaluations, in float32, at another; what every device does is not shared.
-    step, at = node["step"][0], node["rates"]
-    shared, own = node["extra"]
-    low = step["flops"] * 3 / 4 / at["low"]
-    full = (shared["flops"] / 4 + own["flops"]) / at["full"]
-    assert step["low"] and not shared["low"] and own["everywhere"] and own["flops_all_devices"] == 4 * own["flops"]
-    assert node["hours"] == pytest.approx((low + full) / 1e12 / 3600)
-    assert sorted(p for p in run.folder.rglob("*")) == before and not list(tmp_path.iterdir())
+    # What every device evaluates itself is not shared.
+    shared, own = (slow["evaluations"]["flops"][key] for key in ("evaluations", "evaluations of every device"))
+    assert node["evaluations"]["flops"] == {"evaluations": shared, "evaluations of every device": 4 * own}
+    assert node["hours"] == pytest.approx(node["flops"] / 4 / 1e12 / 3600)
+    assert sorted(run.folder.rglob("*")) == before and not list(tmp_path.iterdir())
 
 
-def test_a_sweep_is_the_sum_of_its_cells(run, capsys):
-    common = ["--config", run.folder / "study.yaml"]
-    found = plan_json(capsys, *common, "--sweep", "data.batch_size=4,8")
-    parts = [w for plan in run.plans.values() for w in plan.work()] + run.audit.work
-    steps = sum(w.flops * plan.steps for plan in run.plans.values() for w in plan.step)
-    alone = sum(w.flops for w in parts)
+@pytest.fixture
+def shares(monkeypatch):
+    """A training step takes 3 s an image, an evaluation 2 s; keeps the seconds that each stage may measure."""
+    given = []
+
+    def stand_in(model, data, most, seconds, **trainer):
+        given.append(seconds)
+        assert trainer == {"accelerator": "cpu", "precision": "32-true"}
+        return Speed(3.0, 2.0, 2, 20, "cpu")
+
+    monkeypatch.setattr(planning, "measure", stand_in)
+    return given
+
+
+def test_hours_follow_measured_seconds(run, shares, capsys):
+    plan = plan_json(capsys, "--config", run.folder / "study.yaml")
+    for stage in plan["stages"]:
+        seconds = 3.0 * stage["images_seen"] + 2.0 * stage["evaluations"]["count"]
+        assert stage["hours"] == pytest.approx(seconds / 3600)
+        assert stage["rates"]["source"] == "measured here (cpu) in 20 steps of 2 images, scaled to 4"
+    assert plan["audit"]["hours"] == pytest.approx(2.0 * plan["audit"]["evaluations"] / 3600)
+    assert shares == [20.0] * 3  # of a minute
+
+
+def test_real_steps_are_measured(run, capsys):
+    """Teacher and student, on this machine; 16 bit for another machine is not tried on it."""
+    gpu = ["--trainer.accelerator", "auto", "--trainer.precision", "bf16-mixed"]
+    common = ["--config", run.folder / "euler.yaml", "--teacher_config", run.folder / "teacher.yaml", *gpu]
+    assert code("plan", *common) == 0
+    printed = capsys.readouterr().out
+    assert "measured here (" in printed and "20 steps of 4 images" in printed and "teacher's samples" in printed
+
+
+def test_a_sweep_is_the_sum_of_its_cells(run, shares, capsys):
+    sweep = plan_json(capsys, "--config", run.folder / "study.yaml", "--sweep", "data.batch_size=4,8")
+    steps = sum(plan["step_flops"] * plan["steps"] for plan in run.plans.values())
+    alone = sum(plan["flops"] for plan in run.plans.values()) + run.audit["flops"]
     # Twice the batch is twice the steps' cost; the evaluations stay.
-    assert [c["flops"] for c in found["cells"]] == [alone, alone + steps]
-    assert found["total"]["flops"] == 2 * alone + steps
+    assert [c["flops"] for c in sweep["cells"]] == [alone, alone + steps]
+    assert sweep["total"]["flops"] == 2 * alone + steps
+    assert [c["cell"] for c in sweep["cells"]] == ["data.batch_size=4", "data.batch_size=8"] and shares == [10.0] * 6
 
 
 @pytest.mark.parametrize(
@@ -303,15 +320,28 @@ def test_a_sweep_is_the_sum_of_its_cells(run, capsys):
     ],
 )
 def test_the_shape_needs_no_data(data, shape, classes):
-    found = facts(MemorizationDataModule(**data, n=8, held_out=4, duplication=[{"fraction": 0.5, "copies": 3}]), False)
-    assert found == Facts(shape, classes, 8, 4 + 4 * 3, 4)
+    module = MemorizationDataModule(**data, n=8, held_out=4, duplication=[{"fraction": 0.5, "copies": 3}])
+    module.stand_in(labels=False)
+    t = module.training_set
+    assert (t.shape, t.num_classes, t.rows) == (shape, classes, 4 + 4 * 3)
+    assert (len(t.images), len(t.held_out_images)) == (8, 4)
 
 
 def test_other_shapes_are_read(tmp_path):
     images = np.random.default_rng(0).integers(0, 256, (20, 6, 10, 3), dtype=np.uint8)
     np.savez(tmp_path / "images.npz", images=images, labels=np.arange(20) % 4)
-    data = MemorizationDataModule(source="array", path=str(tmp_path / "images.npz"), n=8, held_out=4)
-    assert facts(data, True) == Facts((3, 6, 10), 4, 8, 8, 4)
+    for sized, shape in (({}, (3, 6, 10)), ({"resolution": 6, "grayscale": True}, (1, 6, 6))):
+        data = MemorizationDataModule(source="array", path=str(tmp_path / "images.npz"), n=8, held_out=4, **sized)
+        data.stand_in(labels=True)
+        assert data.training_set.shape == shape and data.training_set.num_classes == 4
+        assert "noise" not in data.training_set.provenance
+
+
+def test_known_sources_are_what_they_say():
+    """The digits are here to be asked; the others' numbers are published."""
+    known, pool = SOURCES["digits"], load_source("digits")
+    assert (known.channels, *known.size) == pool.images.shape[1:]
+    assert (known.images, known.class_names) == (len(pool), pool.class_names)
 
 
 @pytest.mark.parametrize(
@@ -329,8 +359,8 @@ def test_devices_are_read_as_lightning_reads_them(given, devices):
         (["--config", "none.yaml"], "none.yaml"),
         (["--config", CONFIGS / "debug/data.yaml"], "neither"),
         (["--config", CONFIGS / "sweeps/n.yaml"], "neither"),
-        (["--config", CONFIGS / "debug/teacher.yaml", "--tflops", "fast"], "tflops=fast"),
-        (["--config", CONFIGS / "debug/teacher.yaml", "--devices", 0], "devices=0"),
+        (["--config", CONFIGS / "debug/teacher.yaml", "--tflops", "fast"], "--tflops: invalid positive value"),
+        (["--config", CONFIGS / "debug/teacher.yaml", "--devices", 0], "--devices: invalid count value"),
         (["--config", CONFIGS / "debug/teacher.yaml", "--devices", 3], "data.batch_size=16"),
         (["--config", CONFIGS / "debug/teacher.yaml", "--trainer.devices", "many"], "trainer.devices=many"),
         (["--config", CONFIGS / "debug/teacher.yaml", "--model.no_such", 3], "no_such"),
@@ -342,7 +372,10 @@ def test_devices_are_read_as_lightning_reads_them(given, devices):
         (["--config", CONFIGS / "debug/teacher.yaml", "--sweep", "data.n=8,16"], "sweep"),
         (["--config", CONFIGS / "debug/student.yaml"], "--teacher_config FILE"),
         (["--config", CONFIGS / "debug/student.yaml", "--model.teacher", "nowhere"], "--teacher_config FILE"),
-        (["--config", CONFIGS / "debug/student.yaml", "--teacher_config", CONFIGS / "debug/ct_control.yaml"], "Consis"),
+        (
+            ["--config", CONFIGS / "debug/student.yaml", "--teacher_config", CONFIGS / "debug/ct_control.yaml"],
+            "a Student",
+        ),
         (["--config", CONFIGS / "debug.yaml", "--teacher_config", CONFIGS / "debug/teacher.yaml"], "teacher_config"),
         (["--config", CONFIGS / "debug.yaml", "--teacher.modl.lr", 3], "modl"),
         (["--config", CONFIGS / "debug.yaml", "--student.data.n", 8], "student.data"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import math
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -97,8 +98,12 @@ def test_theory_settings_are_those_of_a_laboratory(name):
     (laboratory,) = [k for k in LABORATORIES if Path(name).name.startswith(k.replace("-", "_"))]
     run = ["runs/quickstart"] if laboratory in WITH_RUN else []
     settings, _ = read_settings(laboratory, [*run, "--config", str(CONFIGS / name)])
-    changed = {key: getattr(settings, key) for key in THEORY[name]}
-    assert json.loads(json.dumps(changed)) == THEORY[name], "a value was read as another one"
+
+    def changed(read, written):
+        return {k: changed(read[k], v) if isinstance(v, dict) else read[k] for k, v in written.items()}
+
+    made = changed(asdict(settings), THEORY[name])
+    assert json.loads(json.dumps(made)) == THEORY[name], "a value was read as another one"
 
 
 @pytest.mark.parametrize("name", STAGES)

@@ -10,7 +10,8 @@ import pytest
 
 from cdmem.cli import theory as theory_command
 from cdmem.cli.main import main
-from cdmem.theory.frame import plain
+from cdmem.theory.experiment import plain
+from support.breaking import BOMB
 
 
 @pytest.fixture(autouse=True)
@@ -26,11 +27,11 @@ def theory(capsys, *args):
 
 def test_files_of_a_laboratory(capsys, tmp_path):
     out = tmp_path / "made" / "here"
-    code, said = theory(capsys, "edge", "--out", out, "--t", "0.25", "--widths", "[2,4,8]", "--seed", "3")
+    code, said = theory(capsys, "edge", "--out", out, "--t", "0.25", "--group.widths", "[2,4,8]", "--seed", "3")
     assert code == 0
     assert said.out.splitlines() == ["first value 0.500", f"page: {out / 'report.html'}"]
     results = json.loads((out / "results.json").read_text())
-    settings = {"t": 0.25, "widths": [2, 4, 8], "kind": "plain", "seed": 3}
+    settings = {"t": 0.25, "group": {"widths": [2, 4, 8]}, "kind": "plain", "seed": 3}
     assert results == {"laboratory": "edge", "settings": settings, "values": [0.5, 1.0, 2.0], "none": None, "seed": 3}
     assert (out / "figures/line.png").read_bytes().startswith(b"\x89PNG")
     rows = list(csv.DictReader((out / "figures/line.csv").open()))
@@ -64,10 +65,10 @@ def test_the_page_escapes_and_marks_reconstructions(capsys, tmp_path):
 
 def test_a_config_and_flags_over_it(capsys, tmp_path):
     config = tmp_path / "c.yaml"
-    config.write_text("t: 0.5\nseed: 7\n")
+    config.write_text("t: 0.5\nseed: 7\ngroup: {widths: [3]}\n")
     assert theory(capsys, "edge", "--config", config, "--out", tmp_path / "o", "--seed", "8")[0] == 0
     settings = json.loads((tmp_path / "o/results.json").read_text())["settings"]
-    assert (settings["t"], settings["seed"]) == (0.5, 8)
+    assert (settings["t"], settings["group"]["widths"], settings["seed"]) == (0.5, [3], 8)
 
 
 @pytest.mark.parametrize(
@@ -75,27 +76,32 @@ def test_a_config_and_flags_over_it(capsys, tmp_path):
     [
         (["nowhere"], ["theory=nowhere", "random-features"]),
         (["edge", "--t", "wide"], ["theory=edge", "wide", "float"]),
-        (["edge", "--breadth", "3"], ["theory=edge", "breadth", "widths"]),
+        (["edge", "--breadth", "3"], ["theory=edge", "breadth", "group"]),
+        (["edge", "--group.breadth", "3"], ["theory=edge", "group.breadth"]),
+        (["edge", "--group.widths", "[0]"], ["group.widths=0", "1 to 100"]),
+        (["edge", "--config", "group.yaml"], ["group=None"]),
+        (["edge", "--config", "none.yaml"], ["t=None"]),
         (["edge", "--kind", "odd"], ["odd"]),
         (["edge", "--t", "nan"], ["theory=edge", "nan"]),
         (["edge", "--t", ".inf"], ["t=inf", "finite"]),
         (["edge", "--seed", "-1"], ["seed=-1"]),
         (["edge", "--config", "missing.yaml"], ["missing.yaml"]),
-        (["edge", "--config", "{}"], ["broken.yaml"]),
+        (["edge", "--config", "broken.yaml"], ["config="]),
+        (["edge", "--group", "bomb.yaml"], ["group="]),
         (["edge", "--out", ""], ["out="]),
     ],
 )
 def test_one_line_for_a_mistake(capsys, tmp_path, monkeypatch, args, words):
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "broken.yaml").write_text("t: [1, {")
-    args = ["broken.yaml" if a == "{}" else a for a in args]
+    files = {"broken.yaml": "t: [1, {", "group.yaml": "group: null", "none.yaml": "t: null", "bomb.yaml": BOMB}
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
     code, said = theory(capsys, *args)
     assert code == 2
     lines = said.err.splitlines()
     assert len(lines) == 1 and lines[0].startswith("cdmem: error: "), said.err
-    if args[-1] != "broken.yaml":
-        assert all(word in lines[0] for word in words), lines[0]
-    assert [p.name for p in tmp_path.iterdir()] == ["broken.yaml"]
+    assert all(word in lines[0] for word in words), lines[0]
+    assert sorted(p.name for p in tmp_path.iterdir()) == sorted(files)
 
 
 def test_earlier_results_are_kept_unless_told(capsys, tmp_path):
@@ -113,8 +119,7 @@ def test_earlier_results_are_kept_unless_told(capsys, tmp_path):
 def test_help_names_every_setting(capsys):
     code, said = theory(capsys, "edge", "--help")
     assert code == 0
-    assert all(f"--{name}" in said.out for name in ("t", "widths", "kind", "seed", "out", "config"))
-    assert "--config" in said.out
+    assert all(f"--{name}" in said.out for name in ("t", "group.widths", "kind", "seed", "out", "config"))
     code, said = theory(capsys, "--help")
     assert code == 0 and all(name in said.out for name in theory_command.LABORATORIES)
 

@@ -5,33 +5,35 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 
-import numpy as np
 import pytest
 import torch
 
 from cdmem.errors import InputError
-from cdmem.theory.edge.capacity import Learned
-from cdmem.theory.edge.distil import Teachers, consistency, regression
-from cdmem.theory.edge.laboratory import Settings, check, run
-from cdmem.theory.edge.process import grid
+from cdmem.theory.edge.capacity_sweep import Measurement
+from cdmem.theory.edge.distillation import Distillation, Teachers, consistency, regression, training_of
+from cdmem.theory.edge.images import Images
+from cdmem.theory.edge.laboratory import MixtureSettings, Settings, run
+from cdmem.theory.edge.mixture import grid
 from cdmem.theory.edge.sampling import integrate
-from cdmem.theory.edge.students import schedule_of
-from cdmem.theory.frame import Progress, plain
+from cdmem.theory.edge.scaling_law import Grid
+from cdmem.theory.edge.training import Learned, Training
+from cdmem.theory.experiment import plain
+from support.laboratory import QUIET, tensor
 
 SMALL = Settings(
-    n=12, d=8, k=3, capacities=3, refine=2, samples=40, fresh=6, steps=60, loss_draws=3, sweep_n=[6, 8], sweep_d=[6, 8],
-    sweep_k=[2], distil_steps=[2, 4], image_n=8, image_k=2, image_steps=20,
-)  # fmt: skip
-
-
-def tensor(*shape, seed=0):
-    return torch.from_numpy(np.random.default_rng(seed).standard_normal(shape))
+    MixtureSettings(12, 8, 3),
+    Measurement(3, 2, 40, 6, 3),
+    Training(60, 1e-2, memory=0.9, draws=4),
+    Distillation([2, 4]),
+    Grid([6, 8], [6, 8], [2]),
+    Images(8, 2, training=replace(Images().training, steps=20)),
+)
 
 
 @pytest.fixture(scope="module")
 def outcome():
     torch.set_num_threads(1)
-    return run(SMALL, Progress(quiet=True))
+    return run(SMALL, QUIET)
 
 
 def test_a_students_form_holds_its_teachers_denoiser():
@@ -56,8 +58,8 @@ def test_students_of_one_point_learn_its_flow():
     teacher = Learned(data[:1], 1e-4)
     exact = integrate(teacher, z, grid())
     for student in (
-        consistency([teacher], data, schedule_of(60, 1e-2), 8, 0)[0],
-        regression([teacher], schedule_of(300, 3e-2), 32, 0)[0],
+        consistency([teacher], data, training_of(60, 1e-2, 8), 0)[0],
+        regression([teacher], training_of(300, 3e-2), 32, 0)[0],
     ):
         assert float((student(z) - exact).norm() / exact.norm()) < 0.12
 
@@ -71,58 +73,36 @@ def test_a_student_follows_a_teacher_of_two_far_points():
     z = tensor(400, 3, seed=1)
     teacher = Learned(data, 1e-4)
     end = integrate(teacher, z, grid())
-    made = consistency([teacher], data, schedule_of(60, 1e-2), 40, 0)[0]
-    student = made(z)
+    map_of_one_step = consistency([teacher], data, training_of(60, 1e-2, 40), 0)[0]
+    student = map_of_one_step(z)
     assert float((student[:, 0].sign() == end[:, 0].sign()).double().mean()) > 0.97
-    twice = made.sample(z, [12], torch.Generator().manual_seed(0))
+    twice = map_of_one_step.sample(z, [12], torch.Generator().manual_seed(0))
     assert float((twice.abs()[:, 0] - 4).abs().mean()) < float((student.abs()[:, 0] - 4).abs().mean())
 
 
 def test_results_have_every_part(outcome):
-    found = json.loads(json.dumps(plain(outcome.results), allow_nan=False))
-    assert {"losses", "crossover", "trained", "distillation", "sweep", "weighting", "images"} <= set(found)
-    assert found["trained"]["capacity"][-1] == 12 and len(found["losses"]["t"]) == 26
-    assert len(found["trained"]["ratio"]) == len(found["trained"]["capacity"])
-    assert len(found["sweep"]["tuples"]) == 4 and found["images"]["templates"] == "digits"
-    assert "reconstruction" in found["status"]["distillation"]
+    results = json.loads(json.dumps(plain(outcome.results), allow_nan=False))
+    assert {"losses", "crossover", "trained", "distillation", "sweep", "weighting", "images"} <= set(results)
+    assert results["trained"]["capacity"][-1] == 12 and len(results["losses"]["t"]) == 26
+    assert len(results["trained"]["ratio"]) == len(results["trained"]["capacity"])
+    assert len(results["sweep"]["tuples"]) == 4 and results["images"]["templates"] == "digits"
+    assert "reconstruction" in results["status"]["distillation"]
     names = {"teacher", "consistency_1", "consistency_2", "regression_1", "teacher_1", "teacher_2"}
-    assert names | {"consistency_1_after_2"} <= set(found["distillation"])
-    assert found["distillation"]["teacher"]["error"] == [0.0, 0.0, 0.0]
+    assert names | {"consistency_1_after_2"} <= set(results["distillation"])
+    assert results["distillation"]["teacher"]["error"] == [0.0, 0.0, 0.0]
     assert [s.title for s in outcome.sections if s.reconstruction] == ["Does distillation move the transition?"]
 
 
 def test_the_same_seed_gives_the_same_results(outcome):
     """To the bit, also if another part is left out."""
-    again = run(replace(SMALL, sweep_n=[]), Progress(quiet=True)).results
+    again = run(replace(SMALL, sweep=Grid([])), QUIET).results
     for part in ("losses", "crossover", "trained", "distillation", "images"):
         assert json.dumps(plain(again[part])) == json.dumps(plain(outcome.results[part]))
-    other = run(replace(SMALL, sweep_n=[], image_n=0, distil_steps=[], seed=1), Progress(quiet=True)).results
+    other = run(replace(SMALL, sweep=Grid([]), images=Images(0), distillation=Distillation([]), seed=1), QUIET).results
     assert other["trained"]["train_loss"] != again["trained"]["train_loss"]
 
 
-@pytest.mark.parametrize(
-    ("change", "key"),
-    [
-        ({"n": 3}, "n"),
-        ({"steps": 0}, "steps"),
-        ({"memory": 1.0}, "memory"),
-        ({"variance": 0.0}, "variance"),
-        ({"image_n": 2}, "image_n"),
-        ({"sweep_n": [50, 50]}, "sweep_n"),
-        ({"sweep_d": []}, "sweep_d"),
-        ({"distil_steps": [0]}, "distil_steps"),
-        ({"seeds": 0, "sweep_n": [], "image_n": 0}, "seeds"),
-    ],
-)
-def test_settings_that_cannot_be_run(change, key):
-    with pytest.raises(InputError) as error:
-        check(Settings(**change))
-    assert error.value.key == key
-
-
-@pytest.mark.parametrize(("change", "key"), [({"image_k": 11}, "image_k"), ({"image_source": "cifar10"}, "data.path")])
-def test_templates_that_cannot_be_had_are_told_before_anything_is_computed(change, key, monkeypatch):
-    monkeypatch.setattr("cdmem.theory.edge.laboratory.references", None)
-    with pytest.raises(InputError) as error:
-        run(Settings(**change), Progress(quiet=True))
-    assert error.value.key == key
+def test_missing_templates_are_reported_before_anything_is_computed(monkeypatch):
+    monkeypatch.setattr("cdmem.theory.edge.laboratory.isotropic", None)
+    with pytest.raises(InputError, match=r"^data\.path="):
+        run(Settings(images=Images(source="cifar10")), QUIET)

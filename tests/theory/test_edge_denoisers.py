@@ -9,17 +9,10 @@ from scipy.special import logsumexp
 from scipy.stats import multivariate_normal, norm
 
 from cdmem.theory.edge.denoisers import general, isotropic, low_rank
-from cdmem.theory.edge.process import alpha, grid, noisy, psi
+from cdmem.theory.edge.mixture import alpha, grid, noisy, psi
+from support.laboratory import tensor
 
 TIMES = [0.001, 0.2, 0.7, 0.999]
-
-
-def rng(seed=0):
-    return np.random.default_rng(seed)
-
-
-def tensor(*shape, seed=0, scale=1.0):
-    return torch.from_numpy(scale * rng(seed).standard_normal(shape))
 
 
 def dense(x, t, means, covariances):
@@ -51,18 +44,18 @@ def test_one_dimension_by_quadrature(t):
     for x in (-1.2, 0.1, 1.7):
         likelihood = norm.pdf(x, np.sqrt(1 - t * t) * x0, t) * prior
         exact = (x0 * likelihood).sum() / likelihood.sum()
-        found = isotropic(torch.tensor([[x]], dtype=torch.float64), t, torch.from_numpy(means)[:, None], var)
-        assert float(found) == pytest.approx(exact, abs=1e-6)
+        result = isotropic(torch.tensor([[x]], dtype=torch.float64), t, torch.from_numpy(means)[:, None], var)
+        assert float(result) == pytest.approx(exact, abs=1e-6)
 
 
 @pytest.mark.parametrize("t", TIMES)
 def test_general_covariances_against_dense_algebra(t):
     means = tensor(3, 4, seed=1, scale=2)
-    roots = rng(2).standard_normal((3, 4, 4))
+    roots = np.random.default_rng(2).standard_normal((3, 4, 4))
     covariances = roots @ roots.transpose(0, 2, 1)
     x = noisy(tensor(6, 4, seed=3), torch.tensor(t), tensor(6, 4, seed=4))
-    found = general(x, t, means, torch.from_numpy(covariances))
-    np.testing.assert_allclose(found.numpy(), dense(x.numpy(), t, means.numpy(), covariances), rtol=1e-8, atol=1e-8)
+    result = general(x, t, means, torch.from_numpy(covariances))
+    np.testing.assert_allclose(result.numpy(), dense(x.numpy(), t, means.numpy(), covariances), rtol=1e-8, atol=1e-8)
 
 
 @pytest.mark.parametrize("t", TIMES)
@@ -80,8 +73,8 @@ def test_low_rank_is_a_special_case(t):
     means = (colours[..., None] * templates[:, None]).flatten(1)
     outer = templates[:, :, None] * templates[:, None]
     covariances = torch.stack([torch.kron(torch.eye(2, dtype=torch.float64), o) for o in outer]) * var
-    found = low_rank(x, t, templates, colours, var).flatten(1)
-    torch.testing.assert_close(found, general(x.flatten(1), t, means, covariances), rtol=1e-7, atol=1e-7)
+    result = low_rank(x, t, templates, colours, var).flatten(1)
+    torch.testing.assert_close(result, general(x.flatten(1), t, means, covariances), rtol=1e-7, atol=1e-7)
 
 
 def test_the_memorising_denoiser_at_the_smallest_noise():
@@ -97,14 +90,14 @@ def test_batches_times_and_masks():
     means, var = tensor(2, 4, 3, seed=1), torch.tensor([0.5, 0.1], dtype=torch.float64)
     x, t = tensor(5, 3, seed=2), torch.tensor([0.1, 0.3, 0.5, 0.7, 0.9], dtype=torch.float64)
     mask = torch.tensor([[0, 0, 0, 0], [0, 0, -torch.inf, -torch.inf]], dtype=torch.float64)
-    found = isotropic(x, t, means, var, mask)
+    result = isotropic(x, t, means, var, mask)
     for e, m in enumerate((4, 2)):
         for r in range(5):
             alone = isotropic(x[r : r + 1], float(t[r]), means[e, :m], float(var[e]))
-            torch.testing.assert_close(found[e, r : r + 1], alone)
+            torch.testing.assert_close(result[e, r : r + 1], alone)
     images, templates, colours = tensor(5, 2, 6, seed=3), tensor(2, 4, 6, seed=4), tensor(2, 4, 2, seed=5)
-    found = low_rank(images, t, templates, colours, var, mask)
+    result = low_rank(images, t, templates, colours, var, mask)
     for e, m in enumerate((4, 2)):
         for r in range(5):
             alone = low_rank(images[r : r + 1], float(t[r]), templates[e, :m], colours[e, :m], float(var[e]))
-            torch.testing.assert_close(found[e, r : r + 1], alone)
+            torch.testing.assert_close(result[e, r : r + 1], alone)

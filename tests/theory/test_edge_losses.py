@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 import torch
 
-from cdmem.theory.edge.crossover import first_below, predicted, weighted
+from cdmem.theory.curves import first_below
+from cdmem.theory.edge.capacity_sweep import gaussian_problem
 from cdmem.theory.edge.denoisers import isotropic
 from cdmem.theory.edge.losses import constant, generalising, monte_carlo, nearest_loss, partly_memorising
-from cdmem.theory.edge.process import grid
-from cdmem.theory.edge.study import gaussian_problem, references
+from cdmem.theory.edge.mixture import Sizes, grid
+from cdmem.theory.edge.untrained import predicted, untrained_losses, weighted
 
 D, K, N = 50, 12, 200
 T36 = float(grid()[16])
@@ -20,7 +21,7 @@ T36 = float(grid()[16])
 
 @pytest.fixture(scope="module")
 def problems():
-    return [gaussian_problem(N, D, K, 1.0, 10, 10, seed) for seed in range(3)]
+    return [gaussian_problem(Sizes(N, D, K), 10, 10, seed) for seed in range(3)]
 
 
 def average(problems, denoiser, t, draws=10):
@@ -39,8 +40,7 @@ def memorising(problem):
     ("t", "oracle", "tolerance"), [(0.1, 0.5, 0.01), (0.2007, 2.012, 0.03), (0.3603, 6.494, 0.09), (0.5, 12.53, 0.2)]
 )
 def test_generalising_loss(problems, t, oracle, tolerance):
-    found = average(problems, true, t)
-    assert found == pytest.approx(oracle, abs=tolerance)
+    assert average(problems, true, t) == pytest.approx(oracle, abs=tolerance)
     assert float(generalising(t, D)) == pytest.approx(oracle, abs=tolerance)
 
 
@@ -57,9 +57,9 @@ def test_losses_at_t_08(problems):
 )
 def test_partly_memorising_loss(problems, capacity, oracle, c):
     """The average over all subsets, for three data sets; single subsets scatter by several percent."""
-    found = float(np.mean([partly_memorising(p.data, np.array([capacity]))[0] for p in problems]))
-    assert found == pytest.approx(oracle, rel=0.05)
-    assert constant(found, capacity, N, D) == pytest.approx(c, abs=0.08)
+    loss = float(np.mean([partly_memorising(p.data, np.array([capacity]))[0] for p in problems]))
+    assert loss == pytest.approx(oracle, rel=0.05)
+    assert constant(loss, capacity, N, D) == pytest.approx(c, abs=0.08)
 
 
 def test_the_average_over_subsets_by_enumeration():
@@ -73,21 +73,21 @@ def test_the_average_over_subsets_by_enumeration():
 
 def test_monte_carlo_of_the_partly_memorising_loss_agrees(problems):
     """Nested random subsets at t = .36, three data sets, against the average over subsets."""
-    found = [references(p, [T36], 10, 4) for p in problems]
-    drawn = np.mean([f.pmem[:, 0] for f in found], 0)[:-1]
-    exact = np.mean([partly_memorising(p.data, np.array(f.capacities)) for p, f in zip(problems, found)], 0)[:-1]
+    losses = [untrained_losses(p, [T36], 10, 4) for p in problems]
+    drawn = np.mean([f.pmem[:, 0] for f in losses], 0)[:-1]
+    exact = np.mean([partly_memorising(p.data, np.array(f.capacities)) for p, f in zip(problems, losses)], 0)[:-1]
     np.testing.assert_allclose(drawn, exact, rtol=0.12)
-    means = np.mean([f.pmem_mean[:, 0] for f in found], 0)[:-1]
+    means = np.mean([f.pmem_mean[:, 0] for f in losses], 0)[:-1]
     np.testing.assert_allclose(means, exact, rtol=0.01)  # what the choice of samples adds is taken off
-    assert all(f.pmem[-1, 0] == pytest.approx(f.mem[0].mean) for f in found)
+    assert all(f.pmem[-1, 0] == pytest.approx(f.mem[0].mean) for f in losses)
 
 
 @pytest.mark.parametrize(("t", "oracle"), [(0.1, 0.993), (T36, 0.91), (0.5, 0.82)])
 def test_crossover_of_single_times(problems, t, oracle):
     capacities = np.arange(1, N + 1)
     partly = np.mean([partly_memorising(p.data, capacities) for p in problems], 0)
-    found = first_below(capacities, partly, float(generalising(t, D)))
-    assert found / N == pytest.approx(oracle, abs=0.015)
+    crossover = first_below(capacities, partly, float(generalising(t, D)))
+    assert crossover / N == pytest.approx(oracle, abs=0.015)
 
 
 def test_crossover_at_t_08(problems):
@@ -97,8 +97,8 @@ def test_crossover_at_t_08(problems):
     capacities = np.arange(1, N + 1)
     partly = np.mean([partly_memorising(p.data, capacities) for p in problems], 0)
     by_average = first_below(capacities, partly, level)
-    found = references(problems[0], [0.8], 20, 4)
-    drawn = first_below(found.capacities, found.pmem[:, 0], found.gen[0].mean)
+    losses = untrained_losses(problems[0], [0.8], 20, 4)
+    drawn = first_below(losses.capacities, losses.pmem[:, 0], losses.gen[0].mean)
     assert by_average / N == pytest.approx(0.575, abs=0.015) and drawn / N == pytest.approx(0.575, abs=0.04)
 
 
@@ -123,7 +123,7 @@ def test_weighted_crossover_by_hand():
 
 def test_the_interval_of_a_loss_holds_its_value():
     """For one sample and a constant denoiser the loss is a number; else intervals cover the limit of many draws."""
-    problem = gaussian_problem(5, 4, 2, 1.0, 2, 10, 0)
+    problem = gaussian_problem(Sizes(5, 4, 2), 2, 10, 0)
     fixed = monte_carlo(lambda x, t: torch.zeros_like(x), problem.data, 0.5, 3, 0)
     exact = float((problem.data**2).sum(1).mean())
     assert (fixed.low, fixed.mean, fixed.high) == pytest.approx((exact, exact, exact))

@@ -2,31 +2,36 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
-from cdmem.theory.edge.bookkeeping import count_means
-from cdmem.theory.edge.capacity import noise_loss, starts, train
+from cdmem.theory.edge.capacity_sweep import (
+    Measurement,
+    gaussian_problem,
+    gaussian_trainer,
+    steps_of,
+    sweep_capacities,
+)
 from cdmem.theory.edge.denoisers import isotropic
-from cdmem.theory.edge.images import colours_of, image_problem, train_images
-from cdmem.theory.edge.optimiser import AveragedAdam, Schedule
-from cdmem.theory.edge.process import alpha, grid, noisy
-from cdmem.theory.edge.sampling import copied, copies, integrate
-from cdmem.theory.edge.study import gaussian_problem, gaussian_trainer, steps_of, study
-from cdmem.theory.edge.templates import templates
-from cdmem.theory.edge.transition import refined, transition
-from cdmem.theory.edge.weighting import Case, fit
+from cdmem.theory.edge.images import Images, colours_of, image_problem, templates, train_images
+from cdmem.theory.edge.losses import monte_carlo
+from cdmem.theory.edge.mixture import Sizes, alpha, grid, noisy
+from cdmem.theory.edge.sampling import Copies, copied, copies, integrate
+from cdmem.theory.edge.scaling_law import Case, fit
+from cdmem.theory.edge.training import AveragedAdam, Training, noise_loss, starts, train
+from cdmem.theory.edge.transition import count_means, refined, transition
+from support.laboratory import tensor
 
-SHORT = Schedule(1000, 1e-2, memory=0.9)
-
-
-def tensor(*shape, seed=0):
-    return torch.from_numpy(np.random.default_rng(seed).standard_normal(shape))
+SHORT = Training(1000, 1e-2, memory=0.9, draws=4)
+IMAGES = Images().training
+FIVE = Measurement(capacities=5, refine=0, loss_draws=10)
 
 
 def test_rates_of_the_published_schedule():
-    s = Schedule()
+    s = Training()
     assert (s.rate(0), s.rate(5000), s.rate(2500)) == (0, 1e-3, 5e-4)
     assert s.rate(50_000) == pytest.approx(1e-6) and s.rate(27_500) == pytest.approx((1e-3 + 1e-6) / 2)
 
@@ -34,7 +39,7 @@ def test_rates_of_the_published_schedule():
 def test_without_average_it_is_torchs_adam():
     """Constant rate 1e-2 from the first step on."""
     mine, theirs = torch.ones(3, 2), torch.ones(3, 2, requires_grad=True)
-    ours = AveragedAdam([mine], Schedule(20, 1e-2, 1e-2, 0.0, average=0.0))
+    ours = AveragedAdam([mine], Training(20, 1e-2, 1e-2, 0.0, average=0.0))
     other = torch.optim.Adam([theirs], lr=1e-2, betas=(0.9, 0.999))
     for k in range(20):
         gradient = tensor(3, 2, seed=k).float()
@@ -46,8 +51,8 @@ def test_without_average_it_is_torchs_adam():
 
 def test_the_average_is_over_updates_and_the_clip_per_member():
     p, plain = torch.zeros(2, 1), torch.zeros(2, 1)
-    averaged = AveragedAdam([p], Schedule(5, 1e-2, 1e-2, 0.0, average=0.5, clip=1.0))
-    alone = AveragedAdam([plain], Schedule(5, 1e-2, 1e-2, 0.0, average=0.0))
+    averaged = AveragedAdam([p], Training(5, 1e-2, 1e-2, 0.0, average=0.5, clip=1.0))
+    alone = AveragedAdam([plain], Training(5, 1e-2, 1e-2, 0.0, average=0.0))
     moved, mean, where = [], 0.0, torch.zeros(2, 1)
     for k in range(1, 4):
         gradient = torch.tensor([[0.5 * k], [300.0 * k]])
@@ -75,7 +80,7 @@ def test_one_mean_learns_mean_and_variance_of_the_data():
     The noise of the last steps stays: .008 of the mean and .012 of the variance, to six digits on every processor.
     """
     data = 2 + 0.7 * tensor(40, 6)
-    learned = train(data, [1], Schedule(2500, 1e-2, memory=0.9), 4, 0)[0]
+    learned = train(data, [1], replace(SHORT, steps=2500), 0)[0]
     assert torch.allclose(learned.means[0], data.mean(0), atol=0.06)
     assert learned.var == pytest.approx(float(((data - data.mean(0)) ** 2).mean()), rel=0.05)
 
@@ -84,9 +89,10 @@ def test_one_mean_learns_mean_and_variance_of_the_data():
 def test_members_train_as_they_would_alone():
     """Up to rounding, which 30 steps enlarge: between processors the variances differ by 1e-4 of themselves."""
     data = tensor(8, 5)
-    together = train(data, [2, 5, 8], Schedule(30, 1e-2), 2, 3)
+    training = Training(30, 1e-2, draws=2)
+    together = train(data, [2, 5, 8], training, 3)
     for model, m in zip(together, (2, 5, 8)):
-        alone = train(data, [m], Schedule(30, 1e-2), 2, 3)[0]
+        alone = train(data, [m], training, 3)[0]
         torch.testing.assert_close(model.means, alone.means, rtol=1e-4, atol=1e-4)
         assert model.var == pytest.approx(alone.var, rel=1e-3)
     assert len(set(starts(8, 5, 3).tolist())) == 5
@@ -96,16 +102,16 @@ def test_the_sampler_is_exact_for_one_point_and_a_product_for_one_gaussian():
     z, point = tensor(6, 4), tensor(1, 4, seed=1)
     times = grid()
     first, last = float(times[0]), float(times[-1])
-    found = integrate(lambda x, t: isotropic(x, t, point, 0.0), z, times)
+    end = integrate(lambda x, t: isotropic(x, t, point, 0.0), z, times)
     share = last / first
     exact = share * z + (np.sqrt(1 - last**2) - np.sqrt(1 - first**2) * share) * point
-    torch.testing.assert_close(found, exact)
+    torch.testing.assert_close(end, exact)
     gain = 1.0
     for t, later in zip(times[:-1].numpy(), times[1:].numpy()):
         a, b = np.sqrt(1 - t * t), np.sqrt(1 - later * later)
         gain *= later / t + (b - a * later / t) * a * 2.0 / (a * a * 2.0 + t * t)
-    found = integrate(lambda x, t: isotropic(x, t, torch.zeros(1, 4, dtype=torch.float64), 2.0), z, times)
-    torch.testing.assert_close(found, gain * z)
+    end = integrate(lambda x, t: isotropic(x, t, torch.zeros(1, 4, dtype=torch.float64), 2.0), z, times)
+    torch.testing.assert_close(end, gain * z)
     assert gain == pytest.approx(2**0.5, rel=0.1)  # the flow maps N(0, I) to N(0, 2 I), up to 25 steps
 
 
@@ -114,30 +120,31 @@ def test_copies_by_hand():
     data = torch.tensor([[0.0], [4.0], [103.0], [106.9]])
     samples = torch.tensor([[1.0], [104.0], [2.0]])
     assert copied(samples, data).tolist() == [True, False, False]
-    found = copies(samples, data)
-    assert found.ratio == pytest.approx(1 / 3) and found.low < 1 / 3 < found.high
+    share = copies(samples, data)
+    assert share.ratio == pytest.approx(1 / 3) and share.low < 1 / 3 < share.high
 
 
 def test_transition_by_hand():
-    class Fixed:
-        def __init__(self, ratio):
-            self.ratio, self.low, self.high = ratio, max(0, ratio - 0.1), min(1, ratio + 0.1)
+    def fixed(*ratios):
+        return [Copies(r, max(0, r - 0.1), min(1, r + 0.1), 100) for r in ratios]
 
-    found = transition([10, 20, 30, 40, 50], [Fixed(r) for r in (0.0, 0.05, 0.3, 0.7, 0.95)])
-    assert (found.start, found.end) == (20, 50)
-    assert found.middle == pytest.approx(35) and (found.low, found.high) == pytest.approx((32.5, 37.5))
-    assert refined([10, 20, 30, 40, 50], [Fixed(r) for r in (0.0, 0.05, 0.3, 0.7, 0.95)], 6) == [25, 35, 45]
-    assert transition([1, 2], [Fixed(0.0), Fixed(0.2)]).middle is None
+    capacities, ratios = [10, 20, 30, 40, 50], fixed(0.0, 0.05, 0.3, 0.7, 0.95)
+    bounds = transition(capacities, ratios)
+    assert (bounds.start, bounds.end) == (20, 50)
+    assert bounds.middle == pytest.approx(35) and (bounds.low, bounds.high) == pytest.approx((32.5, 37.5))
+    assert bounds.shares(50)["M_pt"] == pytest.approx(0.7)
+    assert refined(capacities, ratios, 6) == [25, 35, 45]
+    assert transition([1, 2], fixed(0.0, 0.2)).middle is None
 
 
 def test_bookkeeping_by_hand():
     true, data = torch.tensor([[0.0], [30.0]]), torch.tensor([[9.0], [20.0], [36.5]])
     learned = torch.tensor([[1.0], [8.9], [4.5], [33.0]])
-    found = count_means(learned, true, data)
+    means = count_means(learned, true, data)
     # 1 is near the true mean 0; 8.9 near the sample 9; 4.5 lies between; 33 is hardly nearer to 30 than to 36.5.
-    assert (found.near_true, found.near_sample) == (1, 1)
-    assert found.to_true == pytest.approx((1 + 8.9 + 4.5 + 3) / 4)
-    assert found.to_sample == pytest.approx((8 + 0.1 + 4.5 + 3.5) / 4)
+    assert (means.near_true, means.near_sample) == (1, 1)
+    assert means.to_true == pytest.approx((1 + 8.9 + 4.5 + 3) / 4)
+    assert means.to_sample == pytest.approx((8 + 0.1 + 4.5 + 3.5) / 4)
 
 
 @pytest.mark.sensitive
@@ -148,10 +155,10 @@ def test_the_fitted_weight_recovers_a_planted_crossover():
     for n, d, c in ((50, 30, 1.2), (100, 40, 1.4), (150, 50, 1.6), (200, 60, 1.8), (100, 30, 2.0), (50, 60, 1.3)):
         gap = (c * (1 - share)[:, None] - times[None] ** 2) * d
         cases.append(Case(n, d, 3, share * n, gap, 1 - times[5] ** 2 / c))
-    found = fit(cases, [True, True, True, True, False, False])
-    assert found.train < 2e-4 and found.test < 2e-4
-    assert sum(found.weights) == pytest.approx(1)
-    assert np.average(times**2, weights=found.weights) == pytest.approx(times[5] ** 2, abs=0.03)
+    fitted = fit(cases, [True, True, True, True, False, False])
+    assert fitted.train < 2e-4 and fitted.test < 2e-4
+    assert sum(fitted.weights) == pytest.approx(1)
+    assert np.average(times**2, weights=fitted.weights) == pytest.approx(times[5] ** 2, abs=0.03)
 
 
 @pytest.mark.sensitive
@@ -161,12 +168,12 @@ def test_the_transition_lies_near_four_fifths():
     Six kinds of processors and four seeds: M_pt/N .766 to .794; at M = N s^2 .000 to .043 of the data's 1, loss on the
     training points .005 to .23 (at N/5: 3.7 to 3.8), on fresh ones 5.9 to 11 times that at N/5.
     """
-    problem = gaussian_problem(40, 30, 4, 1.0, 10, 300, 0)
-    found = study([problem], gaussian_trainer(SHORT, 4), 5, 0, [0.36], 10)
-    assert found.capacities == steps_of(40, 5) == [8, 16, 24, 32, 40]
-    ratios, rows = [c.ratio for c in found.pooled()], found.rows[0]
+    problem = gaussian_problem(Sizes(40, 30, 4), 10, 300, 0)
+    sweep = sweep_capacities([problem], gaussian_trainer(SHORT), FIVE, [0.36])
+    assert sweep.capacities == steps_of(40, 5) == [8, 16, 24, 32, 40]
+    ratios, rows = [c.ratio for c in sweep.pooled()], sweep.rows[0]
     assert max(ratios[:2]) < 0.05 and ratios[2] < 0.35 and ratios[4] > 0.95
-    assert found.transition().middle / 40 == pytest.approx(0.8, abs=0.1)  # half a step between the capacities
+    assert sweep.transition().middle / 40 == pytest.approx(0.8, abs=0.1)  # half a step between the capacities
     # A memoriser keeps a small part of the data's variance and of the loss, and pays for it on fresh points.
     assert np.all(np.diff([r.var for r in rows]) < 0) and rows[4].var < 0.1
     assert rows[4].fresh[0] > 4 * rows[0].fresh[0] and rows[4].train[0] < 0.1 * rows[0].train[0]
@@ -174,12 +181,13 @@ def test_the_transition_lies_near_four_fifths():
 
 
 def test_images_made_of_templates():
-    pictures = templates("digits", 4, None, np.random.default_rng(0))
+    pictures = templates(Images(k=4), np.random.default_rng(0))
     assert pictures.shape == (4, 225) and float(pictures.min()) == 0 and float(pictures.max()) == 1
-    problem, labels = image_problem(pictures, 12, 5, 8, 0)
+    problem = image_problem(pictures, 12, 5, 8, 0)
     assert problem.data.shape == (12, 3, 225) and problem.noise.shape == (8, 3, 225)
-    colours = colours_of(problem.data, pictures[labels])
-    torch.testing.assert_close(colours[..., None] * pictures[labels][:, None], problem.data)
+    assert all((picture == pictures).all(1).any() for picture in problem.shown)
+    colours = colours_of(problem.data, problem.shown)
+    torch.testing.assert_close(colours[..., None] * problem.shown[:, None], problem.data)
 
 
 @pytest.mark.sensitive
@@ -187,10 +195,8 @@ def test_the_image_model_with_every_image_memorises():
     """At M = N the start is the memorising denoiser and training keeps it (1.00 are copies on six kinds of processors);
     few templates do not copy (.19 to .20).
     """
-    pictures = templates("digits", 2, None, np.random.default_rng(0))
-    problem, labels = image_problem(pictures, 10, 5, 100, 0)
-    schedule = Schedule(300, 2e-3, 1e-8, 0.05, 0.1, 1e3, 0.9)
-    all_of_them, few = train_images(problem.data, pictures[labels], [10, 2], schedule, 2, 0, lambda: None)
+    problem = image_problem(templates(Images(k=2), np.random.default_rng(0)), 10, 5, 100, 0)
+    all_of_them, few = train_images(problem, [10, 2], replace(IMAGES, steps=300), 0)
     assert copies(integrate(all_of_them, problem.noise, grid()), problem.data).ratio > 0.9
     assert copies(integrate(few, problem.noise, grid()), problem.data).ratio < 0.5
     assert all_of_them.means.shape == (10, 3, 225)
@@ -201,29 +207,25 @@ def test_the_image_model_with_every_image_memorises():
 def test_published_sizes_of_the_isotropic_experiment():
     """Rows 13 and 16 at N = 200, d = 50, K = 12 with the short schedule."""
     torch.set_num_threads(2)
-    problem = gaussian_problem(200, 50, 12, 1.0, 100, 200, 0)
-    found = study([problem], gaussian_trainer(SHORT, 2), 5, 0, [float(grid()[16])], 10)
-    ratios = [c.ratio for c in found.pooled()]
+    problem = gaussian_problem(Sizes(200, 50, 12), 100, 200, 0)
+    sweep = sweep_capacities([problem], gaussian_trainer(replace(SHORT, draws=2)), FIVE, [float(grid()[16])])
+    ratios = [c.ratio for c in sweep.pooled()]
     assert max(ratios[:2]) < 0.02 and ratios[-1] > 0.95
-    assert 0.75 < found.transition().middle / 200 < 0.88
-    var = np.array([r.var for r in found.rows[0]])
+    assert 0.75 < sweep.transition().middle / 200 < 0.88
+    var = np.array([r.var for r in sweep.rows[0]])
     assert var[1:4] == pytest.approx(1 - np.array([0.4, 0.6, 0.8]), abs=0.25)
-    assert found.rows[0][-1].fresh[0] > 5 * found.rows[0][0].fresh[0]
+    assert sweep.rows[0][-1].fresh[0] > 5 * sweep.rows[0][0].fresh[0]
 
 
 @pytest.mark.slow
 @pytest.mark.sensitive
 def test_the_shape_of_the_published_image_table():
     """Row 15 (theory 3.5): .06 or less up to M/N = .5, .58 at .9, 1 at 1; train loss near the generalising one."""
-    pictures = templates("digits", 4, None, np.random.default_rng(0))
-    problem, labels = image_problem(pictures, 40, 50, 300, 0)
-    schedule = Schedule(1200, 2e-3, 1e-8, 0.05, 0.1, 1e3, 0.9)
+    problem = image_problem(templates(Images(k=4), np.random.default_rng(0)), 40, 50, 300, 0)
     t = float(grid()[16])
-    models = train_images(problem.data, pictures[labels], [8, 20, 36, 40], schedule, 2, 0, lambda: None)
+    models = train_images(problem, [8, 20, 36, 40], replace(IMAGES, steps=1200), 0)
     ratios = [copies(integrate(m, problem.noise, grid()), problem.data).ratio for m in models]
     assert max(ratios[:2]) < 0.15 and 0.2 < ratios[2] < 0.9 and ratios[3] > 0.97
-    from cdmem.theory.edge.losses import monte_carlo
-
     train_loss = [monte_carlo(m, problem.data, t, 20, 0).mean for m in models]
     fresh_loss = [monte_carlo(m, problem.fresh, t, 20, 0).mean for m in models]
     gen = monte_carlo(problem.true, problem.data, t, 50, 0).mean

@@ -8,8 +8,15 @@ import numpy as np
 import pytest
 from scipy.integrate import dblquad, quad
 
-from cdmem.theory.random_features.constants import ACTIVATIONS, constants, delta
-from cdmem.theory.random_features.model import Features, gaussian_data, make_features, noised
+from cdmem.theory.random_features.model import (
+    ACTIVATIONS,
+    Features,
+    constants,
+    delta,
+    gaussian_data,
+    make_features,
+    noised,
+)
 from cdmem.theory.random_features.moments import drawn_moments, population_moments, training_moments
 
 # t: Delta, a_t, b_t, v_t^2, s_t^2, |sigma|^2, mu_1 for tanh at sigma_x = 1

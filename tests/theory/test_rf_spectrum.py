@@ -9,14 +9,24 @@ import numpy as np
 import pytest
 
 from cdmem.errors import InputError
-from cdmem.theory.random_features.bulks import find_bulks, mass, roles
-from cdmem.theory.random_features.constants import constants
-from cdmem.theory.random_features.equivalent import equivalent_eigenvalues, equivalent_moment
-from cdmem.theory.random_features.limit import Shape, density, rho_1_edges, rho_2_edges, shape_of, stieltjes, times
-from cdmem.theory.random_features.model import gaussian_data, make_features
-from cdmem.theory.random_features.moments import population_moments, training_moments
-from cdmem.theory.random_features.population import spectrum_of
-from cdmem.theory.random_features.spectra import describe, measure, theory
+from cdmem.theory.random_features.model import constants, gaussian_data, make_features
+from cdmem.theory.random_features.moments import population_moments, spectrum_of, training_moments
+from cdmem.theory.random_features.spectrum import (
+    Shape,
+    density,
+    describe,
+    equivalent_eigenvalues,
+    find_bulks,
+    mass,
+    measure,
+    rho_1_edges,
+    rho_2_edges,
+    roles,
+    shape_of,
+    stieltjes,
+    theory,
+    training_time,
+)
 
 EDGES = {
     (0.01, 4): (0.2317, 0.6404), (0.01, 8): (0.0873, 0.3762), (0.01, 16): (0.0274, 0.2317),
@@ -34,7 +44,7 @@ def test_edges_of_the_memorisation_bulk(t, psi_n):
 @pytest.mark.parametrize("psi_n", TAU_MEM)
 def test_memorisation_times(psi_n):
     c = constants(0.1)
-    assert times(c, 64, rho_1_edges(c, 64, psi_n)[0], 1.0).mem == pytest.approx(TAU_MEM[psi_n], rel=1e-3)
+    assert training_time(c, 64, rho_1_edges(c, 64, psi_n)[0]) == pytest.approx(TAU_MEM[psi_n], rel=1e-3)
 
 
 def test_published_figure_4():
@@ -133,14 +143,17 @@ def test_bulks_that_touch_have_no_roles():
 
 
 def test_eigenvalues_by_the_small_matrix():
-    """The low-rank route against an eigen-decomposition of U itself, with the same draws; n + d below and above p."""
+    """The low-rank route against an eigen-decomposition of eq. (2.8) written out, with the same draws; n + d below and
+    above p."""
     for n in (20, 200):
         rng = np.random.default_rng(2)
         features, data = make_features(90, 10, rng), gaussian_data(n, np.ones(10), rng)
         c = constants(0.2)
         fast = equivalent_eigenvalues(features, data, c, np.random.default_rng(3))
-        slow = np.linalg.eigvalsh(equivalent_moment(features, data, c, np.random.default_rng(3)))
-        assert fast == pytest.approx(slow, abs=1e-12)
+        W, Omega = features.weights / math.sqrt(10), np.random.default_rng(3).standard_normal((90, n))
+        G = math.exp(-0.2) * c.a * W @ data.T + math.sqrt(c.v2) * Omega
+        U = G @ G.T / n + c.b**2 * W @ W.T + c.s2 * np.eye(90)
+        assert fast == pytest.approx(np.linalg.eigvalsh(U), abs=1e-12)
 
 
 def test_a_mean_is_one_more_eigenvalue():

@@ -1,4 +1,4 @@
-"""``python -m cdmem theory bridge RUN``: the random features' mechanism, looked for in a trained pair."""
+"""``python -m cdmem theory bridge RUN``: do the random features' directions explain a trained pair?"""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ import torch
 from torch import Tensor
 
 from cdmem.errors import InputError
-from cdmem.theory.bridge.gram import Directions, Response, compare, directions, last_features
-from cdmem.theory.bridge.lanczos import lanczos
-from cdmem.theory.bridge.rule import RULE, Interval, cliffs_delta, difference, over_draws, verdict
-from cdmem.theory.bridge.show import lead, sections
-from cdmem.theory.frame import Outcome, Progress
-from cdmem.theory.pair import Pair, load_pair
+from cdmem.theory.bridge.decision import RULE, cliffs_delta, difference, verdict
+from cdmem.theory.bridge.directions import Directions, Response, compare, directions, lanczos, last_features
+from cdmem.theory.bridge.page import lead, sections
+from cdmem.theory.experiment import Outcome, Progress
+from cdmem.theory.measures import COPY_RATIO, Interval, mean_interval, nearest_two
+from cdmem.theory.settings import check_settings, each, number, seed
+from cdmem.theory.trained_pair import Pair, load_pair
 
-COPY_RATIO = 1 / 3
 AT_ONCE = 64  # points of a Jacobian at a time
 
 
@@ -42,29 +42,15 @@ class Settings:
 
     run: str = ""
     student: str | None = None
-    sigmas: list[float] = field(default_factory=lambda: [0.2, 0.5, 1.0, 2.0])
-    points: int = 64
-    noises: int = 4
-    draws: int = 8
-    share: float = 0.9
-    samples: int = 192
-    leading: int = 6
-    jacobian_sigma: float = 0.5
-    seed: int = 0
-
-
-def check(s: Settings) -> None:
-    """Raises InputError for settings that cannot be run."""
-    if not s.sigmas or min(s.sigmas) <= 0 or len(set(s.sigmas)) < len(s.sigmas):
-        raise InputError("sigmas", s.sigmas, "is no list of different levels above 0", "e.g. [0.2, 0.5, 1.0]")
-    lowest = {"points": 4, "noises": 1, "draws": 2, "samples": 4, "leading": 1}
-    for key, low in lowest.items():
-        if getattr(s, key) < low:
-            raise InputError(key, getattr(s, key), "is too small", f"give {low} or more")
-    if not 0 < s.share < 1:
-        raise InputError("share", s.share, "is no share", "give a number between 0 and 1, e.g. 0.9")
-    if s.jacobian_sigma <= 0:
-        raise InputError("jacobian_sigma", s.jacobian_sigma, "is no noise level", "give a number above 0")
+    sigmas: list[float] = field(default_factory=lambda: [0.2, 0.5, 1.0, 2.0], metadata=each(0, open=True))
+    points: int = number(64, 4)
+    noises: int = number(4, 1)
+    draws: int = number(8, 2)
+    share: float = number(0.9, 0, 1, open=True)
+    samples: int = number(192, 4)
+    leading: int = number(6, 1)
+    jacobian_sigma: float = number(0.5, 0, open=True)
+    seed: int = seed()
 
 
 def check_levels(s: Settings, pair: Pair) -> None:
@@ -83,17 +69,14 @@ def one_draw(pair: Pair, s: Settings, sigma: float, generator: torch.Generator) 
     rows = torch.randperm(len(pair.images), generator=generator)[: s.points].repeat(s.noises)
     labels = None if pair.labels is None else pair.labels[rows]
     x = pair.images[rows] + sigma * torch.randn(pair.images[rows].shape, generator=generator)
-    found = directions(last_features(pair.teacher, x, sigma, labels), s.share)
-    return found, compare(found, pair.endpoint(x, sigma, labels), pair.jump(x, sigma, labels), generator)
+    along = directions(last_features(pair.teacher, x, sigma, labels), s.share)
+    return along, compare(along, pair.endpoint(x, sigma, labels), pair.jump(x, sigma, labels), generator)
 
 
 def ratios(samples: Tensor, images: Tensor) -> Tensor:
     """d1 / d2 of samples against T (distinct images), unsquared, float64."""
-    far = torch.cdist(
-        samples.flatten(1).double(), images.flatten(1).double(), compute_mode="donot_use_mm_for_euclid_dist"
-    )
-    near = far.topk(2, dim=1, largest=False).values
-    return near[:, 0] / near[:, 1].clamp_min(1e-300)
+    distances, _ = nearest_two(samples.flatten(1), images.flatten(1))
+    return distances[:, 0] / distances[:, 1].clamp_min(1e-300)
 
 
 def endpoints(pair: Pair, s: Settings, generator: torch.Generator) -> dict[str, Any]:
@@ -138,12 +121,10 @@ def endpoints(pair: Pair, s: Settings, generator: torch.Generator) -> dict[str, 
 
 def level_results(s: Settings, draws: Sequence[Response], sigma: float, stable: Sequence[int]) -> dict[str, Any]:
     """One noise level, over its draws."""
-    found = {
-        key: asdict(over_draws([getattr(d, key) for d in draws]))
-        for key in ("gain_stable", "gain_unstable", "share_change", "share_teacher", "share_null")
-    }
-    found["contrast"] = asdict(over_draws([d.contrast for d in draws], len(s.sigmas)))
-    return {"sigma": sigma, "draws": len(draws), "stable": float(np.mean(stable)), **found}
+    keys = ("gain_stable", "gain_unstable", "share_change", "share_teacher", "share_null")
+    means = {key: asdict(mean_interval([getattr(d, key) for d in draws])) for key in keys}
+    means["contrast"] = asdict(mean_interval([d.contrast for d in draws], len(s.sigmas)))
+    return {"sigma": sigma, "draws": len(draws), "stable": float(np.mean(stable)), **means}
 
 
 def run(settings: Settings, progress: Progress) -> Outcome:
@@ -152,16 +133,17 @@ def run(settings: Settings, progress: Progress) -> Outcome:
     Raises:
         InputError: settings that cannot be run, or a run without a pair.
     """
-    check(settings)
+    check_settings(settings)
     pair, name = load_pair(settings.run, settings.student)
     check_levels(settings, pair)
     generator = torch.Generator().manual_seed(settings.seed)
     levels, spectra = [], []
     for sigma in settings.sigmas:
         progress(f"sigma = {sigma:g}")
-        found = [one_draw(pair, settings, sigma, generator) for _ in progress.bar(range(settings.draws), "draws")]
-        levels.append(level_results(settings, [r for _, r in found], sigma, [d.stable for d, _ in found]))
-        spectra.append((sigma, found[0][0].eigenvalues.tolist(), found[0][0].stable, found[0][1].gains.tolist()))
+        draws = [one_draw(pair, settings, sigma, generator) for _ in progress.bar(range(settings.draws), "draws")]
+        levels.append(level_results(settings, [r for _, r in draws], sigma, [d.stable for d, _ in draws]))
+        first, response = draws[0]
+        spectra.append((sigma, first.eigenvalues.tolist(), response.gains.tolist()))
     progress("endpoints and Jacobians")
     ends = endpoints(pair, settings, generator)
     decided = verdict([Interval(**level["contrast"]) for level in levels])
@@ -176,4 +158,4 @@ def run(settings: Settings, progress: Progress) -> Outcome:
         "endpoints": ends,
     }
     title = "Does the random features' mechanism show in a trained network?"
-    return Outcome(title, lead(results), results, sections(results, spectra))
+    return Outcome(lead(results), results, sections(results, spectra), title)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -15,15 +17,21 @@ from cdmem.diffusion.preconditioning import DenoiserLike
 from cdmem.diffusion.sampling import NoiseSource
 from cdmem.errors import InputError
 from cdmem.images import to_float
-from cdmem.theory.decomposition.correlation import correlate
-from cdmem.theory.decomposition.guidance import exact_guided, first_overestimate
-from cdmem.theory.decomposition.parts import Parts, decompose, diversity, mean_interval, nearest_two
-from cdmem.theory.decomposition.show import lead, sections
-from cdmem.theory.decomposition.students import Split, split
-from cdmem.theory.decomposition.trained import COPY_RATIO, guided_teacher
-from cdmem.theory.decomposition.trajectory import exact_schedule, walk
-from cdmem.theory.frame import Outcome, Progress
-from cdmem.theory.pair import Pair, load_pair, load_teacher
+from cdmem.theory.decomposition.page import lead, sections
+from cdmem.theory.decomposition.parts import (
+    Parts,
+    Split,
+    correlate,
+    decompose,
+    diversity,
+    split,
+)
+from cdmem.theory.decomposition.paths import exact_guided, exact_schedule, first_overestimate, walk
+from cdmem.theory.decomposition.trained import guided_teacher
+from cdmem.theory.experiment import Outcome, Progress
+from cdmem.theory.measures import COPY_RATIO, mean_interval, nearest_two
+from cdmem.theory.settings import check_settings, each, number, seed
+from cdmem.theory.trained_pair import Pair, load_pair, load_teacher
 
 GUIDED_SEEDS = 32
 
@@ -51,19 +59,19 @@ class Settings:
     student: str | None = None
     teacher: str | None = None
     training_set: str | None = None
-    n: int = 32
-    duplicated: int = 4
-    samples: int = 256
-    steps: int = 50
-    scales: list[float] = field(default_factory=lambda: [1.0, 1.5, 2.0, 3.0, 5.0, 7.5])
-    seed: int = 0
+    n: int = number(32, 3, 1797)
+    duplicated: int = number(4, 1, 10**6)
+    samples: int = number(256, 8, 100_000)
+    steps: int = number(50, 2, 2000)
+    scales: list[float] = field(default_factory=lambda: [1.0, 1.5, 2.0, 3.0, 5.0, 7.5], metadata=each(0, open=True))
+    seed: int = seed()
 
 
 @dataclass(frozen=True)
-class Subject:
-    """A teacher, T as float (n, C, H, W) with multiplicities, its levels, and the pair if it was trained."""
+class Teacher:
+    """A denoiser, T as float (n, C, H, W) with multiplicities, noise levels, and the pair if it was trained."""
 
-    teacher: DenoiserLike
+    denoiser: DenoiserLike
     images: Tensor
     weights: Tensor
     sigmas: Tensor
@@ -73,11 +81,7 @@ class Subject:
 
 def check(s: Settings) -> None:
     """Raises InputError for settings that cannot be run."""
-    for key, low, high in (("samples", 8, 100_000), ("steps", 2, 2000), ("n", 3, 1797), ("duplicated", 1, 10**6)):
-        if not low <= getattr(s, key) <= high:
-            raise InputError(key, getattr(s, key), "is out of range", f"give {low} to {high}")
-    if not s.scales or min(s.scales) <= 0 or len(set(s.scales)) < len(s.scales):
-        raise InputError("scales", s.scales, "is no list of different scales above 0", "e.g. [1, 2, 5]")
+    check_settings(s)
     if s.run is None and s.student is not None:
         raise InputError("student", s.student, "has no run", "give --run too")
     if s.run is not None and s.teacher is not None:
@@ -86,24 +90,25 @@ def check(s: Settings) -> None:
         raise InputError("training_set", s.training_set, "has no teacher", "give --teacher too")
 
 
-def subject_of(s: Settings) -> Subject:
-    """The teacher that is looked at."""
+def load(s: Settings) -> Teacher:
+    """The teacher whose paths are taken."""
     if s.run is None and s.teacher is None:
         pool = load_source("digits")
         rows = torch.randperm(len(pool.images), generator=torch.Generator().manual_seed(s.seed))[: s.n]
-        images = to_float(pool.images[rows])
-        weights = torch.ones(s.n)
+        images, weights = to_float(pool.images[rows]), torch.ones(s.n)
         weights[0] = s.duplicated
-        sigmas = sampler_sigmas(s.steps, 0.002, 80.0)
-        return Subject(
-            EmpiricalDenoiser(images, weights), images, weights, sigmas, None, f"exact denoiser of {s.n} digits"
-        )
+        denoiser, sigmas = EmpiricalDenoiser(images, weights), sampler_sigmas(s.steps, 0.002, 80.0)
+        return Teacher(denoiser, images, weights, sigmas, None, f"exact denoiser of {s.n} digits")
     if s.run is not None:
         pair, name = load_pair(s.run, s.student, alone=True)[0], f"teacher of {s.run}"
     else:
         pair, name = load_teacher(str(s.teacher), s.training_set), f"teacher {s.teacher}"
     sigmas = sampler_sigmas(s.steps, pair.sigma_min, pair.sigma_max)
-    return Subject(pair.teacher, pair.images, pair.multiplicities, sigmas, pair, name)
+    return Teacher(pair.teacher, pair.images, pair.multiplicities, sigmas, pair, name)
+
+
+def _mean(values: Sequence[float] | np.ndarray) -> dict[str, float]:
+    return asdict(mean_interval(values))
 
 
 def along(parts: Parts) -> dict[str, list[float]]:
@@ -112,68 +117,68 @@ def along(parts: Parts) -> dict[str, list[float]]:
     return {key: getattr(parts, key).mean(1).tolist() for key in keys}
 
 
-def paths(s: Settings, subject: Subject) -> dict[str, Any]:
+def paths(s: Settings, teacher: Teacher) -> dict[str, Any]:
     """Unguided paths: each for the image that it ends nearest to, and for two controls."""
-    shape = tuple(subject.images.shape[1:])
+    shape = tuple(teacher.images.shape[1:])
     noise = NoiseSource(range(s.seed * 10**6, s.seed * 10**6 + s.samples), shape, "cpu")
-    x = noise.next().double() * subject.sigmas[0]
-    labels = noise.labels(subject.pair.num_classes) if subject.pair else None
-    path = walk(subject.teacher, x, subject.sigmas, labels)
-    images = subject.images.flatten(1).double()
+    x = noise.next().double() * teacher.sigmas[0]
+    labels = noise.labels(teacher.pair.num_classes) if teacher.pair else None
+    path = walk(teacher.denoiser, x, teacher.sigmas, labels)
+    images = teacher.images.flatten(1).double()
     distances, nearest = nearest_two(path.states[-1], images)
     severity = -(distances[:, 0].clamp_min(1e-12) / distances[:, 1].clamp_min(1e-12)).log().numpy()
     copied = distances[:, 0] < COPY_RATIO * distances[:, 1]
     other = torch.randint(1, len(images), (s.samples,), generator=torch.Generator().manual_seed(s.seed))
     targets = {"nearest": nearest[:, 0], "second": nearest[:, 1], "random": (nearest[:, 0] + other) % len(images)}
-    found: dict[str, Any] = {"f_mem": float(copied.double().mean()), "samples": s.samples}
+    results: dict[str, Any] = {"f_mem": float(copied.double().mean()), "samples": s.samples}
     split_parts = {}
     for name, index in targets.items():
-        parts = split_parts[name] = decompose(path, images[index], images, subject.weights, index)
+        parts = split_parts[name] = decompose(path, images[index], images, teacher.weights, index)
         entry: dict[str, Any] = {"along": along(parts)}
         for key in ("D_1", "D_2"):
             values = getattr(parts, key).numpy()
-            entry[key] = mean_interval(values)
+            entry[key] = _mean(values)
             entry[f"{key}_pearson"] = asdict(correlate("pearson", values, severity, s.seed))
             entry[f"{key}_spearman"] = asdict(correlate("spearman", values, severity, s.seed))
-        found[name] = entry
+        results[name] = entry
     parts = split_parts["nearest"]
-    found["commitment"] = {
+    results["commitment"] = {
         "copies": _median(parts.commitment[copied]),
         "others": _median(parts.commitment[~copied]),
         "all": _median(parts.commitment),
     }
     ratio, groups = diversity(path, nearest[:, 0])
-    found["diversity"] = {"ratio": ratio.tolist(), "groups": groups}
-    exact = exact_schedule(subject.sigmas[:-1])
-    found["schedule"] = {"sigma": subject.sigmas[:-1].tolist(), "w_0": exact[0].tolist(), "w_T": exact[1].tolist()}
-    return found
+    results["diversity"] = {"ratio": ratio.tolist(), "groups": groups}
+    exact = exact_schedule(teacher.sigmas[:-1])
+    results["schedule"] = {"sigma": teacher.sigmas[:-1].tolist(), "w_0": exact[0].tolist(), "w_T": exact[1].tolist()}
+    return results
 
 
 def _median(values: Tensor) -> float | None:
     return float(values.median()) if len(values) else None
 
 
-def guided(s: Settings, subject: Subject) -> list[dict[str, Any]]:
+def guided(s: Settings, teacher: Teacher) -> list[dict[str, Any]]:
     """Guidance towards a class of one image, the target known beforehand, with the exact denoisers of T."""
-    images, flat = subject.images, subject.images.flatten(1).double()
-    target = int(subject.weights.argmax())  # a duplicated image, if there is one
-    noise = NoiseSource(range(GUIDED_SEEDS), tuple(images.shape[1:]), "cpu").next().double() * subject.sigmas[0]
+    images, flat = teacher.images, teacher.images.flatten(1).double()
+    target = int(teacher.weights.argmax())  # a duplicated image, if there is one
+    noise = NoiseSource(range(GUIDED_SEEDS), tuple(images.shape[1:]), "cpu").next().double() * teacher.sigmas[0]
     rows = []
     for g in s.scales:
-        path = walk(exact_guided(images, subject.weights, torch.tensor([target]), g), noise, subject.sigmas)
+        path = walk(exact_guided(images, teacher.weights, torch.tensor([target]), g), noise, teacher.sigmas)
         index = torch.full((GUIDED_SEEDS,), target)
-        parts = decompose(path, flat[index], flat, subject.weights, index)
+        parts = decompose(path, flat[index], flat, teacher.weights, index)
         ends = nearest_two(path.states[-1], flat)
         hit = (ends[1][:, 0] == target) & (ends[0][:, 0] < COPY_RATIO * ends[0][:, 1])
-        first = first_overestimate(images, subject.weights, target, g, noise, float(subject.sigmas[0]))
+        first = first_overestimate(images, teacher.weights, target, g, noise, float(teacher.sigmas[0]))
         rows.append(
             {
                 "g": g,
-                "a_first": mean_interval(parts.a[0].tolist()),
+                "a_first": _mean(parts.a[0].tolist()),
                 "a_against_unconditional": float(first.mean()),
                 "w_0_most": float(parts.w_0.mean(1).max()),
-                "D_1": mean_interval(parts.D_1.tolist()),
-                "D_2": mean_interval(parts.D_2.tolist()),
+                "D_1": _mean(parts.D_1.tolist()),
+                "D_2": _mean(parts.D_2.tolist()),
                 "hits": float(hit.double().mean()),
                 "w_0": parts.w_0.mean(1).tolist(),
             }
@@ -188,57 +193,57 @@ def students(s: Settings, pair: Pair) -> dict[str, Any] | None:
     noise = NoiseSource(range(s.seed * 10**6, s.seed * 10**6 + s.samples), tuple(pair.images.shape[1:]), "cpu")
     x = noise.next() * pair.sigma_max
     labels = noise.labels(pair.num_classes)
-    teacher = pair.endpoint(x, pair.sigma_max, labels).flatten(1).double()
+    endpoint = pair.endpoint(x, pair.sigma_max, labels).flatten(1).double()
     images = pair.images.flatten(1).double()
-    distances, nearest = nearest_two(teacher, images)
+    distances, nearest = nearest_two(endpoint, images)
     goal, mean = images[nearest[:, 0]], (pair.multiplicities.double()[:, None] * images).sum(0)
     mean = mean / pair.multiplicities.sum()
     copied = distances[:, 0] < COPY_RATIO * distances[:, 1]
-    own = split(teacher, teacher, goal, mean)
+    own = split(endpoint, endpoint, goal, mean)
     rows: list[dict[str, Any]] = []
     output = pair.jump(x, pair.sigma_max, labels)
     for step, sigma in enumerate([pair.sigma_max, *pair.mid_sigmas], 1):
         if step > 1:
             again = output + (sigma**2 - pair.sigma_min**2) ** 0.5 * noise.next()
             output = pair.jump(again, sigma, labels)
-        found = split(output.flatten(1), teacher, goal, mean)
-        rows.append({"steps": step, "sigma": sigma, **_against(found, own, copied)})
-    teacher_row = {"a": mean_interval(own.a.tolist()), "across": mean_interval(own.across.tolist())}
+        made = split(output.flatten(1), endpoint, goal, mean)
+        rows.append({"steps": step, "sigma": sigma, **_against(made, own, copied)})
+    teacher_row = {"a": _mean(own.a.tolist()), "across": _mean(own.across.tolist())}
     return {"teacher": teacher_row, "students": rows, "copies": int(copied.sum()), "samples": s.samples}
 
 
-def _against(found: Split, own: Split, copied: Tensor) -> dict[str, Any]:
-    entry: dict[str, Any] = {key: mean_interval(getattr(found, key).tolist()) for key in ("a", "across", "cosine")}
+def _against(student: Split, teacher: Split, copied: Tensor) -> dict[str, Any]:
+    entry: dict[str, Any] = {key: _mean(getattr(student, key).tolist()) for key in ("a", "across", "cosine")}
     for name, rows in (("all", torch.ones_like(copied)), ("copies", copied)):
         if int(rows.sum()) > 1:
             for key in ("a", "across"):
-                change = (getattr(found, key) - getattr(own, key))[rows]
-                entry[f"{key}_change_{name}"] = mean_interval(change.tolist())
+                change = (getattr(student, key) - getattr(teacher, key))[rows]
+                entry[f"{key}_change_{name}"] = _mean(change.tolist())
     return entry
 
 
 def run(settings: Settings, progress: Progress) -> Outcome:
-    """Walk, split, guide, compare.
+    """Paths and their parts, guidance, students.
 
     Raises:
         InputError: settings that cannot be run, or a run that cannot be read.
     """
     check(settings)
-    subject = subject_of(settings)
-    progress(f"paths of {subject.name}")
-    results: dict[str, Any] = {"status": "reconstruction", "teacher": subject.name, "n": len(subject.images)}
-    results["paths"] = paths(settings, subject)
+    teacher = load(settings)
+    progress(f"paths of {teacher.name}")
+    results: dict[str, Any] = {"status": "reconstruction", "teacher": teacher.name, "n": len(teacher.images)}
+    results["paths"] = paths(settings, teacher)
     progress("guidance")
-    results["guidance"] = guided(settings, subject)
-    pair = subject.pair
+    results["guidance"] = guided(settings, teacher)
+    pair = teacher.pair
     if pair is not None and pair.null_label is not None:
         progress("guidance of the trained teacher")
         results["guided_teacher"] = guided_teacher(
-            pair, subject.sigmas, settings.scales, settings.samples, settings.seed
+            pair, teacher.sigmas, settings.scales, settings.samples, settings.seed
         )
     else:
         results["guided_teacher"] = None
     progress("students")
     results["student"] = students(settings, pair) if pair else None
     title = "Target and noise within sampling paths"
-    return Outcome(title, lead(results), results, sections(results))
+    return Outcome(lead(results), results, sections(results), title)

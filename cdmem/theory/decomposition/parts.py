@@ -1,16 +1,16 @@
-"""How much of a path is target, how much initial noise, and how decided it is."""
+"""How much of a path or of a student's output is target, how much is not, and how that goes with memorisation."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-from scipy.stats import t as student_t
+from scipy.stats import pearsonr, spearmanr
 from torch import Tensor
 
-from cdmem.theory.decomposition.trajectory import Path, exact_schedule
+from cdmem.theory.decomposition.paths import Path, exact_schedule
 
 
 @dataclass(frozen=True)
@@ -104,15 +104,45 @@ def diversity(path: Path, groups: Tensor, least: int = 5) -> tuple[Tensor, int]:
     return (torch.stack(ratios).mean(0) if ratios else torch.full((len(states),), float("nan"))), len(ratios)
 
 
-def nearest_two(samples: Tensor, images: Tensor) -> tuple[Tensor, Tensor]:
-    """Distances (B, 2) and indices (B, 2) of the two nearest images of T."""
-    far = torch.cdist(samples.double(), images.double(), compute_mode="donot_use_mm_for_euclid_dist")
-    found = far.topk(2, dim=1, largest=False)
-    return found.values, found.indices
+@dataclass(frozen=True)
+class Correlation:
+    """Value and 95 % interval over ``resamples`` bootstraps of the samples (percentiles); NaN without spread."""
+
+    value: float
+    low: float
+    high: float
 
 
-def mean_interval(values: Sequence[float]) -> dict[str, float]:
-    """Mean and 95 % interval (Student's t)."""
-    x = np.asarray(values, float)
-    half = float(student_t.ppf(0.975, len(x) - 1) * x.std(ddof=1) / np.sqrt(len(x))) if len(x) > 1 else float("inf")
-    return {"mean": float(x.mean()), "low": float(x.mean()) - half, "high": float(x.mean()) + half}
+def _of(kind: str, x: np.ndarray, y: np.ndarray) -> float:
+    if len(x) < 3 or np.ptp(x) == 0 or np.ptp(y) == 0:
+        return math.nan
+    return float((pearsonr if kind == "pearson" else spearmanr)(x, y).statistic)
+
+
+def correlate(kind: str, x: np.ndarray, y: np.ndarray, seed: int, resamples: int = 500) -> Correlation:
+    """``pearson`` or ``spearman`` of two lists; what is not finite in either is left out."""
+    fine = np.isfinite(x) & np.isfinite(y)
+    x, y = x[fine], y[fine]
+    rng = np.random.default_rng(seed)
+    drawn = [_of(kind, x[k], y[k]) for k in rng.integers(0, max(len(x), 1), (resamples, len(x)))] if len(x) > 2 else []
+    drawn = [v for v in drawn if math.isfinite(v)]
+    low, high = np.percentile(drawn, [2.5, 97.5]) if drawn else (math.nan, math.nan)
+    return Correlation(_of(kind, x, y), float(low), float(high))
+
+
+@dataclass(frozen=True)
+class Split:
+    """Of B outputs: ``a`` along x* - mu, ``across`` in units of |x* - mu|, ``cosine`` with the teacher's output (both
+    mean-centred)."""
+
+    a: Tensor
+    across: Tensor
+    cosine: Tensor
+
+
+def split(output: Tensor, teacher: Tensor, target: Tensor, mean: Tensor) -> Split:
+    """From outputs, teacher's endpoints and targets (B, size), and the mean (size,)."""
+    y, t, goal = output.double() - mean, teacher.double() - mean, target.double() - mean
+    a = (y * goal).sum(1) / (goal**2).sum(1)
+    across = (y - a[:, None] * goal).norm(dim=1) / goal.norm(dim=1)
+    return Split(a, across, torch.nn.functional.cosine_similarity(y, t, dim=1))

@@ -12,15 +12,13 @@ from torch import Tensor
 
 from cdmem.diffusion.preconditioning import DenoiserLike
 from cdmem.diffusion.sampling import NoiseSource
-from cdmem.theory.decomposition.correlation import correlate
-from cdmem.theory.decomposition.guidance import Guided, exact_guided
-from cdmem.theory.decomposition.parts import Parts, decompose, mean_interval, nearest_two
-from cdmem.theory.decomposition.trajectory import walk
-from cdmem.theory.pair import Pair
+from cdmem.theory.decomposition.parts import Parts, correlate, decompose
+from cdmem.theory.decomposition.paths import Guided, exact_guided, walk
+from cdmem.theory.measures import COPY_RATIO, mean_interval, nearest_two
+from cdmem.theory.trained_pair import Pair
 
 KNOWN = 0.5  # an image is the target of its class above this share
 LEAST_SEEDS = 8
-COPY_RATIO = 1 / 3
 
 
 @dataclass(frozen=True)
@@ -54,7 +52,7 @@ class Constant:
 
 def targets(labels: Tensor, weights: Tensor, num_classes: int) -> list[Target]:
     """Known targets among the classes of T; ``labels`` and ``weights`` (multiplicities) are (n,)."""
-    found = []
+    known = []
     for label in range(num_classes):
         members = torch.nonzero(labels == label).flatten()
         if len(members):
@@ -62,8 +60,8 @@ def targets(labels: Tensor, weights: Tensor, num_classes: int) -> list[Target]:
             most = int(own.argmax())
             if own[most] > KNOWN * own.sum():
                 share = float(own[most] / own.sum())
-                found.append(Target(label, int(members[most]), int(own[most]), share, members))
-    return found
+                known.append(Target(label, int(members[most]), int(own[most]), share, members))
+    return known
 
 
 def guided_teacher(pair: Pair, sigmas: Tensor, scales: Sequence[float], samples: int, seed: int) -> dict[str, Any]:
@@ -93,7 +91,7 @@ def guided_teacher(pair: Pair, sigmas: Tensor, scales: Sequence[float], samples:
             exact = exact_guided(pair.images, pair.multiplicities, t.members, g)
             for kind, denoiser in (("trained", Guided(free, own, g)), ("exact", exact)):
                 kinds[kind].append(_towards(denoiser, start, sigmas, pair, t))
-        rows.append({"g": g, **{kind: _summary(found, seed) for kind, found in kinds.items()}})
+        rows.append({"g": g, **{kind: _summary(paths, seed) for kind, paths in kinds.items()}})
     return {"classes": classes, "seeds": seeds, "rows": rows}
 
 
@@ -111,20 +109,21 @@ def _towards(
     return parts, (far / near).log(), near < COPY_RATIO * far
 
 
-def _summary(found: list[tuple[Parts, Tensor, Tensor]], seed: int) -> dict[str, Any]:
+def _summary(paths: list[tuple[Parts, Tensor, Tensor]], seed: int) -> dict[str, Any]:
     """Means over classes: paths of one class share their target. With one or two classes, over paths."""
 
     def over(values: list[Tensor]) -> dict[str, float]:
-        return mean_interval([float(v.mean()) for v in values] if len(values) > 2 else torch.cat(values).tolist())
+        means = [float(v.mean()) for v in values]
+        return asdict(mean_interval(means if len(means) > 2 else torch.cat(values).tolist()))
 
-    severity = torch.cat([s for _, s, _ in found]).numpy()
-    drawn = np.concatenate([p.D_1.numpy() for p, _, _ in found])
+    severity = torch.cat([s for _, s, _ in paths]).numpy()
+    drawn = np.concatenate([p.D_1.numpy() for p, _, _ in paths])
     return {
-        "a_first": over([p.a[0] for p, _, _ in found]),
-        "across_first": over([p.across[0] for p, _, _ in found]),
-        "D_1": over([p.D_1 for p, _, _ in found]),
-        "D_2": over([p.D_2 for p, _, _ in found]),
-        "hits": over([hit.double() for _, _, hit in found]),
+        "a_first": over([p.a[0] for p, _, _ in paths]),
+        "across_first": over([p.across[0] for p, _, _ in paths]),
+        "D_1": over([p.D_1 for p, _, _ in paths]),
+        "D_2": over([p.D_2 for p, _, _ in paths]),
+        "hits": over([hit.double() for _, _, hit in paths]),
         "D_1_pearson": asdict(correlate("pearson", drawn, severity, seed)),
-        "w_0": torch.stack([p.w_0.mean(1) for p, _, _ in found]).mean(0).tolist(),
+        "w_0": torch.stack([p.w_0.mean(1) for p, _, _ in paths]).mean(0).tolist(),
     }

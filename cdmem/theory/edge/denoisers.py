@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from cdmem.theory.edge.process import alpha
+from cdmem.theory.edge.mixture import alpha
 
 
 def isotropic(x: Tensor, t: Tensor | float, means: Tensor, var: Tensor | float, mask: Tensor | None = None) -> Tensor:

@@ -2,25 +2,78 @@
 
 An image is x = c (outer) T_k with three colour channels. A model of capacity M has M templates, M mean colours and one
 shared colour variance; it starts from M random samples (their true templates and their colours, s^2 = 1e-6).
+
+Published templates are FashionMNIST, resized bicubically. It comes with no dependency; here they are handwritten digits
+of scikit-learn, or grey CIFAR-10 images from a folder.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
-from cdmem.errors import InputError
-from cdmem.theory.edge.capacity import INITIAL_VAR, batch, noise_loss, padding, starts
+from cdmem.data.sources import load_source
+from cdmem.theory.edge.capacity_sweep import Problem
 from cdmem.theory.edge.denoisers import low_rank
-from cdmem.theory.edge.optimiser import AveragedAdam, Schedule
-from cdmem.theory.edge.process import grid
-from cdmem.theory.edge.study import Problem, Trainer
+from cdmem.theory.edge.training import INITIAL_VAR, Training, minimise, padding, starts
+from cdmem.theory.settings import number
 
+SIDE = 15
 CHANNELS = 3
+
+
+@dataclass(frozen=True)
+class Images:
+    """The image model.
+
+    Attributes:
+        n: training images; 0 leaves the image model out.
+        k: templates, each of a class of its own.
+        seeds: data sets.
+        source: digits, or cifar10; the published FashionMNIST comes with no dependency.
+        folder: of cifar10.
+        training: of the models.
+    """
+
+    n: int = number(40, 0, 2000)
+    k: int = number(4, 1, 10)
+    seeds: int = number(1, 1, 64)
+    source: Literal["digits", "cifar10"] = "digits"
+    folder: str | None = None
+    training: Training = field(default_factory=lambda: Training(1000, 2e-3, 1e-8, 0.05, 0.1, 0.9, 1e3, 2))
+
+
+def templates(images: Images, rng: np.random.Generator) -> Tensor:
+    """(k, 225) templates of different classes, 15 x 15 grey pictures in [0, 1], float64.
+
+    Raises:
+        InputError: CIFAR-10 without a folder.
+    """
+    pool = load_source(images.source, images.folder if images.source == "cifar10" else None, grayscale=True)
+    pictures, labels = pool.images[:, 0], pool.labels.numpy()
+    classes = rng.permutation(10)[: images.k]
+    chosen = [pictures[rng.choice(np.flatnonzero(labels == c))].numpy() for c in classes]
+    return torch.from_numpy(np.stack([_resized(p) for p in chosen]).reshape(images.k, -1))
+
+
+def _resized(picture: np.ndarray) -> np.ndarray:
+    """Bicubic to 15 x 15, then stretched to [0, 1]."""
+    small = Image.fromarray(picture.astype(np.float32)).resize((SIDE, SIDE), Image.Resampling.BICUBIC)
+    values = np.asarray(small, dtype=float)
+    return (values - values.min()) / (values.max() - values.min())
+
+
+@dataclass(frozen=True)
+class ImageProblem(Problem):
+    """Points are images (3, P); ``shown`` (N, P) is the template of each training image."""
+
+    shown: Tensor
 
 
 @dataclass(frozen=True)
@@ -41,12 +94,8 @@ class LearnedImages:
         return low_rank(x, t, self.templates, self.colours, self.var)
 
 
-def image_problem(templates: Tensor, n: int, fresh: int, samples: int, seed: int) -> tuple[Problem, Tensor]:
-    """Data of the image model with colour mean 0 and variance 1, and the template of each training image.
-
-    Returns:
-        the problem, points are (3, P); labels (N,).
-    """
+def image_problem(templates: Tensor, n: int, fresh: int, samples: int, seed: int) -> ImageProblem:
+    """Data of the image model with colour mean 0 and variance 1."""
     rng = np.random.default_rng(seed)
     zeros = torch.zeros(len(templates), CHANNELS, dtype=templates.dtype)
 
@@ -63,7 +112,7 @@ def image_problem(templates: Tensor, n: int, fresh: int, samples: int, seed: int
     noise = torch.from_numpy(rng.standard_normal((samples, CHANNELS, templates.shape[1])))
     # The mixture's means are all 0: a learned mean is near the truth or a sample by distance to 0 and to the samples.
     true_means = zeros[:1, :, None] * templates[:1, None]
-    return Problem(data, held, true_means, true, noise, draw(4096)[0], seed), labels
+    return ImageProblem(data, held, true_means, true, noise, draw(4096)[0], seed, templates[labels])
 
 
 def colours_of(data: Tensor, templates: Tensor) -> Tensor:
@@ -71,33 +120,15 @@ def colours_of(data: Tensor, templates: Tensor) -> Tensor:
     return data.sum(-1) / templates.sum(-1, keepdim=True)
 
 
-def image_trainer(
-    templates: Tensor, labels: Tensor, schedule: Schedule, draws: int, tick: Callable[[], None] = lambda: None
-) -> Trainer:
-    """Trains the image model on data whose n-th image shows ``templates[labels[n]]``."""
-
-    def run(data: Tensor, capacities: Sequence[int], seed: int) -> list[LearnedImages]:
-        return train_images(data, templates[labels], capacities, schedule, draws, seed, tick)
-
-    return run
-
-
 def train_images(
-    data: Tensor,
-    shown: Tensor,
-    capacities: Sequence[int],
-    schedule: Schedule,
-    draws: int,
-    seed: int,
-    tick: Callable[[], None],
+    problem: ImageProblem, capacities: Sequence[int], training: Training, seed: int
 ) -> list[LearnedImages]:
-    """As :func:`cdmem.theory.edge.capacity.train`, for images (N, 3, P) of the templates ``shown`` (N, P).
+    """As :func:`cdmem.theory.edge.training.train`, for images: templates and colours of random samples as a start.
 
     Raises:
         InputError: the training diverged.
     """
-    generator = torch.Generator().manual_seed(seed)
-    small, times, mask = data.float(), grid().float(), padding(capacities)
+    data, shown, mask = problem.data, problem.shown, padding(capacities)
     start_colours = colours_of(data, shown).float()
     shape = len(capacities), max(capacities)
     # Padding is a template of ones: a zero template has no direction, and its weight is -inf anyway.
@@ -108,18 +139,10 @@ def train_images(
         pictures[e, :m], colours[e, :m] = shown[rows].float(), start_colours[rows]
     std = torch.full((len(capacities),), INITIAL_VAR**0.5)
     parameters = [p.requires_grad_() for p in (pictures, colours, std)]
-    optimiser = AveragedAdam(parameters, schedule)
-    for step in range(schedule.steps):
-        clean, t, x = batch(small.flatten(1), times, draws, generator)
-        estimate = low_rank(x.unflatten(1, data.shape[1:]), t, pictures, colours, std**2, mask)
-        loss = noise_loss(estimate.flatten(-2), clean, t)
-        optimiser.step(torch.autograd.grad(loss, parameters))
-        if (step + 1) % 100 == 0:
-            tick()
-    if not all(torch.isfinite(p).all() for p in parameters):
-        raise InputError("image_peak_lr", schedule.peak, "made the training diverge", "give a smaller one")
-    made = []
-    for e, m in enumerate(capacities):
-        found = [p[e].detach().double() for p in parameters]
-        made.append(LearnedImages(found[0][:m], found[1][:m], float(found[2]) ** 2))
-    return made
+
+    def estimate(x: Tensor, t: Tensor) -> Tensor:
+        return low_rank(x.unflatten(1, data.shape[1:]), t, pictures, colours, std**2, mask).flatten(-2)
+
+    minimise(estimate, parameters, data, training, seed, "images.training.peak_lr")
+    done, tints, deviations = (p.detach().double() for p in parameters)
+    return [LearnedImages(done[e, :m], tints[e, :m], float(deviations[e]) ** 2) for e, m in enumerate(capacities)]

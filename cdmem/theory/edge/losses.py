@@ -4,31 +4,22 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import numpy as np
 import torch
 from scipy.special import gammaln
 from torch import Tensor
 
-from cdmem.theory.edge.process import noisy, psi
+from cdmem.theory.edge.mixture import noisy, psi
+from cdmem.theory.measures import Interval
 
 Denoiser = Callable[[Tensor, float], Tensor]  # (R, ...) points and one time -> posterior means
 Z95 = 1.959963984540054
 BLOCK = 4096  # points at a time
 
 
-@dataclass(frozen=True)
-class Estimate:
-    """A Monte-Carlo mean with its 95 % interval over the noise draws, for fixed data."""
-
-    mean: float
-    low: float
-    high: float
-
-
-def monte_carlo(denoise: Denoiser, data: Tensor, t: float, draws: int, seed: int) -> Estimate:
-    """Loss of a denoiser at a time.
+def monte_carlo(denoise: Denoiser, data: Tensor, t: float, draws: int, seed: int) -> Interval:
+    """Loss of a denoiser at a time, with its 95 % interval over the noise draws, for fixed data.
 
     Args:
         denoise: the denoiser.
@@ -50,7 +41,7 @@ def monte_carlo(denoise: Denoiser, data: Tensor, t: float, draws: int, seed: int
     table = torch.cat(errors)  # (draws, N)
     mean = float(table.mean())
     half = Z95 * math.sqrt(float(table.var(0).sum()) / draws) / len(data) if draws > 1 else math.nan
-    return Estimate(mean, mean - half, mean + half)
+    return Interval(mean, mean - half, mean + half)
 
 
 def generalising(t: Tensor | float, dim: int, variance: float = 1.0) -> Tensor:

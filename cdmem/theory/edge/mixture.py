@@ -1,4 +1,5 @@
-"""The data: K Gaussians whose means lie on a sphere."""
+"""The data, K Gaussians whose means lie on a sphere, and the variance-preserving process that noises them:
+x_t = alpha_t x + sigma_t z with alpha = sqrt(1 - t^2), sigma = t."""
 
 from __future__ import annotations
 
@@ -7,6 +8,28 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import Tensor
+
+from cdmem.theory.settings import number
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """One (N, d, K) and s*^2.
+
+    Attributes:
+        n: training points N.
+        d: dimension.
+        k: components of the true mixture.
+        variance: s*^2 of each.
+    """
+
+    n: int = number(60, 4, 2000)
+    d: int = number(50, 2, 1000)
+    k: int = number(12, 1, 1000)
+    variance: float = number(1.0, 1e-6, 1e6)
+
+    def __str__(self) -> str:
+        return f"N = {self.n}, d = {self.d}, K = {self.k}"
 
 
 @dataclass(frozen=True)
@@ -37,3 +60,27 @@ def on_sphere(dim: int, components: int, rng: np.random.Generator, variance: flo
     """Means uniform on the sphere of radius sqrt(d), as in the published experiments."""
     directions = torch.from_numpy(rng.standard_normal((components, dim)))
     return Mixture(directions / directions.norm(dim=1, keepdim=True) * dim**0.5, variance)
+
+
+T_MAX, T_MIN, TIMES = 0.999, 0.001, 26
+
+
+def grid(count: int = TIMES) -> Tensor:
+    """The published times of training and sampling, .999 down to .001, float64 (count,)."""
+    return torch.linspace(T_MAX, T_MIN, count, dtype=torch.float64)
+
+
+def alpha(t: Tensor) -> Tensor:
+    """Share of the data at times t; (1 - t)(1 + t) keeps its digits near 1."""
+    return ((1 - t) * (1 + t)).sqrt()
+
+
+def psi(t: Tensor) -> Tensor:
+    """Signal-to-noise ratio alpha^2 / sigma^2."""
+    return (1 - t) * (1 + t) / t**2
+
+
+def noisy(x: Tensor, t: Tensor, z: Tensor) -> Tensor:
+    """x_t of data x (..., d) at times t, broadcast against x without its last axis, with noise z (..., d)."""
+    t = torch.as_tensor(t, dtype=x.dtype)[..., None]
+    return alpha(t) * x + t * z

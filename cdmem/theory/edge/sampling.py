@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-import torch
 from torch import Tensor
 
 from cdmem.metrics.statistics import wilson_interval
 from cdmem.theory.edge.losses import Denoiser
-from cdmem.theory.edge.process import alpha
+from cdmem.theory.edge.mixture import alpha
+from cdmem.theory.measures import nearest_two
 
 COPY = 1 / 9  # of squared distances: ratio 1/3
 
@@ -46,9 +46,7 @@ def copies(samples: Tensor, data: Tensor, factor: float = COPY) -> Copies:
 
 def copied(samples: Tensor, data: Tensor, factor: float = COPY) -> Tensor:
     """Whether each sample copies, bool (S,)."""
-    exact = "donot_use_mm_for_euclid_dist"
-    far = torch.cdist(samples.flatten(1).double(), data.flatten(1).double(), compute_mode=exact)
-    near = far.topk(2, dim=1, largest=False).values ** 2
+    near = nearest_two(samples.flatten(1), data.flatten(1))[0] ** 2
     return near[:, 0] <= factor * near[:, 1]
 
 

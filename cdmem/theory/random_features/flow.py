@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.linalg import eigh
 
-from cdmem.theory.random_features.constants import delta
+from cdmem.theory.random_features.model import delta
 from cdmem.theory.random_features.moments import Moments, Population
 
 Filter = Callable[[np.ndarray], np.ndarray]
@@ -35,10 +35,10 @@ def truncation_filter(rank: int) -> Filter:
     """1 / lambda on the ``rank`` largest eigenvalues, 0 on the others; eigenvalues ascend."""
 
     def apply(eigenvalues: np.ndarray) -> np.ndarray:
-        found = np.zeros_like(eigenvalues)
+        values = np.zeros_like(eigenvalues)
         top = slice(max(len(eigenvalues) - rank, 0), None)
-        found[top] = 1 / np.maximum(eigenvalues[top], 1e-300)
-        return found
+        values[top] = 1 / np.maximum(eigenvalues[top], 1e-300)
+        return values
 
     return apply
 
@@ -65,20 +65,6 @@ def modes(moments: Moments, t: float) -> Modes:
     return Modes(t, eigenvalues, vectors, vectors.T @ moments.V)
 
 
-def loss(M: np.ndarray, U: np.ndarray, V: np.ndarray, t: float) -> float:
-    """1 + Delta / d tr(M U M^T) + 2 sqrt(Delta) / d tr(M V): the training loss with the training moments, the test loss
-    with the population's (eq. 2.3). M is (d, p)."""
-    d, noise2 = len(M), delta(t)
-    quadratic = float(np.einsum("ij,ij->", M @ U, M))
-    return 1 + noise2 / d * quadratic + 2 * math.sqrt(noise2) / d * float(np.einsum("ij,ji->", M, V))
-
-
-def score_error(M: np.ndarray, population: Population) -> float:
-    """E|s_A - grad log P_t|^2 / d over fresh noisy points (eq. 2.4), exactly."""
-    quadratic = float(np.einsum("ij,ij->", M @ population.U, M))
-    return (quadratic - 2 * float(np.einsum("ij,ji->", M, population.S)) + population.score2) / len(M)
-
-
 @dataclass(frozen=True)
 class Curve:
     """Losses and score error along training times."""
@@ -89,32 +75,20 @@ class Curve:
     score: list[float]
 
 
-def curve(found: Modes, moments: Moments, population: Population, psi_p: float, taus: np.ndarray) -> Curve:
-    """Losses and score error along training times from 0; p^3 once, p^2 per time."""
-    seen = Population(
-        found.vectors.T @ population.U @ found.vectors,
-        found.vectors.T @ population.V,
-        found.vectors.T @ population.S,
-        population.score2,
-        population.error,
-    )
-    return curve_of_modes(found, seen, psi_p, taus)
-
-
-def curve_of_modes(found: Modes, seen: Population, psi_p: float, taus: np.ndarray) -> Curve:
-    """The same with the population's moments already in the basis of the modes. The modes' own vectors are not used,
-    and modes in which V vanishes may be missing."""
-    d, noise2 = found.V.shape[1], delta(found.t)
-    root = math.sqrt(noise2)
-    energy = (found.V**2).sum(1)
-    cross_v, cross_s = (found.V * seen.V).sum(1), (found.V * seen.S).sum(1)
-    gram = seen.U * (found.V @ found.V.T)  # tr(M U M^T) = h^T gram h / Delta for the filter's values h
-    out = Curve([], [], [], [])
+def curve(modes: Modes, population: Population, psi_p: float, taus: np.ndarray) -> Curve:
+    """Losses (eq. 2.3) and score error (eq. 2.4) along training times from 0; p^3 once, p^2 per time."""
+    d, noise2 = modes.V.shape[1], delta(modes.t)
+    root, vectors = math.sqrt(noise2), modes.vectors
+    U, V, S = vectors.T @ population.U @ vectors, vectors.T @ population.V, vectors.T @ population.S
+    energy = (modes.V**2).sum(1)
+    cross_v, cross_s = (modes.V * V).sum(1), (modes.V * S).sum(1)
+    gram = U * (modes.V @ modes.V.T)  # tr(M U M^T) = h^T gram h / Delta for the filter's values h
+    path = Curve([], [], [], [])
     for tau in taus:
-        h = flow_filter(float(tau), found.t, psi_p)(found.eigenvalues)
+        h = flow_filter(float(tau), modes.t, psi_p)(modes.eigenvalues)
         quadratic = float(h @ gram @ h)
-        out.tau.append(float(tau))
-        out.train.append(1 + float(energy @ (h**2 * found.eigenvalues - 2 * h)) / d)
-        out.test.append(1 + (quadratic - 2 * float(h @ cross_v)) / d)
-        out.score.append((quadratic / noise2 + 2 * float(h @ cross_s) / root + seen.score2) / d)
-    return out
+        path.tau.append(float(tau))
+        path.train.append(1 + float(energy @ (h**2 * modes.eigenvalues - 2 * h)) / d)
+        path.test.append(1 + (quadratic - 2 * float(h @ cross_v)) / d)
+        path.score.append((quadratic / noise2 + 2 * float(h @ cross_s) / root + population.score2) / d)
+    return path

@@ -9,13 +9,15 @@ exact; off it rho is small and few terms are enough. What is left out is bounded
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
-from cdmem.theory.random_features.constants import ACTIVATIONS, KINKED, delta, gaussian_rule
-from cdmem.theory.random_features.model import Features, noised
+from cdmem.data.sources import load_source
+from cdmem.errors import InputError
+from cdmem.theory.random_features.model import ACTIVATIONS, KINKED, Features, delta, gaussian_rule, noised
 
 CHUNK = 2**13  # pre-activations at a time: they and their nodes stay in the cache
 BLOCK = 2**29  # bytes of coefficients at a time
@@ -39,7 +41,7 @@ def hermite_coefficients(
     """c_0..c_order, (order + 1, ...), and E[sigma^2], both for every mean and sd (broadcast)."""
     mean, sd = np.broadcast_arrays(mean, sd)
     shape, mean, sd = mean.shape, mean.ravel(), sd.ravel()
-    found, second = np.empty((order + 1, mean.size)), np.empty(mean.size)
+    coefficients, second = np.empty((order + 1, mean.size)), np.empty(mean.size)
     basis = np.array(list(_hermite(G, order))) * G_WEIGHTS
     for k in range(0, mean.size, CHUNK):
         part = slice(k, k + CHUNK)
@@ -48,12 +50,12 @@ def hermite_coefficients(
             value = ACTIVATIONS[activation](x)
             second[part] = (w * value**2).sum(-1)
             for q, h in enumerate(_hermite((x - mean[part, None]) / sd[part, None], order)):
-                found[q, part] = (w * h * value).sum(-1)
+                coefficients[q, part] = (w * h * value).sum(-1)
         else:
             value = ACTIVATIONS[activation](mean[part, None] + sd[part, None] * G)
             second[part] = value**2 @ G_WEIGHTS
-            found[:, part] = basis @ value.T
-    return found.reshape(order + 1, *shape), second.reshape(shape)
+            coefficients[:, part] = basis @ value.T
+    return coefficients.reshape(order + 1, *shape), second.reshape(shape)
 
 
 def _hermite(g: np.ndarray, order: int) -> Iterator[np.ndarray]:
@@ -157,3 +159,44 @@ def drawn_moments(features: Features, data: np.ndarray, t: float, noise: np.ndar
     phi = features(noised(data, t, noise).reshape(-1, features.d))
     xi = noise.reshape(-1, features.d)
     return Moments(phi.T @ phi / len(phi), phi.T @ xi / len(phi), math.nan)
+
+
+Kind = Literal["isotropic", "levels", "digits", "cifar10"]
+
+
+def spectrum_of(
+    kind: Kind, d: int, sigma_x: float | None, levels: Sequence[float], images: str | None, subset: int
+) -> np.ndarray:
+    """The d eigenvalues of Sigma, descending.
+
+    Args:
+        kind: ``isotropic``; ``levels``, each for an equal share of the d directions; or the covariance of the first
+            ``subset`` grey images of ``digits`` or ``cifar10``, in its d leading principal directions.
+        d: dimension.
+        sigma_x: scales the spectrum so that tr Sigma / d = sigma_x^2; None leaves levels as they are, else means 1.
+        levels: for ``levels``.
+        images: folder of ``cifar10``.
+        subset: number of images.
+
+    Raises:
+        InputError: levels that do not divide d, more directions than pixels or images, images that cannot be read.
+    """
+    if kind == "levels":
+        if not levels or d % len(levels):
+            raise InputError("levels", list(levels), f"do not share d = {d} evenly", "give a divisor of d as many")
+        if min(levels) < 0 or max(levels) <= 0:
+            raise InputError("levels", list(levels), "are no variances", "give numbers >= 0, one of them > 0")
+        spectrum = np.repeat(np.asarray(levels, float), d // len(levels))
+        scale = 1.0 if sigma_x is None else sigma_x**2 / spectrum.mean()
+        return np.sort(spectrum)[::-1] * scale
+    variance = 1.0 if sigma_x is None else sigma_x**2
+    if kind == "isotropic":
+        return np.full(d, variance)
+    pool = load_source(kind, images if kind == "cifar10" else None, grayscale=True)
+    pixels = pool.images[:subset].flatten(1).numpy().astype(float)
+    largest = min(pixels.shape[1], len(pixels) - 1)
+    if d > largest:
+        problem = f"{len(pixels)} images of {pixels.shape[1]} pixels span {largest} directions"
+        raise InputError("d", d, problem, f"use d <= {largest}")
+    spectrum = np.linalg.eigvalsh(np.cov(pixels.T))[::-1][:d]
+    return np.clip(spectrum, 0, None) * variance / spectrum.mean()

@@ -7,8 +7,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.stats import t as student_t
 
+from cdmem.theory.curves import crossing
 from cdmem.theory.random_features.flow import curve, modes
 from cdmem.theory.random_features.model import gaussian_data, make_features
 from cdmem.theory.random_features.moments import population_moments, training_moments
@@ -73,23 +73,11 @@ def run_sweep(
         population = population_moments(features, spectrum, t)
         for i, n in enumerate(counts):
             moments = training_moments(features, points[:n], t)
-            found = curve(modes(moments, t), moments, population, features.psi_p, tau)
-            train[i, k], test[i, k], score[i, k] = found.train, found.test, found.score
+            path = curve(modes(moments, t), population, features.psi_p, tau)
+            train[i, k], test[i, k], score[i, k] = path.train, path.test, path.score
             error = max(error, moments.error, population.error)
             tick()
     return Sweep([n / d for n in counts], tau, train, test, score, error)
-
-
-def crossing(tau: np.ndarray, values: np.ndarray, level: float) -> float:
-    """First time at which values (T,) reach a level, linear in ln tau; NaN if never."""
-    above = np.flatnonzero(values >= level)
-    if not len(above):
-        return math.nan
-    k = int(above[0])
-    if k == 0:
-        return float(tau[0])
-    share = (level - values[k - 1]) / (values[k] - values[k - 1])
-    return float(tau[k - 1] * (tau[k] / tau[k - 1]) ** share)
 
 
 @dataclass(frozen=True)
@@ -97,45 +85,23 @@ class Onset:
     """Of one psi_n, means over seeds.
 
     Attributes:
-        begun: time at which the mean L_gen reaches 0.2; NaN if it never does.
+        begun: time at which the mean L_gen reaches 0.2; None if it never does.
         half: time at which the mean L_gen is half of what it is in the end.
         best: time of the least mean test loss.
     """
 
-    begun: float
-    half: float
+    begun: float | None
+    half: float | None
     best: float
 
 
 def onsets(sweep: Sweep) -> list[Onset]:
     """One per psi_n."""
-    found = []
+    rows = []
     for test, gap in zip(sweep.test.mean(1), sweep.gap().mean(1)):
-        times = (crossing(sweep.tau, gap, level) for level in (ONSET, gap[-1] / 2))
-        found.append(Onset(*times, float(sweep.tau[int(test.argmin())])))
-    return found
-
-
-@dataclass(frozen=True)
-class PowerLaw:
-    """E = constant psi_n^exponent by least squares in logarithms; 95 % interval over seeds, each fitted by itself."""
-
-    exponent: float
-    low: float | None
-    high: float | None
-    constant: float
-
-
-def power_law(x: Sequence[float], y: np.ndarray) -> PowerLaw | None:
-    """From y (len(x), seeds); None with fewer than two distinct x. No interval with one seed."""
-    if len(set(x)) < 2:
-        return None
-    fits = np.array([np.polyfit(np.log(x), np.log(column), 1) for column in y.T])
-    mean, seeds = fits.mean(0), len(fits)
-    if seeds == 1:
-        return PowerLaw(float(mean[0]), None, None, float(np.exp(mean[1])))
-    half = float(student_t.ppf(0.975, seeds - 1) * fits[:, 0].std(ddof=1) / math.sqrt(seeds))
-    return PowerLaw(float(mean[0]), float(mean[0]) - half, float(mean[0]) + half, float(np.exp(mean[1])))
+        times = (crossing(sweep.tau, gap, level, log_x=True) for level in (ONSET, gap[-1] / 2))
+        rows.append(Onset(*times, float(sweep.tau[int(test.argmin())])))
+    return rows
 
 
 def least_score(sweep: Sweep) -> np.ndarray:

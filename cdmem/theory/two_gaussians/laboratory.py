@@ -14,10 +14,11 @@ import numpy as np
 import torch
 
 from cdmem.errors import InputError
-from cdmem.theory.frame import Outcome, Progress
+from cdmem.theory.curves import crossing, power_law
+from cdmem.theory.experiment import KINDS, Outcome, Progress
+from cdmem.theory.settings import check_settings, each, number, seed
 from cdmem.theory.two_gaussians.measures import copied, divergence, draw
-from cdmem.theory.two_gaussians.show import LOOKS, Found, lead, least, sections
-from cdmem.theory.two_gaussians.times import crossing, power_law
+from cdmem.theory.two_gaussians.page import Trained, lead, least, sections
 from cdmem.theory.two_gaussians.training import STEPS, Plan, train
 
 
@@ -41,38 +42,26 @@ class Settings:
         seed: of everything.
     """
 
-    n: list[int] = field(default_factory=lambda: [16, 32, 48])
-    widths: list[int] = field(default_factory=lambda: [128])
-    steps_per_point: int = 400
-    points: int = 12
-    seeds: int = 2
-    dim: int = 8
-    lr: float = 6e-3
-    momentum: float = 0.95
-    samples: int = 1000
-    nfe: int = 50
-    level: float = 0.1
-    loss_step: int = 100
-    seed: int = 0
+    n: list[int] = field(default_factory=lambda: [16, 32, 48], metadata=each(2, 10**6))
+    widths: list[int] = field(default_factory=lambda: [128], metadata=each(1, 10**6))
+    steps_per_point: int = number(400, 1, 10**6)
+    points: int = number(12, 3, 200)
+    seeds: int = number(2, 1, 64)
+    dim: int = number(8, 1, 256)
+    lr: float = number(6e-3, 0, open=True)
+    momentum: float = number(0.95, 0, 0.999)
+    samples: int = number(1000, 10, 20_000)
+    nfe: int = number(50, 1, STEPS)
+    level: float = number(0.1, 0, 1, open=True)
+    loss_step: int = number(100, 0, STEPS - 1)
+    seed: int = seed()
 
 
 def check(settings: Settings) -> None:
     """Raises InputError for settings that cannot be run."""
-    bounds: dict[str, tuple[float, float]] = {"steps_per_point": (1, 10**6), "points": (3, 200), "seeds": (1, 64)}
-    bounds |= {"dim": (1, 256), "samples": (10, 20_000), "nfe": (1, STEPS), "loss_step": (0, STEPS - 1)}
-    bounds |= {"momentum": (0, 0.999)}
-    for key, (low, high) in bounds.items():
-        if not low <= getattr(settings, key) <= high:
-            raise InputError(key, getattr(settings, key), "is out of range", f"give {low} to {high}")
-    if not 0 < settings.level < 1:
-        raise InputError("level", settings.level, "is no share", "give a number between 0 and 1, e.g. 0.1")
-    if settings.lr <= 0:
-        raise InputError("lr", settings.lr, "is no learning rate", "give a number above 0, e.g. 6e-3")
-    for key, values, low in (("n", settings.n, 2), ("widths", settings.widths, 1)):
-        if not values or min(values) < low or max(values) > 10**6 or len(set(values)) < len(values):
-            raise InputError(key, values, f"is no list of different whole numbers from {low} on", "e.g. [16, 32]")
-    if len(settings.n) * len(settings.widths) > len(LOOKS):
-        raise InputError("n", settings.n, f"with widths makes more than {len(LOOKS)} curves", "give fewer n or widths")
+    check_settings(settings)
+    if len(settings.n) * len(settings.widths) > len(KINDS):
+        raise InputError("n", settings.n, f"with widths makes more than {len(KINDS)} curves", "give fewer n or widths")
 
 
 def plans(settings: Settings) -> list[Plan]:
@@ -87,7 +76,7 @@ def plans(settings: Settings) -> list[Plan]:
 
 
 def floor(settings: Settings) -> dict[str, float]:
-    """The estimators on exact samples: what KL and f_mem read when nothing was learned by heart."""
+    """The estimators on exact samples: KL and f_mem when nothing was learned by heart."""
     generator = torch.Generator().manual_seed(settings.seed * 1000 + 999)
     exact = torch.stack([draw(settings.samples, settings.dim, generator) for _ in range(8)])
     data = torch.stack([draw(max(settings.n), settings.dim, generator) for _ in range(8)])
@@ -103,40 +92,45 @@ def run(settings: Settings, progress: Progress) -> Outcome:
     """
     check(settings)
     reference = floor(settings)
-    onsets: list[Found] = []
+    trained: list[Trained] = []
     threads = torch.get_num_threads()
     try:
         for plan in plans(settings):
             progress(f"n = {plan.n}, W = {plan.width}: {plan.steps[-1]} steps")
             # Products this small lose more by sharing the work between threads than they gain.
             torch.set_num_threads(1 if plan.n * plan.members < 512 else threads)
-            onsets.append(_one(plan, settings, progress))
+            trained.append(_train(plan, settings, progress))
     finally:
         torch.set_num_threads(threads)
-    seen = [(r.n, r.width, tau) for r, taus in onsets for tau in taus if tau is not None]
-    law = power_law(*map(list, zip(*seen))) if seen else power_law([], [], [])
+    onsets = [(r.n, r.width, tau) for r, taus in trained for tau in taus if tau is not None]
+    n, width, tau = map(list, zip(*onsets)) if onsets else ([], [], [])
+    law = power_law({"n": n, "width": width}, tau)
     results = {
         "status": "published setting" if _published(settings) else "published setting, reduced",
-        "parameters": {str(r.width): r.size for r, _ in onsets},
+        "parameters": {str(r.width): r.size for r, _ in trained},
         "floor": reference,
-        "runs": [{**asdict(r), "tau_mem": taus, "kl_min": least(r)} for r, taus in onsets],
-        "tau_mem": {"level": settings.level, "exponent_n": law.n, "exponent_width": law.width, "points": law.points},
+        "runs": [{**asdict(r), "tau_mem": taus, "kl_min": least(r)} for r, taus in trained],
+        "tau_mem": {
+            "level": settings.level,
+            **{f"exponent_{name}": None if e is None else (e.value, e.low, e.high) for name, e in law.items()},
+            "points": len(onsets),
+        },
     }
     title = "Two Gaussians: when does a trained network begin to copy?"
-    shown = sections(onsets, law, reference, settings.level, settings.samples, settings.loss_step)
-    return Outcome(title, lead(law, onsets, settings.level), results, shown)
+    shown = sections(trained, law, reference, settings.level, settings.samples, settings.loss_step)
+    return Outcome(lead(law, trained, settings.level), results, shown, title)
 
 
-def _one(plan: Plan, settings: Settings, progress: Progress) -> Found:
+def _train(plan: Plan, settings: Settings, progress: Progress) -> Trained:
     """A training and the onset of each member."""
     bar = iter(progress.bar(plan.steps, "measurements"))
     next(bar)
     run = train(plan, lambda: next(bar, None))
     if not np.isfinite(run.kl[-1]).all():
         raise InputError("lr", settings.lr, f"diverged at n = {plan.n}, W = {plan.width}", "give a smaller one")
-    return run, [crossing(run.steps, [row[e] for row in run.f_mem], settings.level) for e in range(plan.members)]
+    taus = [crossing(run.steps, f_mem, settings.level, log_x=True) for f_mem in zip(*run.f_mem)]
+    return run, taus
 
 
 def _published(s: Settings) -> bool:
-    ours = (s.dim, s.lr, s.momentum)
-    return ours == (8, 6e-3, 0.95) and min(s.n) >= 128 and 128 in s.widths
+    return (s.dim, s.lr, s.momentum) == (8, 6e-3, 0.95) and min(s.n) >= 128 and 128 in s.widths

@@ -7,8 +7,9 @@ import math
 import torch
 from torch import Tensor
 
+from cdmem.theory.measures import COPY_RATIO, nearest_two
+
 EULER = 0.5772156649015329
-COPY_RATIO = 1 / 3
 
 
 def draw(count: int, dim: int, generator: torch.Generator) -> Tensor:
@@ -40,7 +41,7 @@ def entropy(x: Tensor) -> Tensor:
 def divergence(samples: Tensor) -> Tensor:
     """KL(P_theta | P_0) in nats of samples (..., S, d): exact cross-entropy to P_0 less the estimated entropy.
 
-    Exact samples of P_0 score a small number around 0, which the laboratory prints beside it.
+    Exact samples of P_0 give a small number around 0, which the laboratory prints beside it.
     """
     return -log_density(samples).mean(-1) - entropy(samples)
 
@@ -48,6 +49,5 @@ def divergence(samples: Tensor) -> Tensor:
 def copied(samples: Tensor, data: Tensor, ratio: float = COPY_RATIO) -> Tensor:
     """Share of samples (..., S, d) whose nearest training point (..., n, d) is nearer than ``ratio`` times the second;
     plain distances, not squared. Shape (...)."""
-    exact = "donot_use_mm_for_euclid_dist"
-    nearest = torch.cdist(samples.double(), data.double(), compute_mode=exact).topk(2, dim=-1, largest=False).values
-    return (nearest[..., 0] < ratio * nearest[..., 1]).double().mean(-1)
+    distances, _ = nearest_two(samples, data)
+    return (distances[..., 0] < ratio * distances[..., 1]).double().mean(-1)

@@ -3,25 +3,28 @@ distillation that lowers the number or stopping early?"""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
-from scipy.stats import t as student_t
 
-from cdmem.theory.random_features.constants import delta
-from cdmem.theory.random_features.distillation.chain import Chain, build
-from cdmem.theory.random_features.distillation.sampling import (
+from cdmem.theory.curves import crossing
+from cdmem.theory.measures import mean_interval
+from cdmem.theory.random_features.distillation.student import (
+    Chain,
+    Readouts,
+    build,
     empirical_samples,
     f_mem,
+    flow_student,
+    ridge_student,
     student_samples,
     teacher_samples,
+    teacher_start,
     variance_ratio,
 )
-from cdmem.theory.random_features.distillation.student import flow_student, ridge_student, teacher_start
 from cdmem.theory.random_features.flow import Filter, flow_filter, ridge_filter, truncation_filter
-from cdmem.theory.random_features.model import gaussian_data, make_features
+from cdmem.theory.random_features.model import delta, gaussian_data, make_features
 
 RIDGE = 1e-6  # of the teacher, and of the student that is not regularised
 T_MIN, T_MAX = 0.01, 3.0
@@ -44,19 +47,12 @@ class Design:
 Row = dict[str, float]  # f_mem and variance of one sampler
 
 
-@dataclass
-class Seed:
-    """What one seed gave: sampler -> {f_mem, variance}; along gamma and tau, in the design's order."""
+@dataclass(frozen=True)
+class Samplers:
+    """Of one seed: sampler -> row, and family -> rows along gamma, tau or rank, in the design's order."""
 
-    rows: dict[str, Row] = field(default_factory=dict)
-    ridge: list[Row] = field(default_factory=list)
-    flow: list[Row] = field(default_factory=list)
-    flow_two: list[Row] = field(default_factory=list)
-    matched: list[Row] = field(default_factory=list)
-    from_teacher: list[Row] = field(default_factory=list)
-    early: list[Row] = field(default_factory=list)
-    teacher_ridge: list[Row] = field(default_factory=list)
-    truncated: list[Row] = field(default_factory=list)
+    rows: dict[str, Row]
+    along: dict[str, list[Row]]
 
 
 def chain_of(design: Design, seed: int, n: int | None = None) -> tuple[Chain, np.random.Generator]:
@@ -84,7 +80,7 @@ def few(design: Design) -> int:
     return max(design.samples // 3, 1)
 
 
-def measure(design: Design, seed: int) -> Seed:
+def measure(design: Design, seed: int) -> Samplers:
     """All samplers of one seed, from the same noise."""
     chain, rng = chain_of(design, seed)
     noise = rng.standard_normal((design.samples, design.d))
@@ -93,48 +89,33 @@ def measure(design: Design, seed: int) -> Seed:
     def row(samples: np.ndarray) -> Row:
         return {"f_mem": f_mem(samples, chain.data), "variance": variance_ratio(samples)}
 
-    found = Seed()
-    for nfe in sorted({design.levels, 4, 2, 1}, reverse=True):
-        found.rows[f"teacher_{nfe}"] = row(teacher_samples(chain, noise, nfe))
-    found.rows["empirical"] = row(empirical_samples(chain, noise))
-    for gamma in design.gammas:
-        B = ridge_student(chain, ridge_filter(gamma))
-        found.ridge.append(row(student_samples(chain, B, noise)))
-        if gamma == min(design.gammas):
-            found.rows["student_1"] = found.ridge[-1]
-            found.rows["student_2"] = row(student_samples(chain, B, noise, renoise))
-    taus = np.asarray(design.taus, float)
-    for readouts in flow_student(chain, taus):
-        found.flow.append(row(student_samples(chain, readouts(), noise)))
-        found.flow_two.append(row(student_samples(chain, readouts(), noise, renoise)))
-    for readouts in flow_student(chain, taus, teacher_start(chain, ridge_filter(RIDGE))):
-        found.from_teacher.append(row(student_samples(chain, readouts(), noise)))
-    fewer = noise[: few(design)]
-    for tau in taus:
-        found.matched.append(row(student_samples(chain, ridge_student(chain, matched_ridges(chain, tau)), noise)))
-        found.early.append(row(_teacher_with(chain, flow_filter(tau, 0.0, 1.0), fewer, tau)))
-    found.teacher_ridge = [row(_teacher_with(chain, ridge_filter(gamma), fewer)) for gamma in design.gammas]
-    found.truncated = [row(_teacher_with(chain, truncation_filter(r), fewer)) for r in ranks(design)]
-    return found
+    def student(readouts: Readouts, twice: bool = False) -> Row:
+        return row(student_samples(chain, readouts, noise, renoise if twice else None))
 
+    def teacher(filter_at: Callable[[float], Filter]) -> Row:
+        readouts = [modes.readout(filter_at(modes.t)) for modes in chain.modes]
+        return row(teacher_samples(chain, noise[: few(design)], len(chain.times), readouts))
 
-def _teacher_with(chain: Chain, apply: Filter, noise: np.ndarray, tau: float | None = None) -> np.ndarray:
-    """Samples of the teacher under another filter, or stopped at ``tau``."""
-    psi_p = chain.features.psi_p
-    readouts = [m.readout(apply if tau is None else flow_filter(tau, m.t, psi_p)) for m in chain.modes]
-    return teacher_samples(chain, noise, len(chain.times), readouts)
-
-
-def onset(taus: Sequence[float], values: Sequence[float], share: float = 0.5) -> float | None:
-    """First tau at which ``values`` reach ``share`` of their last one, linear in ln tau; None if the last one is 0."""
-    level = share * values[-1]
-    if level <= 0:
-        return None
-    k = next(i for i, v in enumerate(values) if v >= level)
-    if k == 0:
-        return float(taus[0])
-    part = (level - values[k - 1]) / (values[k] - values[k - 1])
-    return float(math.exp(math.log(taus[k - 1]) + part * math.log(taus[k] / taus[k - 1])))
+    taus, psi_p = np.asarray(design.taus, float), chain.features.psi_p
+    ridge = [ridge_student(chain, ridge_filter(gamma)) for gamma in design.gammas]
+    flow = flow_student(chain, taus)
+    warm = flow_student(chain, taus, teacher_start(chain, ridge_filter(RIDGE)))
+    least = ridge[int(np.argmin(design.gammas))]
+    steps = sorted({design.levels, 4, 2, 1}, reverse=True)
+    rows = {f"teacher_{nfe}": row(teacher_samples(chain, noise, nfe)) for nfe in steps}
+    rows["empirical"] = row(empirical_samples(chain, noise))
+    rows |= {"student_1": student(least), "student_2": student(least, twice=True)}
+    along = {
+        "student_ridge": [student(readouts) for readouts in ridge],
+        "student_flow": [student(readouts) for readouts in flow],
+        "student_flow_2": [student(readouts, twice=True) for readouts in flow],
+        "student_matched_ridge": [student(ridge_student(chain, matched_ridges(chain, tau))) for tau in taus],
+        "student_flow_from_teacher": [student(readouts) for readouts in warm],
+        "teacher_stopped": [teacher(lambda t, tau=tau: flow_filter(tau, t, psi_p)) for tau in taus],
+        "teacher_ridge": [teacher(lambda _, gamma=gamma: ridge_filter(gamma)) for gamma in design.gammas],
+        "teacher_truncated": [teacher(lambda _, rank=rank: truncation_filter(rank)) for rank in ranks(design)],
+    }
+    return Samplers(rows, along)
 
 
 def student_onsets(design: Design, n: int, seed: int) -> dict[str, float | None]:
@@ -147,27 +128,18 @@ def student_onsets(design: Design, n: int, seed: int) -> dict[str, float | None]
     noise, renoise = rng.standard_normal((2, design.samples, design.d))
     taus = np.asarray(design.taus, float)
     values = [
-        f_mem(student_samples(chain, readouts(), noise, renoise), chain.data) for readouts in flow_student(chain, taus)
+        f_mem(student_samples(chain, readouts, noise, renoise), chain.data) for readouts in flow_student(chain, taus)
     ]
     level = chain.levels[len(chain.times) // 2 - 1]
     lam, scale = level.eigenvalues, chain.features.psi_p / (2 * delta(level.t))
     p, d = len(lam), design.d
     mem = float(np.median(lam[max(p - d - n, 0) : p - d]))
     return {
-        "tau_mem": onset(design.taus, values),
+        "tau_mem": crossing(design.taus, values, values[-1] / 2, log_x=True) if values[-1] > 0 else None,
         "f_mem": values[-1],
         "gen_linear": scale / float(np.median(lam[p - d :])),
         "mem_linear": scale / mem,
     }
-
-
-def interval(values: Sequence[float]) -> tuple[float, float, float]:
-    """Mean and 95 % interval over seeds (Student's t); the interval is infinite for one seed."""
-    mean, count = float(np.mean(values)), len(values)
-    if count < 2:
-        return mean, -math.inf, math.inf
-    half = float(student_t.ppf(0.975, count - 1) * np.std(values, ddof=1) / math.sqrt(count))
-    return mean, mean - half, mean + half
 
 
 def decide(teacher: Sequence[float], student: Sequence[float]) -> str:
@@ -177,9 +149,9 @@ def decide(teacher: Sequence[float], student: Sequence[float]) -> str:
     With the paired differences student - teacher / 2 over seeds: below 0 with its whole 95 % interval, the suppression
     does not need early stopping; above 0, it does; else undecided.
     """
-    _, low, high = interval([s - t / 2 for s, t in zip(student, teacher)])
-    if high < 0:
+    difference = mean_interval([s - t / 2 for s, t in zip(student, teacher)])
+    if difference.high < 0:
         return "suppressed without early stopping"
-    if low > 0:
+    if difference.low > 0:
         return "early stopping is what suppresses"
     return "undecided"

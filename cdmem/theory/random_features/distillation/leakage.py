@@ -15,9 +15,8 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.linalg import eigh
 
-from cdmem.theory.random_features.constants import delta
 from cdmem.theory.random_features.flow import Filter
-from cdmem.theory.random_features.model import Features, noised
+from cdmem.theory.random_features.model import Features, delta, noised
 
 BATCH = 8192
 
@@ -104,12 +103,10 @@ def blocks_by_gap(eigenvalues: np.ndarray, s2: float) -> Blocks:
 
 @dataclass(frozen=True)
 class Leak:
-    """Medians over Gen, with quartiles of Mem; ``back`` is the mirror: the median share of Mem's directions in Gen.
-    ``gain`` is |T v| of every direction, ascending in eigenvalue."""
+    """Medians over Gen; ``back`` is the mirror: the median share of Mem's directions in Gen. ``gain`` is |T v| of every
+    direction, ascending in eigenvalue."""
 
     mem: float
-    mem_low: float
-    mem_high: float
     null: float
     mem_null: float
     gen: float
@@ -117,19 +114,18 @@ class Leak:
     gain: np.ndarray
 
 
-def leak(found: Transport, blocks: Blocks, apply: Filter) -> Leak:
+def leak(step: Transport, blocks: Blocks, apply: Filter) -> Leak:
     """Shares of |T v|^2 by block."""
 
     def shares(of: np.ndarray, block: np.ndarray) -> np.ndarray:
         return (of[block] ** 2).sum(0) / np.maximum((of**2).sum(0), 1e-300)
 
-    sent = found.columns(apply, blocks.gen)
+    sent = step.columns(apply, blocks.gen)
     mem, null, gen = (shares(sent, block) for block in (blocks.mem, blocks.null, blocks.gen))
-    back = shares(found.columns(apply, blocks.mem), blocks.gen) if len(blocks.mem) else np.array([math.nan])
-    gain = np.sqrt(((found.C * apply(found.eigenvalues)[:, None]) ** 2).sum(0))
-    low, middle, high = np.percentile(mem, [25, 50, 75])
+    back = shares(step.columns(apply, blocks.mem), blocks.gen) if len(blocks.mem) else np.array([math.nan])
+    gain = np.sqrt(((step.C * apply(step.eigenvalues)[:, None]) ** 2).sum(0))
     medians = (float(np.median(v)) for v in (null, mem + null, gen, back))
-    return Leak(float(middle), float(low), float(high), *medians, gain)
+    return Leak(float(np.percentile(mem, 50)), *medians, gain)
 
 
 def minimal_sufficient(gammas: np.ndarray, leaks: np.ndarray, eps: float = 0.05, slack: float = 0.1) -> float | None:

@@ -1,21 +1,114 @@
-r"""The student f_k(x) = c_skip x + c_out B_k phi(x), in closed form and under gradient flow.
+r"""The student f_k(x) = c_skip x + c_out B_k phi(x), in closed form and under gradient flow; samples of it, of its
+teacher and of the empirical score.
 
-For a frozen target the loss at t_k is quadratic in B_k, with the regression target y_k = (f_(k-1)(x^_(k-1)) - c_skip
-x_k) / c_out. A ridge gives B_k = E[y_k phi^T] (U_k + gamma I)^-1, level after level. Under gradient flow all levels
-train at once, each on the moving output of the one below: dB_k / dtau = (2 Delta_k / psi_p) (E[y_k(tau) phi^T] - B_k
-U_k), in the teacher's units of time. The chain is triangular, so each level is integrated exactly in its own modes,
-with its target linear between two times of a fine grid.
+All that students under any ridge or training time need are the moments of every distillation pair (:class:`Chain`). For
+a frozen target the loss at t_k is quadratic in B_k, with the regression target y_k = (f_(k-1)(x^_(k-1)) - c_skip x_k) /
+c_out. A ridge gives B_k = E[y_k phi^T] (U_k + gamma I)^-1, level after level. Under gradient flow all levels train at
+once, each on the moving output of the one below: dB_k / dtau = (2 Delta_k / psi_p) (E[y_k(tau) phi^T] - B_k U_k), in
+the teacher's units of time. The chain is triangular, so each level is integrated exactly in its own modes, with its
+target linear between two times of a fine grid.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
+from scipy.linalg import eigh
+from scipy.special import softmax
 
-from cdmem.theory.random_features.constants import delta
-from cdmem.theory.random_features.distillation.chain import Chain
-from cdmem.theory.random_features.flow import Filter
+from cdmem.theory.random_features.distillation.leakage import BATCH, ddim
+from cdmem.theory.random_features.flow import Filter, Modes
+from cdmem.theory.random_features.model import Features, delta, noised
+
+
+@dataclass(frozen=True)
+class Level:
+    """One time t_k > t_0, in the basis Q of its U.
+
+    Attributes:
+        t: OU time.
+        eigenvalues: (p,), ascending.
+        Q: (p, p), eigenvectors as columns.
+        x: E[x phi^T] Q, (d, p).
+        target: E[x^ phi^T] Q, (d, p), where x^ is the teacher's step to t_(k-1); at k = 1 its clean estimate.
+        after: E[phi(x^) phi(x)^T] Q, (p, p); None at k = 1, where the target is no student.
+    """
+
+    t: float
+    eigenvalues: np.ndarray
+    Q: np.ndarray
+    x: np.ndarray
+    target: np.ndarray
+    after: np.ndarray | None
+
+
+@dataclass(frozen=True)
+class Chain:
+    """A teacher on a grid of times and the pairs between them.
+
+    Attributes:
+        times: (K,), ascending.
+        modes: of the teacher at every time.
+        readouts: M_k (d, p) of the teacher that is distilled.
+        levels: for k = 1 .. K - 1.
+    """
+
+    features: Features
+    data: np.ndarray
+    times: np.ndarray
+    modes: list[Modes]
+    readouts: list[np.ndarray]
+    levels: list[Level]
+
+    def c_skip(self, k: int) -> float:
+        """e^-t (assumed)."""
+        return math.exp(-self.times[k])
+
+    def c_out(self, k: int) -> float:
+        """sqrt(Delta) (assumed)."""
+        return math.sqrt(delta(self.times[k]))
+
+
+def build(
+    features: Features, data: np.ndarray, times: np.ndarray, teacher: Filter, draws: int, rng: np.random.Generator
+) -> Chain:
+    """Fresh noise for every level, and the same draws within a level for teacher and pair.
+
+    Args:
+        features: shared by all times; each time has a readout of its own.
+        data: training points (n, d), for teacher and student.
+        times: ascending, (K,).
+        teacher: filter of the teacher's readouts.
+        draws: noise draws per training point and level; draws * n should be several times p.
+    """
+    modes, readouts, levels = [], [], []
+    for k, t in enumerate(map(float, times)):
+        noise = rng.standard_normal((draws, *data.shape))
+        x = noised(data, t, noise).reshape(-1, features.d)
+        phi, xi = features(x), noise.reshape(-1, features.d)
+        eigenvalues, Q = eigh(phi.T @ phi / len(x), check_finite=False)
+        modes.append(Modes(t, eigenvalues, Q, Q.T @ (phi.T @ xi) / len(x)))
+        readouts.append(modes[-1].readout(teacher))
+        if k == 0:
+            continue
+        earlier = float(times[k - 1])
+        seen = x.T @ phi / len(x)
+        target, after = np.zeros_like(seen), np.zeros((features.p, features.p)) if k > 1 else None
+        for b in range(0, len(x), BATCH):
+            part = slice(b, b + BATCH)
+            stepped = ddim(x[part], t, earlier, phi[part] @ readouts[k].T)
+            arrived = features(stepped)
+            if after is None:  # the consistency function at t_0 is the teacher's clean estimate (assumed)
+                stepped = ddim(stepped, earlier, 0.0, arrived @ readouts[0].T)
+            else:
+                after += arrived.T @ phi[part] / len(x)
+            target += stepped.T @ phi[part] / len(x)
+        levels.append(Level(t, eigenvalues, Q, seen @ Q, target @ Q, None if after is None else after @ Q))
+    return Chain(features, data, times, modes, readouts, levels)
+
 
 Readouts = list[np.ndarray]  # B_k (d, p) for k = 1 .. K - 1
 
@@ -33,32 +126,30 @@ def regression(chain: Chain, k: int, below: np.ndarray | None) -> np.ndarray:
 
 def ridge_student(chain: Chain, filters: Sequence[Filter] | Filter) -> Readouts:
     """By recursion, with one filter for all levels or one each."""
-    found: Readouts = []
+    readouts: Readouts = []
     for k, level in enumerate(chain.levels, 1):
         apply = filters if callable(filters) else filters[k - 1]
-        y = regression(chain, k, found[-1] if found else None)
-        found.append((y * apply(level.eigenvalues)) @ level.Q.T)
-    return found
+        y = regression(chain, k, readouts[-1] if readouts else None)
+        readouts.append((y * apply(level.eigenvalues)) @ level.Q.T)
+    return readouts
 
 
 def teacher_start(chain: Chain, apply: Filter) -> Readouts:
     """Readouts that come closest to the teacher's own denoiser, e^t (x + Delta s(x)), by regression with ``apply``."""
-    found: Readouts = []
+    readouts: Readouts = []
     for k, level in enumerate(chain.levels, 1):
         grown = np.exp(level.t)
         denoised = grown * (level.x + delta(level.t) * (chain.readouts[k] @ level.Q) * level.eigenvalues)
         y = (denoised - chain.c_skip(k) * level.x) / chain.c_out(k)
-        found.append((y * apply(level.eigenvalues)) @ level.Q.T)
-    return found
+        readouts.append((y * apply(level.eigenvalues)) @ level.Q.T)
+    return readouts
 
 
-def flow_student(
-    chain: Chain, taus: np.ndarray, start: Readouts | None = None, substeps: int = 3
-) -> list[Callable[[], Readouts]]:
+def flow_student(chain: Chain, taus: np.ndarray, start: Readouts | None = None, substeps: int = 3) -> list[Readouts]:
     """Readouts at each time of ``taus`` (ascending, > 0), all levels trained together from ``start`` (default 0).
 
     Returns:
-        one function per time, which gives its readouts (kept in the modes until asked for).
+        readouts of every level, per time.
     """
     psi_p = chain.features.psi_p
     grid = [0.0]
@@ -87,4 +178,61 @@ def flow_student(
             if i in wanted:
                 kept[wanted[i]].append(ours[-1])
         path = ours
-    return [lambda r=r: r for r in kept]
+    return kept
+
+
+def visited(count: int, nfe: int) -> list[int]:
+    """Indices of the times that a sampler with ``nfe`` evaluations visits, from the last one down."""
+    return [count - 1 - (j * count) // nfe for j in range(nfe)]
+
+
+def teacher_samples(chain: Chain, x: np.ndarray, nfe: int, readouts: list[np.ndarray] | None = None) -> np.ndarray:
+    """DDIM from noise x (S, d), the last step to the clean estimate; with other ``readouts`` than the chain's own if
+    given."""
+    readouts = readouts or chain.readouts
+    return _follow(chain, x, nfe, lambda k, x: chain.features(x) @ readouts[k].T)
+
+
+def empirical_samples(chain: Chain, x: np.ndarray) -> np.ndarray:
+    """The same over all times with the exact score of the training points."""
+
+    def score(k: int, x: np.ndarray) -> np.ndarray:
+        t = float(chain.times[k])
+        means = math.exp(-t) * chain.data
+        square = (x**2).sum(1)[:, None] + (means**2).sum(1) - 2 * x @ means.T
+        return (softmax(-square / (2 * delta(t)), axis=1) @ means - x) / delta(t)
+
+    return _follow(chain, x, len(chain.times), score)
+
+
+def _follow(chain: Chain, x: np.ndarray, nfe: int, score: Callable[[int, np.ndarray], np.ndarray]) -> np.ndarray:
+    order = visited(len(chain.times), nfe)
+    for k, after in zip(order, [*order[1:], None]):
+        t_next = 0.0 if after is None else float(chain.times[after])
+        x = ddim(x, float(chain.times[k]), t_next, score(k, x))
+    return x
+
+
+def student_samples(chain: Chain, B: Readouts, x: np.ndarray, renoise: np.ndarray | None = None) -> np.ndarray:
+    """One step from the last time; with ``renoise`` (S, d) a second one from the middle time."""
+
+    def f(k: int, y: np.ndarray) -> np.ndarray:
+        return chain.c_skip(k) * y + chain.c_out(k) * chain.features(y) @ B[k - 1].T
+
+    clean = f(len(chain.times) - 1, x)
+    if renoise is None:
+        return clean
+    middle = len(chain.times) // 2
+    return f(middle, chain.c_skip(middle) * clean + chain.c_out(middle) * renoise)
+
+
+def f_mem(samples: np.ndarray, data: np.ndarray, ratio: float = 1 / 3) -> float:
+    """Share of samples (S, d) nearer to a training point (n, d) than ``ratio`` times the second-nearest, unsquared."""
+    square = (samples**2).sum(1)[:, None] + (data**2).sum(1) - 2 * samples @ data.T
+    two = np.sqrt(np.clip(np.partition(square, 1, axis=1)[:, :2], 0, None))
+    return float((two.min(1) < ratio * two.max(1)).mean())
+
+
+def variance_ratio(samples: np.ndarray) -> float:
+    """tr Cov / d: 1 for the truth N(0, I)."""
+    return float(samples.var(axis=0, ddof=1).mean())

@@ -1,0 +1,132 @@
+"""What real training steps cost on this machine: FLOPs by torch's counter, seconds by the clock."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+
+from cdmem.models.flops import counting_flops, noisy
+from cdmem.training.datamodule import MemorizationDataModule
+from cdmem.training.module import DiffusionModule
+
+STEPS, LEAST = 20, 3  # at most so many are timed; a batch is chosen so that the time allows the fewest
+Clock = Callable[[], float]
+
+
+@dataclass(frozen=True)
+class Speed:
+    """Measured seconds.
+
+    Attributes:
+        step: of a training step, per image.
+        evaluation: of one network evaluation in float32, per image.
+        images: at once.
+        steps: that were timed.
+        device: ``cpu`` or the GPU's name.
+    """
+
+    step: float
+    evaluation: float
+    images: int
+    steps: int
+    device: str
+
+
+class StepTimer(pl.Callback):
+    """Ends training after so many steps, or after the step in which the seconds ran out.
+
+    Attributes:
+        times: by the clock, at the start and after every step.
+    """
+
+    def __init__(self, steps: int, seconds: float, clock: Clock = time.perf_counter) -> None:
+        self.steps, self.seconds, self.clock = steps, seconds, clock
+        self.times: list[float] = []
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        self.times = [self.clock()]
+
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, *args: Any) -> None:
+        _wait(pl_module.device)
+        self.times.append(self.clock())
+        trainer.should_stop = len(self.times) > self.steps or self.times[-1] - self.times[0] >= self.seconds
+
+    def per_step(self) -> tuple[float, int]:
+        """Mean seconds and number of steps, without the first (allocations, choice of kernels) where there are more."""
+        times = self.times[1:] if len(self.times) > 2 else self.times
+        return (times[-1] - times[0]) / (len(times) - 1), len(times) - 1
+
+
+def train(model: DiffusionModule, data: MemorizationDataModule, images: int, timer: StepTimer, **trainer: Any) -> None:
+    """Real steps of so many images, by a Trainer of these settings; they leave no trace but in the model's weights."""
+    usual, data.batch_size = data.batch_size, images
+    quiet = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)
+    run = pl.Trainer(devices=1, max_steps=10**6, limit_val_batches=0, callbacks=[timer], **quiet, **trainer)
+    try:
+        run.fit(model, data)
+    finally:
+        data.batch_size = usual
+
+
+def step_flops(model: DiffusionModule, data: MemorizationDataModule) -> int:
+    """FLOPs of one training step per image: all that the loss asks of student, target and teacher, and the way back."""
+    with counting_flops() as counter:
+        train(model, data, 1, StepTimer(1, 0.0), accelerator="cpu")
+    return counter.get_total_flops()
+
+
+def measure(
+    model: DiffusionModule,
+    data: MemorizationDataModule,
+    most: int,
+    seconds: float,
+    clock: Clock = time.perf_counter,
+    **trainer: Any,
+) -> Speed:
+    """Time training steps of as many images as time and memory allow, after two of one image.
+
+    Args:
+        model: prepared.
+        data: its data module.
+        most: images at once.
+        seconds: for all of it, roughly.
+        clock: in seconds.
+        trainer: ``accelerator`` and ``precision``.
+    """
+    timer = StepTimer(2, seconds, clock)
+    train(model, data, 1, timer, **trainer)
+    (each, steps), left = timer.per_step(), seconds - (timer.times[-1] - timer.times[0])
+    images = max(1, min(most, int(left / (each * LEAST))))
+    while images > 1:
+        timer = StepTimer(STEPS + 1, left, clock)
+        try:
+            train(model, data, images, timer, **trainer)
+            each, steps = timer.per_step()
+            break
+        except torch.OutOfMemoryError:
+            images //= 2
+    device = torch.device("cpu") if trainer["accelerator"] == "cpu" else torch.accelerator.current_accelerator()
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+    return Speed(each / images, _evaluation(model, images, device, clock), images, steps, name)
+
+
+@torch.no_grad()
+def _evaluation(model: DiffusionModule, images: int, device: torch.device, clock: Clock, calls: int = 4) -> float:
+    """Seconds of a network evaluation per image; the first call is not timed."""
+    function, times = model.to(device).function(), []
+    for _ in range(calls):
+        function(*noisy(model.shape, model.num_classes, images, str(device)))
+        _wait(device)
+        times.append(clock())
+    model.to("cpu")
+    return (times[-1] - times[0]) / (calls - 1) / images
+
+
+def _wait(device: torch.device) -> None:
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)

@@ -1,0 +1,255 @@
+"""What a stage or a study costs, counted on the very objects that ``fit`` builds; nothing is read but configs."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import nn
+
+from cdmem.data.subset import TrainingSet
+from cdmem.errors import InputError
+from cdmem.io.paths import usable_path
+from cdmem.models.flops import activations, forward_flops, memory, on_meta, parameters
+from cdmem.models.load import load_model, load_teacher
+from cdmem.models.speed import measure, step_flops
+from cdmem.study.stage import CdmemCLI, build
+from cdmem.study.study import StudyConfig, stage_arguments
+from cdmem.training.datamodule import MemorizationDataModule
+from cdmem.training.engine import NAMES as PRECISION_NAMES
+from cdmem.training.frozen_teacher import ANALYTIC
+from cdmem.training.module import DiffusionModule
+from cdmem.training.student import DistillationData, Student
+from cdmem.training.teacher import DiffusionTeacher
+
+TERA_HOUR = 1e12 * 3600
+
+
+@dataclass(frozen=True)
+class PlanSettings:
+    """How to plan.
+
+    Attributes:
+        devices: in all; None takes those of the config, where ``auto`` counts as one.
+        tflops: TFLOP/s that one device sustains; None measures.
+        seconds: that measuring may take, over all stages.
+    """
+
+    devices: int | None = None
+    tflops: float | None = None
+    seconds: float = 60.0
+
+
+class PlannedStage(CdmemCLI):
+    """A stage as ``fit`` builds it, but with noise for images and on one device; ``asked`` is what the config says."""
+
+    def before_instantiate_classes(self) -> None:
+        self.check_sections()
+        t, model = self.settings.trainer, self.settings.model.init_args
+        devices = count_devices(t.devices) * t.num_nodes
+        self.asked = {
+            "devices": devices,
+            "accelerator": str(t.accelerator),
+            "precision": PRECISION_NAMES.get(str(t.precision), str(t.precision)),
+        }
+        # What only the other machine can do is not asked of this one; neither changes a count.
+        t.precision = "bf16-mixed" if t.precision == "16-mixed" else t.precision
+        if model.get("compile"):
+            model.compile = False
+        super().before_instantiate_classes()
+        t.accelerator, t.devices, t.num_nodes, t.strategy, t.precision = "cpu", 1, 1, "auto", "32-true"
+        t.logger, t.plugins, t.enable_progress_bar = False, None, False
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        if self.trainer.max_steps < 1:
+            problem = "the stream of images never ends"
+            raise InputError("trainer.max_steps", self.trainer.max_steps, problem, "set a number")
+        self.datamodule.stand_in(labels=bool(getattr(self.model, "conditional", False)))
+
+
+def count_devices(devices: Any) -> int:
+    """Devices of a node as Lightning reads ``trainer.devices``; all that there are (``auto``, -1) count as 1."""
+    text = str(devices).strip("[] ")
+    if text in ("auto", "-1", "None"):
+        return 1
+    numbers = [part.strip() for part in text.split(",") if part.strip()]
+    listed = isinstance(devices, list | tuple) or len(numbers) > 1 or text != str(devices).strip()
+    count = len(numbers) if listed or not text.isdigit() else int(text)
+    if count < 1 or not all(part.isdigit() for part in numbers):
+        raise InputError("trainer.devices", devices, "is no number of devices", "e.g. 8, [0, 1] or auto")
+    return count
+
+
+def build_stage(args: Sequence[str]) -> PlannedStage:
+    """The stage of these arguments of ``fit``; InputError for whatever ``fit`` would refuse before it reads data."""
+    return build("fit", args, PlannedStage)
+
+
+def plan_stage(
+    name: str, stage: PlannedStage, settings: PlanSettings, teacher: DiffusionTeacher | None = None
+) -> dict[str, Any]:
+    """The record of one stage, JSON types: FLOPs of all devices together, bytes of one.
+
+    Args:
+        name: what to call it.
+        stage: of :func:`build_stage`.
+        settings: how to plan.
+        teacher: of a student whose teacher is not trained yet; None takes what ``model.teacher`` names.
+
+    Raises:
+        InputError: devices that cannot share the batch, a teacher that is not there or does not fit.
+    """
+    model, data, t = stage.model, stage.datamodule, stage.datamodule.training_set
+    machine = stage.asked | ({"devices": settings.devices} if settings.devices else {})
+    devices, steps = machine["devices"], stage.trainer.max_steps
+    if data.batch_size % devices:
+        problem = f"{devices} devices cannot share the global batch evenly"
+        raise InputError("data.batch_size", data.batch_size, problem, f"use a multiple of {devices}")
+    held = _receive(model, teacher, t) if isinstance(model, Student) else None
+    model.prepare(t)
+    meta, numbers = on_meta(model.raw.train()), parameters(model, held)
+    micro, batch = data.batch_size // devices, data.batch_size * stage.trainer.accumulate_grad_batches
+    kept = activations(meta, model.shape, model.num_classes, micro)
+    used = memory(model, devices, machine["precision"]) | {"activations": kept}
+    evaluation = forward_flops(meta.eval(), model.shape, model.num_classes)
+    evaluations = _evaluations(stage, evaluation, devices)
+    if isinstance(model, Student):
+        model.seen = DistillationData()  # a pool of the teacher's samples is counted above; T replaces it in real steps
+    step = step_flops(model, data)
+    rates = _rates(model, data, machine, settings, step, evaluation)
+    training, extra = step * batch * steps, sum(evaluations["flops"].values())
+    hours = (training / rates["training"] + extra / rates["evaluation"]) / TERA_HOUR
+    sizes = {"n": len(t.images), "rows": t.rows, "held_out": len(t.held_out_images)}
+    return {
+        "name": name,
+        "config": str(next(iter(stage.settings.get("config") or []), "")),
+        "role": model.role,
+        "images": {"shape": list(t.shape), "num_classes": t.num_classes} | sizes,
+        "machine": machine,
+        "parameters": numbers,
+        "parameters_total": sum(numbers.values()),
+        "evaluation_flops": evaluation,
+        "step_flops": step * batch,
+        "steps": steps,
+        "batch": batch,
+        "micro_batch": micro,
+        "images_seen": batch * steps,
+        "evaluations": evaluations,
+        "memory": used,
+        "memory_total": sum(used.values()),
+        "rates": rates,
+        "flops": training + extra,
+        "hours": hours / devices,
+        "device_hours": hours,
+    }
+
+
+def _receive(student: Student, teacher: DiffusionTeacher | None, training_set: TrainingSet) -> nn.Module | None:
+    """Hand a student its teacher, one that is not trained yet or what ``model.teacher`` names; returns all of it."""
+    name = student.teacher_name
+    if name is None:
+        return None
+    if name.startswith(ANALYTIC):
+        student.receive(load_teacher(name, training_set))
+        return student.teacher.denoiser
+    if teacher is None:
+        if not usable_path("model.teacher", name).exists():
+            hint = "add --teacher_config FILE, the teacher's config, or give a checkpoint"
+            raise InputError("model.teacher", name, "is not there, and its network is part of the cost", hint)
+        teacher = load_model(name, "model.teacher")
+        if not isinstance(teacher, DiffusionTeacher):
+            raise InputError("model.teacher", name, f"is a {teacher.role}", "give a teacher's checkpoint")
+    frozen = teacher.frozen(name, student.teacher_weights)
+    # What stands in for the images has a hash of its own.
+    frozen.record = replace(frozen.record, training_set=training_set.hash)
+    student.receive(frozen)
+    return teacher
+
+
+def _evaluations(stage: PlannedStage, each: int, devices: int) -> dict[str, Any]:
+    """What the callbacks ask for, and a student's pool of teacher samples; ``each`` is FLOPs of one evaluation.
+
+    Returns:
+        ``moments``, ``count`` of network evaluations, and ``flops`` of all devices by purpose.
+    """
+    model, t = stage.model, stage.datamodule.training_set
+    frozen, seen = getattr(model, "teacher", None), getattr(model, "seen", DistillationData())
+    solver = of_teacher = 0
+    if frozen is not None:
+        solver, of_teacher = frozen.sampler.nfe, forward_flops(on_meta(frozen.denoiser), model.shape, model.num_classes)
+    asked: dict[int, Counter[tuple[int, str]]] = {}
+    endpoints = own = teacher = 0
+    for callback in (c for c in stage.trainer.callbacks if hasattr(c, "planned")):
+        wanted, steps = callback.planned(model, t), callback.planned_steps(stage.trainer.max_steps, model.role)
+        for step in steps:
+            asked[step] = asked.get(step, Counter()) | Counter(wanted.samples)  # the larger number: they are shared
+        endpoints, own = max(endpoints, wanted.endpoints), own + wanted.own * len(steps)
+        teacher += wanted.teacher
+    samples = sum(nfe * count for moment in asked.values() for (nfe, _), count in moment.items())
+    pool = seen.count or t.rows if seen.images == "teacher_samples" else 0
+    flops = {
+        "evaluations": samples * each + endpoints * solver * of_teacher,
+        "evaluations of every device": devices * (own * each + teacher * of_teacher),
+        "teacher's samples to train on": devices * pool * solver * of_teacher,
+    }
+    count = samples + endpoints * solver + devices * (own + teacher + pool * solver)
+    return {"moments": len(asked), "count": count, "flops": {purpose: n for purpose, n in flops.items() if n}}
+
+
+def _rates(
+    model: DiffusionModule,
+    data: MemorizationDataModule,
+    machine: dict[str, Any],
+    settings: PlanSettings,
+    step: int,
+    evaluation: int,
+) -> dict[str, Any]:
+    """TFLOP/s of one device in training steps and in evaluations, stated or of real steps on this machine.
+
+    ``step`` and ``evaluation`` are FLOPs per image.
+    """
+    if settings.tflops is not None:
+        return {"training": settings.tflops, "evaluation": settings.tflops, "source": "stated, not measured"}
+    cpu = machine["accelerator"] == "cpu" or not torch.accelerator.is_available()
+    # 16 bit for another machine is no measure of this one.
+    precision = "32-true" if cpu and machine["accelerator"] != "cpu" else machine["precision"]
+    images, accelerator = data.batch_size // machine["devices"], "cpu" if cpu else "auto"
+    speed = measure(model, data, images, settings.seconds, accelerator=accelerator, precision=precision)
+    source = f"measured here ({speed.device}) in {speed.steps} steps of {speed.images} images"
+    source += "" if speed.images == images else f", scaled to {images}"
+    rates = {"training": step / speed.step / 1e12, "evaluation": evaluation / speed.evaluation / 1e12}
+    return rates | {"source": source}
+
+
+def plan_study(config: StudyConfig, settings: PlanSettings) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """Every stage, and the record of the audit: samples x NFE of every model, on one device.
+
+    Raises:
+        InputError: whatever the study itself would refuse before it reads data, and stages of different data.
+    """
+    stages = {name: build_stage(stage_arguments(config, name)) for name in config.stages}
+    for name, stage in stages.items():
+        wanted = DiffusionTeacher if name == "teacher" else Student
+        if not isinstance(stage.model, wanted):
+            problem, mend = "has the wrong part in a study", f"use {wanted.__name__}"
+            raise InputError(name, type(stage.model).__name__, problem, mend)
+        if stage.datamodule.training_set.hash != stages["teacher"].datamodule.training_set.hash:
+            mend = "share one data file between stages"
+            raise InputError(f"{name}.data", "...", "differs from the teacher's training set", mend)
+    share = replace(settings, seconds=settings.seconds / len(stages))
+    teacher: DiffusionTeacher = stages["teacher"].model
+    plans = {"teacher": plan_stage("teacher", stages.pop("teacher"), share)}
+    plans |= {name: plan_stage(name, stage, share, teacher) for name, stage in stages.items()}
+    samples, mids, nfes = config.audit.samples, set(), {"teacher": [teacher.sampler().nfe]}
+    for name, student in ((name, stage.model) for name, stage in stages.items()):
+        nfes[name] = config.audit.nfe or student.default_nfe
+        mids |= {tuple(student.sampler(nfe).mid_sigmas) for nfe in nfes[name]}
+    # The teacher by Euler steps at every student's own levels.
+    nfes["teacher"] += [teacher.few_step_sampler(levels).nfe for levels in mids]
+    work = {name: samples * sum(nfe) * plans[name]["evaluation_flops"] for name, nfe in nfes.items()}
+    hours = sum(work[name] / plan["rates"]["evaluation"] for name, plan in plans.items()) / TERA_HOUR
+    audit = {"samples": samples, "evaluations": samples * sum(map(sum, nfes.values())), "work": work}
+    return list(plans.values()), audit | {"flops": sum(work.values()), "hours": hours, "device_hours": hours}

@@ -1,0 +1,218 @@
+"""Models of every capacity, trained on the same data, sampled and measured."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from operator import attrgetter
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from cdmem.theory.edge.denoisers import isotropic
+from cdmem.theory.edge.losses import Denoiser, monte_carlo
+from cdmem.theory.edge.mixture import Sizes, grid, on_sphere
+from cdmem.theory.edge.sampling import Copies, copies, integrate, pooled, spread_ratio
+from cdmem.theory.edge.training import Learned, Training, train
+from cdmem.theory.edge.transition import Means, Transition, count_means, refined, transition
+from cdmem.theory.settings import number
+
+SIDE_BY_SIDE = 400_000  # weights of a step; beyond, the padding costs more than the calls
+MEANS = ("near_true", "near_sample", "to_true", "to_sample", "to_true_percentiles", "to_sample_percentiles")
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """Capacities, and samples and draws of each measurement.
+
+    Attributes:
+        capacities: capacities M, evenly from n / capacities to n.
+        refine: about as many more inside the transition.
+        samples: made per model.
+        fresh: points for the test loss.
+        loss_draws: noises per sample of the measured losses; published 100.
+    """
+
+    capacities: int = number(10, 2, 100)
+    refine: int = number(5, 0, 100)
+    samples: int = number(500, 10, 20_000)
+    fresh: int = number(100, 2, 10_000)
+    loss_draws: int = number(20, 2, 10_000)
+
+
+class Model(Protocol):
+    """A trained model: a denoiser with means and a variance."""
+
+    @property
+    def means(self) -> Tensor:
+        """(M, ...)."""
+
+    @property
+    def var(self) -> float:
+        """Shared variance s^2."""
+
+    def __call__(self, x: Tensor, t: float) -> Tensor:
+        """Posterior means of points at a time."""
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Data and references of one seed.
+
+    Attributes:
+        data: (N, ...) training points.
+        fresh: (V, ...) points for validation.
+        true_means: (K, ...).
+        true: denoiser of the true mixture.
+        noise: (S, ...) starts of the sampler.
+        reference: (4096, ...) points of the true mixture, for the variance ratio.
+        seed: of everything random on it.
+    """
+
+    data: Tensor
+    fresh: Tensor
+    true_means: Tensor
+    true: Denoiser
+    noise: Tensor
+    reference: Tensor
+    seed: int
+
+
+Trainer = Callable[[Any, Sequence[int], int], Sequence[Model]]  # problem, capacities, seed
+
+
+@dataclass(frozen=True)
+class Row:
+    """What was measured at one capacity and seed."""
+
+    capacity: int
+    copies: Copies
+    var: float
+    means: Means
+    spread: float
+    train: list[float]
+    fresh: list[float]
+
+
+@dataclass
+class CapacitySweep:
+    """Models and measurements: rows[seed][k] and models[seed][k] belong to capacities[k]."""
+
+    problems: list[Problem]
+    times: list[float]
+    capacities: list[int] = field(default_factory=list)
+    rows: list[list[Row]] = field(default_factory=list)
+    models: list[list[Model]] = field(default_factory=list)
+
+    @property
+    def n(self) -> int:
+        """Training points N."""
+        return len(self.problems[0].data)
+
+    def pooled(self) -> list[Copies]:
+        """Memorisation ratio per capacity, all seeds together."""
+        return [pooled([row[k].copies for row in self.rows]) for k in range(len(self.capacities))]
+
+    def transition(self) -> Transition:
+        """Of the pooled ratios."""
+        return transition(self.capacities, self.pooled())
+
+    def each(self) -> list[Transition]:
+        """Of each seed alone."""
+        return [transition(self.capacities, [r.copies for r in row]) for row in self.rows]
+
+    def average(self, key: str) -> list[Any]:
+        """A field of the rows, e.g. ``var`` or ``means.to_true``, averaged over seeds, per capacity."""
+        table = np.array([[attrgetter(key)(row) for row in rows] for rows in self.rows], dtype=float)
+        return table.mean(0).tolist()
+
+    def numbers(self) -> dict[str, Any]:
+        """For results.json."""
+        ratios = self.pooled()
+        return {
+            "capacity": self.capacities,
+            "ratio": [c.ratio for c in ratios],
+            "ratio_low": [c.low for c in ratios],
+            "ratio_high": [c.high for c in ratios],
+            "samples": ratios[0].samples,
+            "seeds": len(self.problems),
+            "ratio_of_each_seed": [[row.copies.ratio for row in rows] for rows in self.rows],
+            "transition": asdict(self.transition()),
+            "transition_over_n": self.transition().shares(self.n),
+            "M_pt_over_n_of_each_seed": [t.shares(self.n)["M_pt"] for t in self.each()],
+            "variance": self.average("var"),
+            "variance_ratio": self.average("spread"),
+            "means": {key: self.average(f"means.{key}") for key in MEANS},
+            "t": self.times,
+            "train_loss": self.average("train"),
+            "test_loss": self.average("fresh"),
+        }
+
+
+def gaussian_problem(sizes: Sizes, fresh: int, samples: int, seed: int) -> Problem:
+    """A mixture with means on the sphere, and its data."""
+    rng = np.random.default_rng(seed)
+    mixture = on_sphere(sizes.d, sizes.k, rng, sizes.variance)
+
+    def true(x: Tensor, t: float) -> Tensor:
+        return isotropic(x, t, mixture.means, mixture.variance)
+
+    data, held = mixture.sample(sizes.n, rng), mixture.sample(fresh, rng)
+    noise = torch.from_numpy(rng.standard_normal((samples, sizes.d)))
+    return Problem(data, held, mixture.means, true, noise, mixture.sample(4096, rng), seed)
+
+
+def gaussian_trainer(training: Training) -> Trainer:
+    """Trains M means and a variance, as many models side by side as pay."""
+
+    def run(problem: Problem, capacities: Sequence[int], seed: int) -> list[Learned]:
+        members = max(1, SIDE_BY_SIDE // (training.draws * len(problem.data) * max(capacities)))
+        parts = [capacities[k : k + members] for k in range(0, len(capacities), members)]
+        return [model for part in parts for model in train(problem.data, part, training, seed)]
+
+    return run
+
+
+def steps_of(n: int, count: int) -> list[int]:
+    """n/count, 2 n/count, ... n."""
+    return sorted({max(1, round(n * k / count)) for k in range(1, count + 1)})
+
+
+def measure_model(model: Model, capacity: int, problem: Problem, times: Sequence[float], draws: int) -> Row:
+    """Samples, learned means and losses of one trained model."""
+    samples = integrate(model, problem.noise, grid())
+    losses = [
+        [monte_carlo(model, points, t, draws, problem.seed + k).mean for k, t in enumerate(times)]
+        for points in (problem.data, problem.fresh)
+    ]
+    means = count_means(model.means, problem.true_means, problem.data)
+    spread = spread_ratio(samples, problem.reference)
+    return Row(capacity, copies(samples, problem.data), model.var, means, spread, *losses)
+
+
+def sweep_capacities(
+    problems: Sequence[Problem], trainer: Trainer, measurement: Measurement, times: Sequence[float]
+) -> CapacitySweep:
+    """All capacities n/count ... n, then about ``refine`` more inside the transition, on every seed."""
+    sweep = CapacitySweep(list(problems), list(times))
+    _add(sweep, steps_of(sweep.n, measurement.capacities), trainer, measurement.loss_draws, 0)
+    more = refined(sweep.capacities, sweep.pooled(), measurement.refine) if measurement.refine else []
+    if more:
+        _add(sweep, more, trainer, measurement.loss_draws, 1)
+    return sweep
+
+
+def _add(sweep: CapacitySweep, capacities: list[int], trainer: Trainer, draws: int, part: int) -> None:
+    order = np.argsort(sweep.capacities + capacities, kind="stable")
+    for s, problem in enumerate(sweep.problems):
+        models = list(trainer(problem, capacities, problem.seed * 2 + part))
+        rows = [measure_model(model, m, problem, sweep.times, draws) for model, m in zip(models, capacities)]
+        if len(sweep.rows) <= s:
+            sweep.rows.append([])
+            sweep.models.append([])
+        all_rows, all_models = sweep.rows[s] + rows, sweep.models[s] + models
+        sweep.rows[s] = [all_rows[k] for k in order]
+        sweep.models[s] = [all_models[k] for k in order]
+    sweep.capacities = sorted(sweep.capacities + capacities)

@@ -12,7 +12,7 @@ from sklearn.datasets import load_digits
 from cdmem.cli.main import main
 from support.breaking import BOMB
 from support.report import make_study_folder
-from support.untrusted import stage, student, tree, write
+from support.untrusted import exits, stage, student, tree, write
 
 FIT = "fit --config own.yaml"
 DISTIL = "fit --config student.yaml"
@@ -118,17 +118,30 @@ def study(**changes):
     return {"c.yaml": base | changes}
 
 
-def checkpoint(**changes):
+def change(source, file, **changes):
     """A checkpoint in which something is replaced; None drops a key."""
+    state = torch.load(source, weights_only=True)
+    for part in (state, state["cdmem"]):
+        for key in part.keys() & changes.keys():
+            part.pop(key) if changes[key] is None else part.update({key: changes[key]})
+    torch.save(state, file)
 
-    def make(file):
-        state = torch.load(file.parent / LAST, weights_only=True)
-        for part in (state, state["cdmem"]):
-            for key in part.keys() & changes.keys():
-                part.pop(key) if changes[key] is None else part.update({key: changes[key]})
-        torch.save(state, file)
 
-    return {"x.ckpt": make}
+def checkpoint(**changes):
+    return {"x.ckpt": lambda file: change(file.parent / LAST, file, **changes)}
+
+
+def unfinished(**changes):
+    """A run that was killed, with such a checkpoint and a record of metrics of which no line may be lost."""
+
+    def make(teacher):
+        (teacher / "finished.json").unlink()
+        for name in ("previous.ckpt", "last.ckpt"):
+            change(teacher / "checkpoints/last.ckpt", teacher / "checkpoints" / name, **changes)
+        rows = [json.dumps({"step": step, "loss": 1.0}) for step in (1, 2, 3)]
+        write(teacher / "metrics.jsonl", "\n".join(rows) + "\n")
+
+    return {"run/teacher": make}
 
 
 def unet(file):
@@ -145,6 +158,7 @@ def untrained(folder):
 
 
 FIT_C, STUDY_C, RESUME = "fit --config c.yaml --run_dir new", "study --config c.yaml", f"{NEW} --ckpt_path x.ckpt"
+AGAIN = f"{FIT} --run_dir run/teacher"
 CADENCE = "MemorizationCallback.cadence"
 THEORY = "theory edge --out out --config edge.yaml"
 # What the file is: what is written, the command, the key, a word of the error.
@@ -169,18 +183,16 @@ FILES = {
     "one sample in test": (cadence(test_samples=1), FIT_C, f"{CADENCE}.test_samples=", ""),
     "checkpoint without a role": (checkpoint(role=None), RESUME, "ckpt_path=", ""),
     "checkpoint with a step that is text": (checkpoint(global_step="x"), RESUME, "ckpt_path=", ""),
-    "checkpoint of no version": (checkpoint(**{"pytorch-lightning_version": torch.zeros(2)}), RESUME, "ckpt_path=", ""),
+    "checkpoint of no version": (unfinished(**{"pytorch-lightning_version": torch.zeros(2)}), AGAIN, "ckpt_path=",
+        "cannot be restored"),
     "checkpoint of no training set": (checkpoint(training_set=None), RESUME, "ckpt_path=", ""),
-    "checkpoint of another optimizer": (checkpoint(optimizer_states=[{"state": {}}]), RESUME, "ckpt_path=",
+    "checkpoint of another optimizer": (unfinished(optimizer_states=[{"state": {}}]), AGAIN, "ckpt_path=",
         "cannot be restored"),
     "checkpoint without the loop of validate": (checkpoint(loops={"fit_loop": {}}),
         "validate --config own.yaml --run_dir new --ckpt_path x.ckpt", "ckpt_path=", ""),
     "teacher of no solver": (checkpoint(sampler={"solver": "cuda", "points": 3}), f"{DISTIL} --model.teacher x.ckpt",
         "model.teacher=", ""),
-    "finished at no step": ({"run/teacher/finished.json": '{"seconds": 1}'}, f"{FIT} --run_dir run/teacher",
-        "run_dir=", ""),
-    "audit of nothing": ({"run/audit/summary.json": '{"models": []}'}, "study --config study.yaml --run_dir run",
-        "run_dir=", ""),
+    "finished at no step": ({"run/teacher/finished.json": '{"seconds": 1}'}, AGAIN, "run_dir=", ""),
     "comparison with an audit of nothing": ({"study": untrained}, "report study study --out out.html", "run=", ""),
     "settings that grow": ({"edge.yaml": BOMB}, THEORY, "config=", ""),
     "laboratory without a size": ({"edge.yaml": "mixture: {k: null}"}, THEORY, "mixture.k=", ""),
@@ -203,13 +215,8 @@ def test_a_trained_folder_is_never_overwritten(place, capsys):
     assert tree(place) == before
 
 
-def test_what_lightning_cannot_restore_costs_no_line_of_the_metrics(place, refuse):
-    """A run that was killed and whose checkpoint is damaged: its record of metrics stays whole."""
-    teacher = place / "run/teacher"
-    (teacher / "finished.json").unlink()
-    state = torch.load(place / LAST, weights_only=True)
-    for name in ("last.ckpt", "previous.ckpt"):
-        torch.save(state | {"optimizer_states": [{"state": {}}]}, teacher / "checkpoints" / name)
-    rows = [json.dumps({"step": step, "loss": 1.0}) for step in (1, 2, 3)]
-    (teacher / "metrics.jsonl").write_text("\n".join(rows) + "\n")
-    refuse(f"{FIT} --run_dir run/teacher", "ckpt_path=", "cannot be restored")
+def test_an_audit_of_nothing(place, refuse, capsys):
+    again = "study --config study.yaml --run_dir run"
+    assert exits(again.split(), capsys)[0] == 0
+    write(place / "run/audit/summary.json", '{"models": []}')
+    refuse(again, "run_dir=")

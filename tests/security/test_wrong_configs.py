@@ -220,3 +220,15 @@ def test_an_audit_of_nothing(place, refuse, capsys):
     assert exits(again.split(), capsys)[0] == 0
     write(place / "run/audit/summary.json", '{"models": []}')
     refuse(again, "run_dir=")
+
+
+def test_a_training_that_diverges_keeps_its_last_finite_state(place, capsys):
+    sgd = {"class_path": "torch.optim.SGD", "init_args": {"lr": 1e38}}
+    save = {"class_path": "cdmem.training.RunCheckpoint", "init_args": {"every_n_steps": 1}}
+    own = stage(model__init_args__optimization={"warmup_steps": 0, "optimizer": sgd}, trainer__callbacks=[save])
+    own["trainer"] |= {"max_steps": 9, "log_every_n_steps": 1}
+    write(place / "c.yaml", own)
+    code, error = exits(FIT_C.split(), capsys)
+    assert code == 2 and error.startswith("cdmem: error: train/loss=") and "diverged" in error and "\n" not in error
+    state = torch.load(place / "new/checkpoints/last.ckpt", weights_only=True)["state_dict"]
+    assert all(bool(weight.isfinite().all()) for weight in state.values())

@@ -60,10 +60,9 @@ YAMLS = GROWING | {
     "two": "a: 1\n---\nb: 2\n",
 }
 TAG = "!!python/object/apply:builtins.exec [\"open({mark!r}, 'w').close()\"]\n"
-CONTENTS = {
-    "pickle": lambda song: pickle.dumps(song),
-    "tag": lambda song: TAG.format(mark=str(song.mark)).encode(),
-} | {name: lambda song, text=text: text.encode() for name, text in GROWING.items()}
+CONTENTS = {"pickle": lambda song: pickle.dumps(song), "tag": lambda song: TAG.format(mark=str(song.mark)).encode()} | {
+    name: lambda song, text=text: text.encode() for name, text in GROWING.items()
+}
 # The command, the records that it reads, the key.
 READERS = {
     "audit": ("audit --generator run/student --training_set run/teacher", ["training_set.json"], "training_set"),

@@ -45,8 +45,7 @@ plant(
     quantile_of_h_instead_of_h_plus_one=slip(extraction.conformal_threshold, "len(control) + 1", "len(control)"),
 )
 plant(
-    support.check_roc,
-    one_false_positive_too_many=slip(roc.tpr_at_fpr, "members > threshold", "members >= threshold"),
+    support.check_roc, one_false_positive_too_many=slip(roc.tpr_at_fpr, "members > threshold", "members >= threshold")
 )
 plant(
     support.check_hits,
@@ -123,9 +122,7 @@ plant(
         convergence._ends, "if s >= 2 / 3 * steps[-1]", "if s <= 1 / 3 * steps[-1] or len(steps) < 3"
     ),
     trend_with_the_other_sign=slip(
-        convergence.convergence,
-        "int((a & ~b).sum()), int((~a & b).sum())",
-        "int((b & ~a).sum()), int((~b & a).sum())",
+        convergence.convergence, "int((a & ~b).sum()), int((~a & b).sum())", "int((b & ~a).sum()), int((~b & a).sum())"
     ),
     seeds_paired_by_position=slip(
         convergence._ends, "np.array([after[s] for s in shared])", "np.array(list(after.values()))"

@@ -56,9 +56,7 @@ plant(
     rate_and_its_complement_swapped=patch(ema, "ema_beta", lambda real: lambda *a: 1 - real(*a)),
 )
 plant(
-    support.check_averages,
-    2,
-    averages_updated_per_micro_batch=patch(module.DiffusionModule, "training_step", before),
+    support.check_averages, 2, averages_updated_per_micro_batch=patch(module.DiffusionModule, "training_step", before)
 )
 plant(
     support.check_averages_forget_the_start,
@@ -178,10 +176,7 @@ def of_unique_images(self):
     return float(to_float(self.images).double().std(correction=0))
 
 
-plant(
-    support.check_sigma_data_is_measured,
-    sigma_data_assumed=patch(subset.TrainingSet, "sigma_data", lambda _: 0.5),
-)
+plant(support.check_sigma_data_is_measured, sigma_data_assumed=patch(subset.TrainingSet, "sigma_data", lambda _: 0.5))
 plant(
     support.check_sigma_data_is_measured,
     [{"fraction": 0.25, "copies": 9}],

@@ -100,7 +100,7 @@ def batches(*names):
 
 
 READ = [(key, "x.npz") for key in ("generator", "training_set", "held_out", "data.path")]
-READ += [("data.path", "x.npy"), ("data.duplication", "x.npy")]
+READ += [("generator", "x.npy"), ("data.path", "x.npy"), ("data.duplication", "x.npy")]
 PICKLED = {"objects": object_array, "pickle": lambda file, song: bare(file, song, {})}
 ARRAYS = {
     "shape": content(header((10**6, 1024, 1024)) + b"x"),

@@ -124,7 +124,7 @@ SAID = {"unusual names": "unusual names", "no cdmem": "cdmem"} | {n: "compressed
 # Every form through one command; every command with the form that looks most like a checkpoint; where each is opened.
 CASES = [("sample", form) for form in FILES] + [(c, "in_archive") for c in COMMANDS if c != "sample"]
 CASES += [("resume", "in_optimizer"), ("resume", "in_averages"), ("study", "old_format"), ("teacher", "in_record")]
-CASES += [("teacher", "torn"), ("teacher", "no cdmem")]
+CASES += [("teacher", "torn"), ("teacher", "no cdmem"), ("generator", "bare")]
 
 
 @pytest.mark.parametrize(("command", "form"), CASES)

@@ -28,7 +28,7 @@ from cdmem.run.metrics_log import MetricsRecord
 from cdmem.tracking.wandb import teacher_link
 from support.hostile import bare
 from support.report import make_study_folder
-from support.untrusted import exits, memory
+from support.untrusted import exits, memory, write
 
 # ---- records --------------------------------------------------------------------------------------------------------
 
@@ -116,10 +116,16 @@ def test_metrics_that_are_no_records_are_passed_over(tmp_path):
     assert [row["step"] for row in MetricsRecord(folder).rows()] == [1, 2]
 
 
-@pytest.mark.parametrize("name", YAMLS)
-def test_yaml_that_grows_or_is_none(name):
+NO_JSON = ["[" * 10**5, '{"a":' * 10**5, "9" * 5000, "", "{", "\ufeff{}"]
+TEXTS = {f"yaml {name}": (parse_yaml, text) for name, text in YAMLS.items()}
+TEXTS |= {f"json {text[:9]}": (parse_json, text) for text in NO_JSON}
+
+
+@pytest.mark.parametrize("name", TEXTS)
+def test_texts_that_grow_or_are_none(name):
+    parse, text = TEXTS[name]
     with memory(512), pytest.raises(ValueError):
-        parse_yaml(YAMLS[name])
+        parse(text)
 
 
 def test_plain_yaml_with_aliases_is_read():
@@ -127,21 +133,10 @@ def test_plain_yaml_with_aliases_is_read():
     assert parse_yaml(text) == yaml.safe_load(text) and parse_yaml("") is None
 
 
-@pytest.mark.parametrize("text", ["[" * 10**5, '{"a":' * 10**5, "9" * 5000, "", "{", "\ufeff{}"])
-def test_json_that_is_none(text):
-    with pytest.raises(ValueError):
-        parse_json(text)
-
-
 # ---- training sets and evaluations ----------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def record():
-    return choose(load_source("digits"), SubsetSpec(n=100, seed=0, held_out=400)).record()
-
-
-BAD_FIELDS = {
+FIELDS = {
     "indices": [["5"] * 100, [0.5] * 100, [float("inf")] * 100],
     "multiplicities": [[-1] * 100, [0] * 100, [1.5] * 100, [10**30] * 100, [[1]] * 100],
     "hash": [5],
@@ -151,25 +146,7 @@ BAD_FIELDS = {
     "flip": ["no"],
     "held_out_indices": [[-1]],
 }
-
-
-@pytest.mark.parametrize(("field", "value"), [(k, v) for k, values in BAD_FIELDS.items() for v in values], ids=str)
-def test_a_training_set_edited_by_hand(tmp_path, record, field, value):
-    changed = {k: v for k, v in (record | {field: value}).items() if v is not KeyError}
-    (tmp_path / "training_set.json").write_text(json.dumps(changed))
-    with pytest.raises(InputError, match="its field") as error:
-        load_references(str(tmp_path), None, False)
-    assert error.value.key == "training_set"
-
-
-def test_held_out_images_are_proven_too(tmp_path, record):
-    """Other held-out images move every control; the record's own hash of them says so."""
-    (tmp_path / "training_set.json").write_text(json.dumps(record | {"held_out_indices": record["indices"][:5]}))
-    with pytest.raises(InputError, match="held-out images are not those"):
-        load_references(str(tmp_path), None, False)
-
-
-HOSTILE_YAML = {
+CONFIGS = {
     "code": "data: !!python/object/apply:os.system ['touch sung']",
     "deep": "[" * 3000,
     "list as path": "data: {source: array, path: [1]}",
@@ -178,15 +155,23 @@ HOSTILE_YAML = {
     "no such file": "data: {source: array, path: /no/such.npz}",
     "aliases": "a: &a [x, x]\nb: &b [*a, *a]\ndata: {source: array, path: *b}",
 }
+# What is changed in the record, the config beside it, the key, words of the error.
+TRAINING_SETS = {f"{name} {value}"[:60]: ({name: value}, "", "training_set", "its field")
+                 for name, values in FIELDS.items() for value in values}  # fmt: skip
+TRAINING_SETS |= {name: ({"source": "array"}, text, "data_path", "--data_path") for name, text in CONFIGS.items()}
+# Other held-out images move every control; the record's own hash of them says so.
+TRAINING_SETS["other held-out images"] = ({"held_out_indices": [0, 1, 2]}, "", "", "held-out images are not those")
 
 
-@pytest.mark.parametrize("name", HOSTILE_YAML)
-def test_a_hostile_config_beside_a_record(name, tmp_path, record):
-    (tmp_path / "training_set.json").write_text(json.dumps(record | {"source": "array"}))
-    (tmp_path / "config.yaml").write_text(HOSTILE_YAML[name])
-    with pytest.raises(InputError, match="--data_path") as error:
+@pytest.mark.parametrize("row", TRAINING_SETS)
+def test_training_sets_edited_by_hand(row, tmp_path):
+    changes, config, key, said = TRAINING_SETS[row]
+    record = choose(load_source("digits"), SubsetSpec(n=100, seed=0, held_out=400)).record() | changes
+    write(tmp_path / "training_set.json", json.dumps({k: v for k, v in record.items() if v is not KeyError}))
+    write(tmp_path / "config.yaml", config)
+    with pytest.raises(InputError, match=said) as error:
         load_references(str(tmp_path), None, False)
-    assert error.value.key == "data_path" and not (tmp_path / "sung").exists()
+    assert error.value.key.startswith(key) and not (tmp_path / "sung").exists()
 
 
 def evaluated(folder, **columns):

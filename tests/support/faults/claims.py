@@ -10,7 +10,10 @@ from cdmem.metrics import statistics
 from cdmem.metrics.comparison import convergence, verdict
 from cdmem.metrics.comparison import equal_noise as matching
 from cdmem.metrics.comparison import paired as pairing
+from cdmem.metrics.comparison.equal_noise import fidelity_matched
+from cdmem.metrics.comparison.verdict import judge
 from cdmem.metrics.memorization import coverage, extraction
+from cdmem.metrics.statistics import newcombe_paired_difference
 from cdmem.metrics.whitebox import empirical_optimum as optimum
 from cdmem.metrics.whitebox import intrinsic_dimension as dimension
 from cdmem.metrics.whitebox import loss_gap, roc
@@ -28,8 +31,8 @@ def wald(k, n):
 plant(support.check_wilson, wald_interval=patch(statistics, "wilson_interval", lambda _: wald))
 plant(
     support.check_newcombe,
-    unpaired_interval=slip(statistics.newcombe_paired_difference, "phi = cross / math.sqrt(margins)", "pass"),
-    correlation_not_corrected=slip(statistics.newcombe_paired_difference, "max(cross - n / 2, 0.0)", "cross"),
+    unpaired_interval=slip(newcombe_paired_difference, "phi = cross / math.sqrt(margins)", "pass"),
+    correlation_not_corrected=slip(newcombe_paired_difference, "max(cross - n / 2, 0.0)", "cross"),
 )
 plant(
     support.check_families_of_tests,
@@ -90,10 +93,8 @@ plant(
     recognised_only_where_memorised=patch(
         matching, "recognition_threshold", lambda _: lambda control, threshold: threshold
     ),
-    teacher_compared_without_noise=slip(
-        matching.fidelity_matched, "add_noise(teacher_images, noise, level)", "teacher_images"
-    ),
-    noisiest_copies_drop_out_of_one_side_only=slip(matching.fidelity_matched, "if level > 0", "if False"),
+    teacher_compared_without_noise=slip(fidelity_matched, "add_noise(teacher_images, noise, level)", "teacher_images"),
+    noisiest_copies_drop_out_of_one_side_only=slip(fidelity_matched, "if level > 0", "if False"),
     mirrored_copies_measured_against_the_image=slip(
         matching._copied_images, "(mirrored < as_is) if search.flip", "(mirrored < as_is) if False"
     ),
@@ -101,11 +102,9 @@ plant(
 plant(
     support.check_leaving_the_copies_is_a_loss,
     noisy_teacher_compared_with_itself=slip(
-        matching.fidelity_matched, 'hit_s = memorized(student["squared"][', 'hit_s = memorized(teacher["squared"]['
+        fidelity_matched, 'hit_s = memorized(student["squared"][', 'hit_s = memorized(teacher["squared"]['
     ),
-    noise_matched_on_lost_seeds_too=slip(
-        matching.fidelity_matched, "common = seen_t & seen_s &", "common = seen_t | seen_s |"
-    ),
+    noise_matched_on_lost_seeds_too=slip(fidelity_matched, "common = seen_t & seen_s &", "common = seen_t | seen_s |"),
 )
 plant(
     support.check_noise_is_clamped,
@@ -152,9 +151,9 @@ def blind_to(trend):
 for case, bugs in {
     "faint": {"amplitude_of_four_fifths": patch(verdict, "AMPLITUDE", lambda _: (0.8, 1.1))},
     "leaving the teacher": {
-        "rising_rmse_passes_for_distilled": slip(verdict.judge, 'if checks["rmse_not_rising"] is False', "if False")
+        "rising_rmse_passes_for_distilled": slip(judge, 'if checks["rmse_not_rising"] is False', "if False")
     },
-    "teacher like control": {"control_without_its_interval": slip(verdict.judge, "control_ci95[1]", "control_ci95[0]")},
+    "teacher like control": {"control_without_its_interval": slip(judge, "control_ci95[1]", "control_ci95[0]")},
     "unknown": {
         "unknown_convergence_is_convergence": slip(verdict.unconverged, 'return "convergence unknown"', "return None")
     },
@@ -166,18 +165,12 @@ for case, bugs in {
     },
     "annealed": {"reduced_although_annealed": unconverged(lambda f_mem, rmse, _: (f_mem, rmse, False))},
     "pace": {"reduced_for_the_moment": patch(verdict, "HORIZON", lambda _: 0)},
-    "blurrier": {
-        "reduced_although_only_blurrier": slip(verdict.judge, ' or checks["below_at_equal_noise"] is False', "")
-    },
+    "blurrier": {"reduced_although_only_blurrier": slip(judge, ' or checks["below_at_equal_noise"] is False', "")},
     "not recognised": {
-        "reduced_although_copies_are_recognised": slip(
-            verdict.judge, 'checks["below_at_recognition"] is not True or ', ""
-        )
+        "reduced_although_copies_are_recognised": slip(judge, 'checks["below_at_recognition"] is not True or ', "")
     },
     "damaged": {
-        "reduced_although_only_damaged": slip(
-            verdict.judge, "is None and as_real is False", "is None and as_real is None"
-        )
+        "reduced_although_only_damaged": slip(judge, "is None and as_real is False", "is None and as_real is None")
     },
     "one of many": {
         "family_not_adjusted": patch(
@@ -186,12 +179,12 @@ for case, bugs in {
     },
     "wide": {
         "unchanged_because_not_significant": slip(
-            verdict.judge, 'difference["ci95"][0] >= -MARGIN and difference["ci95"][1] <= MARGIN', "True"
+            judge, 'difference["ci95"][0] >= -MARGIN and difference["ci95"][1] <= MARGIN', "True"
         )
     },
     "more": {
         "amplified_needs_convergence": slip(
-            verdict.judge, 'if difference["ci95"][0] > 0 and', "if trouble is None and difference['ci95'][0] > 0 and"
+            judge, 'if difference["ci95"][0] > 0 and', "if trouble is None and difference['ci95'][0] > 0 and"
         )
     },
 }.items():

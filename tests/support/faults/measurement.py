@@ -12,7 +12,7 @@ from cdmem.audit import reference_sets
 from cdmem.audit.auditor import Auditor
 from cdmem.cli.audit import gate
 from cdmem.metrics import base
-from cdmem.metrics.comparison import paired as pairing
+from cdmem.metrics.comparison.paired import PairedWithTeacher
 from cdmem.metrics.memorization import authenticity, extraction
 from cdmem.metrics.memorization import data_copying as copying
 from cdmem.metrics.memorization import feature_likelihood as likelihood
@@ -20,8 +20,9 @@ from cdmem.metrics.memorization import fraction as memorization
 from cdmem.metrics.neighbors import features as feature_neighbors
 from cdmem.metrics.neighbors import index as search
 from cdmem.metrics.neighbors import pixels as neighbors
+from cdmem.metrics.neighbors.pixels import NeighborIndex
 from cdmem.metrics.quality import efficientnet, feature_space, features, fidelity, frechet, inception, prdc
-from cdmem.models import pipelines
+from cdmem.models.pipelines import PipelineSampler
 from support.faults.frame import fault, patch, plant, slip
 
 # ---- neighbours and groups ------------------------------------------------------------------------------------------
@@ -41,9 +42,9 @@ plant(
     mirror_image_is_another_image=patch(
         neighbors, "_components", lambda real: lambda content, n, flip, labels: real(content, n, False, labels)
     ),
-    mirror_images_not_searched=slip(neighbors.NeighborIndex.__init__, "images.flip(-1)", "images"),
+    mirror_images_not_searched=slip(NeighborIndex.__init__, "images.flip(-1)", "images"),
     mirror_images_searched_without_flips=slip(
-        neighbors.NeighborIndex.__init__, "images.flip(-1)]) if flip", "images.flip(-1)]) if (flip := True)"
+        NeighborIndex.__init__, "images.flip(-1)]) if flip", "images.flip(-1)]) if (flip := True)"
     ),
 )
 plant(
@@ -57,14 +58,12 @@ plant(
     products_of_one_low_precision_matrix_product=patch(
         neighbors, "products", lambda _: lambda a, b, _: (a.bfloat16() @ b.bfloat16().T).to(torch.int32)
     ),
-    distances_in_wrapping_uint8=slip(
-        neighbors.NeighborIndex._squares, "part.to(torch.int32).square_()", "part.square()"
-    ),
+    distances_in_wrapping_uint8=slip(NeighborIndex._squares, "part.to(torch.int32).square_()", "part.square()"),
 )
 plant(
     support.check_ties_go_to_the_lowest_group,
     ties_broken_by_row=slip(
-        neighbors.NeighborIndex.__init__,
+        NeighborIndex.__init__,
         "order = torch.argsort(of_content * len(images) + original, stable=True)",
         "order = torch.argsort(original, stable=True)",
     ),
@@ -203,8 +202,8 @@ plant(
 )
 plant(
     support.check_pair_metric,
-    variance_ratio_upside_down=slip(pairing.PairedWithTeacher.evaluate, "total[0] / total[1]", "total[1] / total[0]"),
-    pairs_clamped=slip(pairing.PairedWithTeacher.columns, "images.float()", "images.float().clamp(-1, 1)"),
+    variance_ratio_upside_down=slip(PairedWithTeacher.evaluate, "total[0] / total[1]", "total[1] / total[0]"),
+    pairs_clamped=slip(PairedWithTeacher.columns, "images.float()", "images.float().clamp(-1, 1)"),
 )
 plant(
     support.check_controls_are_no_training_images,
@@ -217,10 +216,10 @@ plant(
 plant(
     support.check_pipeline,
     pipeline_starts_at_unit_noise=slip(  # as diffusers' DDPMPipeline does with any scheduler
-        pipelines.PipelineSampler.__call__, " * float(self.scheduler.init_noise_sigma)", ""
+        PipelineSampler.__call__, " * float(self.scheduler.init_noise_sigma)", ""
     ),
-    pipeline_input_not_scaled=slip(pipelines.PipelineSampler.__call__, "self.scheduler.scale_model_input(x, t)", "x"),
-    one_generator_for_the_batch=slip(pipelines.PipelineSampler.__call__, "noise.generators", "noise.generators[0]"),
+    pipeline_input_not_scaled=slip(PipelineSampler.__call__, "self.scheduler.scale_model_input(x, t)", "x"),
+    one_generator_for_the_batch=slip(PipelineSampler.__call__, "noise.generators", "noise.generators[0]"),
 )
 plant(
     support.check_gate,

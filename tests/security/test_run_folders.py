@@ -69,8 +69,8 @@ READERS = {
     "audit student": ("audit --generator run/student --training_set run/teacher", ["config.yaml"], "config"),
     "fit": ("fit --config own.yaml --run_dir run/teacher", ["config.yaml", "finished.json"], ""),
     "study": ("study --config study.yaml --run_dir run", ["config.yaml"], ""),
-    "plan": ("plan --config run/teacher/config.yaml", ["config.yaml"], ""),
-    "as config": ("fit --config run/teacher/config.yaml", ["config.yaml"], ""),
+    "plan": ("plan --config run/teacher/config.yaml --allow_code", ["config.yaml"], ""),
+    "as config": ("fit --config run/teacher/config.yaml --allow_code", ["config.yaml"], ""),
 }
 ROWS = [(form, command) for form in ("pickle", "tag") for command in READERS]
 ROWS += [(form, command) for form in GROWING for command in ("fit", "plan")]

@@ -2,6 +2,8 @@
 PYTHON ?= python3
 VENV := .venv
 PY := $(VENV)/bin/python
+# Two files of tests at once, one thread each.
+TWO := -n 2 --dist loadfile
 
 .PHONY: quickstart test test-slow test-sensitive lint clean
 
@@ -20,14 +22,14 @@ quickstart: $(VENV)/installed
 	$(PY) -m cdmem study --config configs/quickstart.yaml
 
 test: $(VENV)/installed-test
-	$(PY) -m pytest
+	$(PY) -m pytest $(TWO)
 
 test-slow: $(VENV)/installed-test
-	$(PY) -m pytest -m slow
+	$(PY) -m pytest $(TWO) -m slow
 
 # Outcomes of training and sampling, quick ones; with other kernels: `ATEN_CPU_CAPABILITY=default make test-sensitive`.
 test-sensitive: $(VENV)/installed-test
-	$(PY) -m pytest -m 'sensitive and not slow'
+	$(PY) -m pytest $(TWO) -m 'sensitive and not slow'
 
 lint: $(VENV)/installed-test
 	$(VENV)/bin/ruff check .

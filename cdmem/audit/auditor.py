@@ -10,12 +10,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm import tqdm
 
-from cdmem.audit.generators import GivenImages, Subject
+from cdmem.audit.generators import Generator, GivenImages
 from cdmem.audit.result import AuditResult
-from cdmem.audit.suite import SuiteOptions, extractor_record, fidelity_metrics, measure, prepared
+from cdmem.audit.settings import SAMPLES, AuditSettings
+from cdmem.audit.suite import build_features, extractor_record, fidelity_metrics, measure, prepared
 from cdmem.data.subset import TrainingSet
 from cdmem.diffusion.sampling import first_seed
 from cdmem.errors import InputError
@@ -25,7 +26,6 @@ from cdmem.metrics.comparison.paired import PairedWithTeacher, adjust, compare
 from cdmem.metrics.comparison.verdict import judge
 from cdmem.metrics.memorization.fraction import MemorizedFraction, disk_rows, fraction, ratio_cdf, ratios
 from cdmem.metrics.neighbors.index import group_index
-from cdmem.metrics.quality.features import PixelFeatures
 from cdmem.metrics.statistics import benjamini_hochberg, conformal_p_values
 from cdmem.metrics.whitebox.record import whitebox_record
 from cdmem.run.folder import RunFolder
@@ -37,7 +37,7 @@ PICTURES = 24  # samples of each model that a report shows with their neighbours
 
 @dataclass
 class Measured:
-    """A subject's samples and rows while the audit runs.
+    """A generator's samples and rows while the audit runs.
 
     Attributes:
         images: uint8 (m, C, H, W), in seed order.
@@ -45,23 +45,19 @@ class Measured:
         rows: ``seeds``, ``squared`` (m, 2), ``groups`` (m, 2).
     """
 
-    subject: Subject
+    generator: Generator
     images: Tensor
     floats: Tensor
     rows: dict[str, Tensor]
 
 
 class Auditor:
-    """Measures subjects on the same seeds against one training set.
+    """Measures generators on the same seeds against one training set.
 
     Args:
         training_set: T and H.
-        samples: per subject, at least 2; given images are used up to this number.
+        settings: what to measure and how.
         sampling_seed: first sample seed is 1,000,000 times this.
-        options: threshold, grouping, which metrics.
-        batch_size: samples made at once; does not change any number.
-        device: where samples are made.
-        features: extractors for quality and copying.
         folder: where rows and images are kept; None keeps nothing.
         progress: show a bar.
     """
@@ -69,27 +65,22 @@ class Auditor:
     def __init__(
         self,
         training_set: TrainingSet,
-        samples: int,
+        settings: AuditSettings | None = None,
         sampling_seed: int = 0,
-        options: SuiteOptions | None = None,
-        batch_size: int = 256,
-        device: torch.device | str = "cpu",
-        features: Sequence[nn.Module] = (),
         folder: RunFolder | None = None,
         progress: bool = True,
     ) -> None:
-        if samples < 2:
-            raise InputError("audit.samples", samples, "needs at least 2", "1000 or more give a usable interval")
-        self.training_set, self.samples, self.options = training_set, samples, options or SuiteOptions()
-        self.threshold = self.options.threshold
+        self.training_set, self.settings = training_set, settings or AuditSettings()
+        self.samples, self.threshold = self.settings.samples or SAMPLES, self.settings.threshold
+        self.near_duplicates, self.device = self.settings.near_duplicates, self.settings.torch_device
         self.first = first_seed(sampling_seed)
-        self.batch_size, self.device = batch_size, torch.device(device)
-        self.extractors = [m.to(self.device) for m in (features or [PixelFeatures()])]
+        names = dict.fromkeys(self.settings.features or ["pixels"])
+        self.extractors = [build_features(name).to(self.device) for name in names]
         self.folder, self.progress = folder, progress
-        self.search = group_index(training_set, self.options.near_duplicates)
-        # Prepared once: the references' features and moments serve every subject.
-        self.fidelity = fidelity_metrics(self.options, self.extractors)
-        self.suite = prepared(self.options, self.extractors, training_set)
+        self.search = group_index(training_set, self.near_duplicates)
+        # Prepared once: the features and moments of T and H serve every generator.
+        self.fidelity = fidelity_metrics(self.settings, self.extractors)
+        self.suite = prepared(self.settings, self.extractors, training_set)
         for metric in self.fidelity:
             metric.prepare(training_set)
         self._held_out = training_set.held_out_images
@@ -99,51 +90,53 @@ class Auditor:
 
     # ---- samples ------------------------------------------------------------------------------------------------
 
-    def seeds(self, subject: Subject) -> list[int]:
-        """Seeds of a subject's samples: given images are numbered from 0."""
-        if isinstance(subject.sampler, GivenImages):
-            return list(range(min(self.samples, len(subject.sampler.images))))
+    def seeds(self, generator: Generator) -> list[int]:
+        """Seeds of a generator's samples: given images are numbered from 0."""
+        if isinstance(generator.sampler, GivenImages):
+            return list(range(min(self.samples, len(generator.sampler.images))))
         return list(range(self.first, self.first + self.samples))
 
     def _rows(self, images: Tensor, seeds: Tensor) -> dict[str, Tensor]:
         """Neighbour rows of uint8 images, sorted by seed."""
-        metric = MemorizedFraction(self.threshold, self.options.near_duplicates)
+        metric = MemorizedFraction(self.threshold, self.near_duplicates)
         metric.prepare(self.training_set)
         metric.update(images, seeds)
         return metric.rows()
 
-    def draw(self, subject: Subject) -> Measured:
-        """All samples of a subject with their neighbours."""
-        seeds, parts = self.seeds(subject), []
-        name = f"audit {subject.name} {subject.sampler.nfe} NFE"
+    def draw(self, generator: Generator) -> Measured:
+        """All samples of a generator with their neighbours."""
+        seeds, parts = self.seeds(generator), []
+        name = f"audit {generator.name} {generator.sampler.nfe} NFE"
         with tqdm(total=len(seeds), desc=name, disable=not self.progress) as bar:
-            for start in range(0, len(seeds), self.batch_size):
-                parts.append(subject.sampler(seeds[start : start + self.batch_size], self.device).cpu())
+            for start in range(0, len(seeds), self.settings.batch_size):
+                parts.append(generator.sampler(seeds[start : start + self.settings.batch_size], self.device).cpu())
                 bar.update(len(parts[-1]))
         made = torch.cat(parts)
         if tuple(made.shape[1:]) != self.training_set.shape:
             problem = f"makes images of shape {list(made.shape[1:])}, T has {list(self.training_set.shape)}"
-            raise InputError("generator", subject.name, problem, "give the training set of this generator")
+            raise InputError("generator", generator.name, problem, "give the training set of this generator")
         if made.is_floating_point() and not bool(torch.isfinite(made).all()):
-            raise InputError("generator", subject.name, "makes values that are not finite", "audit another checkpoint")
+            raise InputError(
+                "generator", generator.name, "makes values that are not finite", "audit another checkpoint"
+            )
         images = to_uint8(made) if made.is_floating_point() else made
         floats = made if made.is_floating_point() else to_float(made)
-        if "memorization" in self.options.groups:
+        if "memorization" in self.settings.metrics:
             self.search.query(images, WIDEST)  # all metrics on neighbours share this answer
-        return Measured(subject, images, floats, self._rows(images, torch.tensor(seeds)))
+        return Measured(generator, images, floats, self._rows(images, torch.tensor(seeds)))
 
     # ---- one model ----------------------------------------------------------------------------------------------
 
     def measure(self, m: Measured, reference: Measured | None) -> dict[str, Any]:
         """One entry of ``models``; ``reference`` is the teacher at full cost on the same seeds, or None."""
-        subject, seeds = m.subject, m.rows["seeds"]
-        metric = MemorizedFraction(self.threshold, self.options.near_duplicates)
+        generator, seeds = m.generator, m.rows["seeds"]
+        metric = MemorizedFraction(self.threshold, self.near_duplicates)
         values = metric.prepare(self.training_set).evaluate(m.rows)  # type: ignore[attr-defined]
         hit = metric.hits(m.rows)
         ratio = ratios(m.rows["squared"])
-        entry: dict[str, Any] = {"name": subject.name, "role": subject.role, "method": subject.method}
-        entry |= {"nfe": subject.sampler.nfe, "weights": subject.weights, "step": subject.step}
-        entry |= {"samples": len(seeds), "seeds": [int(seeds[0]), int(seeds[-1])], "digest": subject.digest}
+        entry: dict[str, Any] = {"name": generator.name, "role": generator.role, "method": generator.method}
+        entry |= {"nfe": generator.sampler.nfe, "weights": generator.weights, "step": generator.step}
+        entry |= {"samples": len(seeds), "seeds": [int(seeds[0]), int(seeds[-1])], "digest": generator.digest}
         entry |= {"f_mem": fraction(hit), "unique": int(values["unique"]), "median_ratio": values["median_ratio"]}
         entry["thresholds"] = {k: values[k] for k in values if k.startswith("f_mem_1/")}
         entry["ratio_cdf"] = [round(x, 6) for x in ratio_cdf(ratio).tolist()]
@@ -152,25 +145,25 @@ class Auditor:
         entry["metrics"] = measure(self.suite, m.images, seeds)
         pair: dict[str, Any] = {"variance_ratio": None, "rmse_to_teacher": None, "same_basin": None}
         if reference is not None:
-            paired = PairedWithTeacher(self.options.near_duplicates)
+            paired = PairedWithTeacher(self.near_duplicates)
             paired.prepare(self.training_set)
             paired.update(m.floats, reference.floats, seeds)
             distance = paired.compute()
             pair = {name: distance[name] for name in pair}
         if self.folder is not None:
             self._keep(m)
-        if self._looks_inside(subject):
-            teacher = None if reference is None else reference.subject.module
+        if self._looks_inside(generator):
+            teacher = None if reference is None else reference.generator.module
             entry["inside"] = whitebox_record(
-                subject.module, self.training_set, teacher, m.floats, seeds, hit, self.device
+                generator.module, self.training_set, teacher, m.floats, seeds, hit, self.device
             )
         return entry | pair
 
-    def _looks_inside(self, subject: Subject) -> bool:
+    def _looks_inside(self, generator: Generator) -> bool:
         """Once per model: at another NFE it is the same model."""
-        if "inside" not in self.options.groups or subject.module is None or id(subject.module) in self._seen:
+        if "inside" not in self.settings.metrics or generator.module is None or id(generator.module) in self._seen:
             return False
-        self._seen.add(id(subject.module))
+        self._seen.add(id(generator.module))
         return True
 
     def _conformal(self, ratio: Tensor) -> dict[str, Any] | None:
@@ -178,8 +171,8 @@ class Auditor:
         if len(self._held_out) < 2:
             return None
         p = conformal_p_values(ratio.numpy(), ratios(self._control_rows["squared"]).numpy())
-        found = int(benjamini_hochberg(p, FALSE_DISCOVERIES).sum())
-        return {"smallest_p": float(p.min()), "discoveries": found, "false_discovery_rate": FALSE_DISCOVERIES}
+        discoveries = int(benjamini_hochberg(p, FALSE_DISCOVERIES).sum())
+        return {"smallest_p": float(p.min()), "discoveries": discoveries, "false_discovery_rate": FALSE_DISCOVERIES}
 
     def _keep(self, m: Measured) -> None:
         arrays = disk_rows(m.rows)
@@ -189,9 +182,9 @@ class Auditor:
         nearest = self.search.query(m.images, 1).nearest
         arrays["nearest"] = nearest.numpy()
         self._shown.update(nearest[:PICTURES].tolist())
-        self.folder.write_arrays(f"audit/{m.subject.file_stem}.npz", **arrays)
+        self.folder.write_arrays(f"audit/{m.generator.file_stem}.npz", **arrays)
         pixels = m.images.permute(0, 2, 3, 1).numpy()
-        self.folder.write_arrays(f"samples/{m.subject.file_stem}.npz", images=pixels, seeds=arrays["seeds"])
+        self.folder.write_arrays(f"samples/{m.generator.file_stem}.npz", images=pixels, seeds=arrays["seeds"])
 
     def _keep_pictures(self, models: Sequence[dict[str, Any]]) -> None:
         """The training images that a report shows: neighbours of the first samples, and the most-hit ones."""
@@ -223,18 +216,18 @@ class Auditor:
 
     def pair(self, teacher: Measured, student: Measured, cheap: Measured | None) -> dict[str, Any]:
         """The student against the teacher on the same seeds, see `cdmem.metrics.comparison.paired` and `matching`."""
-        found = compare(teacher.rows, student.rows, self.threshold)
+        pair = compare(teacher.rows, student.rows, self.threshold)
         control = ratios(self._control_rows["squared"]) if len(self._held_out) else None
-        found["matched"] = fidelity_matched(
+        pair["matched"] = fidelity_matched(
             teacher.images, teacher.rows, student.rows, self.search, self.threshold, control
         )
-        found["equal_nfe"] = None if cheap is None else compare(cheap.rows, student.rows, self.threshold)
-        return found
+        pair["equal_nfe"] = None if cheap is None else compare(cheap.rows, student.rows, self.threshold)
+        return pair
 
     def control(self) -> dict[str, Any]:
         """Held-out images and T's own images in place of samples: what 'none' and 'all' look like here."""
         held, heldout = self._held_out, None
-        metric = MemorizedFraction(self.threshold, self.options.near_duplicates)
+        metric = MemorizedFraction(self.threshold, self.near_duplicates)
         metric.prepare(self.training_set)
         if len(held):
             heldout = fraction(metric.hits(self._control_rows)) | {"samples": len(held)}
@@ -258,25 +251,25 @@ class Auditor:
 
     # ---- all ----------------------------------------------------------------------------------------------------
 
-    def run(self, subjects: Sequence[Subject], distillation: dict[str, Any] | None = None) -> AuditResult:
-        """Audit all subjects; the first full-ODE teacher is the reference of the paired numbers.
+    def run(self, generators: Sequence[Generator], distillation: dict[str, Any] | None = None) -> AuditResult:
+        """Audit all generators; the first full-ODE teacher is the reference of the paired numbers.
 
         Args:
-            subjects: teachers first.
+            generators: teachers first.
             distillation: per student the record of `cdmem.audit.distillation_curve`, for the verdict.
         """
         models, reference, cheap = [], None, {}
         control, comparisons = self.control(), {}
-        for subject in subjects:
-            m = self.draw(subject)
-            if subject.role == "teacher" and reference is None:
+        for generator in generators:
+            m = self.draw(generator)
+            if generator.role == "teacher" and reference is None:
                 reference = m
-            elif subject.role == "teacher" and subject.method == "euler":
-                cheap[subject.sampler.nfe] = m
+            elif generator.role == "teacher" and generator.method == "euler":
+                cheap[generator.sampler.nfe] = m
             entry = self.measure(m, reference)
-            if subject.role == "student" and reference is not None:
-                entry["paired"] = self.pair(reference, m, cheap.get(subject.sampler.nfe))
-                comparisons.setdefault(subject.name, []).append(entry["paired"])
+            if generator.role == "student" and reference is not None:
+                entry["paired"] = self.pair(reference, m, cheap.get(generator.sampler.nfe))
+                comparisons.setdefault(generator.name, []).append(entry["paired"])
             models.append(entry)
         for family in comparisons.values():
             adjust(family)
@@ -322,7 +315,7 @@ class Auditor:
     def _settings(self) -> dict[str, Any]:
         digests = extractor_record(self.extractors)
         settings = {"samples": self.samples, "threshold": self.threshold, "features": next(iter(digests))}
-        settings |= {"extractors": digests, "near_duplicates": self.options.near_duplicates}
+        settings |= {"extractors": digests, "near_duplicates": self.near_duplicates}
         # The faster of two paths on this machine; both give the same bits, so it is a record and changes no number.
         settings["neighbor_products"] = "int8" if self.search.index.use_int_mm else "float32"
-        return settings | {"groups": list(self.options.groups)}
+        return settings | {"groups": list(self.settings.metrics)}

@@ -1,17 +1,24 @@
-"""Generators under audit, made from cdmem's own checkpoints: a stage, or the stages of a whole study."""
+"""Generators under audit: a study, a stage, a diffusers pipeline, or images that exist."""
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor
 
+from cdmem.audit.distillation_curve import distillation_record
+from cdmem.audit.reference_sets import ARRAYS, match_channels, read_images
+from cdmem.audit.settings import AuditSettings
+from cdmem.data.subset import UNRECORDED, TrainingSet
 from cdmem.errors import InputError
-from cdmem.models.load import load_model
+from cdmem.models.load import is_model_folder, load_model, load_record
+from cdmem.models.pipelines import is_pipeline, load_pipeline
+from cdmem.run.folder import CONFIG, RunFolder
 from cdmem.training.checkpoint import weights_digest
 from cdmem.training.record import RECORDED, ModelRecord
 from cdmem.training.student import Student
@@ -30,7 +37,7 @@ class Sampler(Protocol):
 
 
 @dataclass(frozen=True)
-class Subject:
+class Generator:
     """A generator under audit.
 
     Attributes:
@@ -84,47 +91,51 @@ def _weights(module: DiffusionModule, weights: str | None) -> DiffusionModule:
     return module
 
 
-def teacher_subjects(module: DiffusionTeacher, nfe: Sequence[int] | None = None) -> list[Subject]:
+def teacher_generators(module: DiffusionTeacher, nfe: Sequence[int] | None = None) -> list[Generator]:
     """The teacher at full cost, and at each further ``nfe``."""
     about = (module.weights, module.record.step, _digest(module), module)
-    found = [Subject("teacher", "teacher", module.sampling.solver, module.sampler(), *about)]
+    generators = [Generator("teacher", "teacher", module.sampling.solver, module.sampler(), *about)]
     for k in nfe or ():
         sampler = module.sampler(k)
-        if sampler.nfe != found[0].sampler.nfe:
-            found.append(Subject("teacher", "teacher", module.sampling.solver, sampler, *about))
-    return found
+        if sampler.nfe != generators[0].sampler.nfe:
+            generators.append(Generator("teacher", "teacher", module.sampling.solver, sampler, *about))
+    return generators
 
 
-def student_subjects(name: str, module: Student, nfe: Sequence[int] | None = None) -> list[Subject]:
+def student_generators(name: str, module: Student, nfe: Sequence[int] | None = None) -> list[Generator]:
     """The student at every NFE asked for; all that its ``mid_sigmas`` allow without ``nfe``."""
     about = (module.weights, module.record.step, _digest(module), module)
-    return [Subject(name, "student", "consistency", module.sampler(k), *about) for k in nfe or module.default_nfe]
+    return [Generator(name, "student", "consistency", module.sampler(k), *about) for k in nfe or module.default_nfe]
 
 
-def with_teacher(teacher: DiffusionTeacher, students: Sequence[Subject]) -> list[Subject]:
+def with_teacher(teacher: DiffusionTeacher, students: Sequence[Generator]) -> list[Generator]:
     """The teacher at full cost, the teacher by Euler steps at the students' own levels, then the students."""
-    full = teacher_subjects(teacher)
-    cheap: dict[tuple[float, ...], Subject] = {}
+    full = teacher_generators(teacher)
+    cheap: dict[tuple[float, ...], Generator] = {}
     for s in students:
         mids = tuple(s.sampler.mid_sigmas)  # type: ignore[attr-defined]
         if mids not in cheap:
             euler = teacher.few_step_sampler(mids)
-            cheap[mids] = Subject(
+            cheap[mids] = Generator(
                 "teacher", "teacher", "euler", euler, full[0].weights, full[0].step, full[0].digest, teacher
             )
     return [*full, *cheap.values(), *students]
 
 
-def study_subjects(
-    folder: str | Path, students: Sequence[str], nfe: Sequence[int] | None, device: str, weights: str | None = None
-) -> list[Subject]:
+def study_generators(
+    folder: str | Path,
+    students: Sequence[str],
+    nfe: Sequence[int] | None,
+    device: torch.device | str,
+    weights: str | None = None,
+) -> list[Generator]:
     """Everything that a study's folder holds: see :func:`with_teacher`."""
     teacher = load_model(f"{folder}/teacher")
     if not isinstance(teacher, DiffusionTeacher):
         raise InputError("generator", f"{folder}/teacher", f"is a {teacher.role}", "give the folder of a whole study")
     teacher.to(device)
     known, used = _weights_by_digest(teacher), set()
-    found: list[Subject] = []
+    audited: list[Generator] = []
     for name in students:
         place = f"{folder}/{name}"
         student = _weights(load_model(place), weights)
@@ -132,18 +143,18 @@ def study_subjects(
             raise InputError("generator", place, f"is a {student.role}", "give the folder of a whole study")
         digest = student.record.teacher_digest
         if digest:
-            # A pair of strangers would make numbers that look like a transfer.
+            # A pair that does not belong together makes numbers that look like a transfer.
             if digest not in known:
                 problem = "was distilled from another teacher than the one beside it"
                 raise InputError("generator", place, problem, "audit the student alone, with --teacher PATH")
             used.add(known[digest])
         student.to(device)
-        found += student_subjects(name, student, nfe)
+        audited += student_generators(name, student, nfe)
     if len(used) > 1:
         problem = f"its students were distilled from different weights of the teacher: {', '.join(sorted(used))}"
         raise InputError("generator", folder, problem, "audit one student's folder at a time")
     # The reference is what was distilled; another choice of weights is for the students.
-    return with_teacher(_weights(teacher, next(iter(used), weights)), found)
+    return with_teacher(_weights(teacher, next(iter(used), weights)), audited)
 
 
 def _weights_by_digest(teacher: DiffusionTeacher) -> dict[str, str]:
@@ -189,27 +200,137 @@ def _teacher_at(path: str | Path, record: ModelRecord) -> DiffusionTeacher | Non
     return _weights(module, known.get(digest or ""))
 
 
-def stage_subjects(
-    path: str | Path, nfe: Sequence[int] | None, device: str, weights: str | None, teacher: str | None
-) -> tuple[list[Subject], list[str]]:
+def stage_generators(
+    path: str | Path, nfe: Sequence[int] | None, device: torch.device | str, weights: str | None, teacher: str | None
+) -> tuple[list[Generator], list[str]]:
     """A single checkpoint or stage folder: a teacher, or a student beside its teacher where that is found.
 
     Returns:
-        the subjects, and notes for people.
+        the generators, and notes for people.
     """
     module = _weights(load_model(path, "generator"), weights)
     module.to(device)
     if isinstance(module, DiffusionTeacher):
-        return teacher_subjects(module, nfe), []
-    students = student_subjects("student", module, nfe)
+        return teacher_generators(module, nfe), []
+    students = student_generators("student", module, nfe)
     # In a study's folder the teacher lies beside the student, wherever the folder was moved.
     stage = Path(path) if Path(path).is_dir() else Path(path).resolve().parent.parent
-    status = module.record.training_set_status
-    notes = []
+    status, notes = module.record.training_set_status, []
     if status != RECORDED:
         notes.append(f"the training set of the student's teacher is {status}, not recorded by who trained it")
-    found = find_teacher(teacher, module.record, [stage.parent / "teacher"])
-    if found is None:
+    original = find_teacher(teacher, module.record, [stage.parent / "teacher"])
+    if original is None:
         return students, [*notes, "the student's teacher was not found: no paired comparison (give --teacher PATH)"]
-    found.to(device)
-    return with_teacher(found, students), notes
+    original.to(device)
+    return with_teacher(original, students), notes
+
+
+# ---- whatever the user names ----------------------------------------------------------------------------------------
+
+
+def open_generators(
+    path: str | Path,
+    training_set: TrainingSet,
+    settings: AuditSettings,
+    weights: str | None = None,
+    teacher: str | None = None,
+) -> tuple[list[Generator], dict[str, Any], list[str]]:
+    """Everything to audit at a path: a checkpoint, a run or study folder, a pipeline folder, images.
+
+    Args:
+        path: what the user named.
+        training_set: that the audit is against.
+        settings: number of evaluations, device, threshold.
+        weights: ``raw`` or ``ema_<half-life>``; None is the checkpoint's choice.
+        teacher: of a lone student; None looks for it.
+
+    Returns:
+        the generators, by student the record of its distillation, and notes for people.
+
+    Raises:
+        InputError: nothing usable there, or an option that it would ignore.
+    """
+    path = Path(path).expanduser()
+    if not path.exists():
+        raise InputError("generator", path, "no such file or folder", "give a checkpoint, run, pipeline or images")
+    if path.is_dir() and is_pipeline(path):
+        _refuse_needless("a pipeline", weights=weights, teacher=teacher)
+        samplers, method, digest = load_pipeline(path, settings.nfe)
+        return [Generator(path.name, "generator", method, s, "pipeline", None, digest) for s in samplers], {}, []
+    if (path / "teacher/checkpoints/last.ckpt").is_file():
+        _refuse_needless("a study, which has its own teacher", teacher=teacher)
+        generators = study_generators(path, students_of(path), settings.nfe, settings.torch_device, weights)
+        notes = _training_set_notes(generators, training_set)
+        return generators, {} if notes else _records(generators, settings, weights, path), notes
+    stage = (path / "checkpoints").is_dir() or (path / "last.ckpt").is_file()
+    if path.suffix == ".ckpt" or stage or is_model_folder(path):
+        return _open_stage(path, training_set, settings, weights, teacher)
+    if path.is_file() and path.suffix not in ARRAYS:
+        raise InputError("generator", path, "is no checkpoint and no image file", "give a .ckpt, .npz or folder")
+    _refuse_needless("images, made already", nfe=settings.nfe, weights=weights, teacher=teacher)
+    return [_given_images(path, training_set)], {}, ["images of unknown training: convergence is unknown"]
+
+
+def students_of(folder: Path) -> list[str]:
+    """Names of a study's students: the stages beside its teacher."""
+    names = (file.parent.parent.name for file in folder.glob("*/checkpoints/last.ckpt"))
+    return sorted(name for name in names if name != "teacher")
+
+
+def _open_stage(
+    path: Path, training_set: TrainingSet, settings: AuditSettings, weights: str | None, teacher: str | None
+) -> tuple[list[Generator], dict[str, Any], list[str]]:
+    generators, notes = stage_generators(path, settings.nfe, settings.torch_device, weights, teacher)
+    other = _training_set_notes(generators, training_set)
+    folder, records = path if path.is_dir() else path.parent.parent, {}
+    if generators[-1].role == "student" and not other:
+        if (folder / CONFIG).is_file() and (folder / "evaluations").is_dir():
+            records = _records(generators, settings, weights, folder.parent, folder)
+        else:
+            notes.append("no evaluations along the distillation: convergence is unknown")
+    return generators, records, notes + other
+
+
+def _given_images(path: Path, training_set: TrainingSet) -> Generator:
+    images = match_channels(read_images(path, "generator"), training_set.shape, "generator")
+    if len(images) < 2:
+        raise InputError("generator", path, f"holds {len(images)} image", "an audit needs at least 2")
+    digest = hashlib.sha256(images.numpy().tobytes()).hexdigest()
+    return Generator("images", "images", "given", GivenImages(images), "given", None, digest)
+
+
+def _training_set_notes(generators: Sequence[Generator], training_set: TrainingSet) -> list[str]:
+    """A note where the last model was trained on another set: then its evaluations were of that set as well."""
+    known = generators[-1].module.record.training_set
+    if known == training_set.hash:
+        return []
+    if known == UNRECORDED:
+        return ["the model does not record what it was trained on"]
+    note = f"the checkpoint names another training set ({known[:12]}) than the one audited against"
+    return [f"{note}: convergence is unknown" if generators[-1].role == "student" else note]
+
+
+def _records(
+    generators: Sequence[Generator],
+    settings: AuditSettings,
+    weights: str | None,
+    study: Path,
+    folder: Path | None = None,
+) -> dict[str, Any]:
+    """What is known of the distillation of every student: of the weights and up to the step that are audited."""
+    records: dict[str, Any] = {}
+    for g in generators:
+        if g.role != "student" or g.name in records:
+            continue
+        place = folder or study / g.name
+        usual = load_record(place).weights if weights else g.weights
+        if g.weights == usual:
+            records[g.name] = distillation_record(RunFolder(place), settings.threshold, g.step)
+    return records
+
+
+def _refuse_needless(what: str, **given: object) -> None:
+    """An option that would be ignored is refused: its user expects another number."""
+    for name, value in given.items():
+        if value is not None:
+            raise InputError(name, value, f"the generator is {what}", f"leave --{name} out")

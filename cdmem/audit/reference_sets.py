@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from cdmem.data.pixels import ImagePool
 from cdmem.data.sources import load_source
 from cdmem.data.subset import TrainingSet, content_digests, load_record
 from cdmem.errors import InputError
@@ -113,9 +114,7 @@ def _checked(path: str | Path, key: str) -> dict[str, Any]:
         right["provenance.classes"] = classes is None or whole
     for name, fine in right.items():
         if not fine:
-            raise InputError(
-                key, path, f"its field {name} makes no sense", "name the training_set.json that a run wrote"
-            )
+            raise InputError(key, path, f"its field {name} is invalid", "name the training_set.json that a run wrote")
     return record
 
 
@@ -131,46 +130,12 @@ def from_record(path: str | Path, data_path: str | None = None, key: str = "trai
         InputError: no record, no pixels, or pixels that are not those of the record.
     """
     record = _checked(path, key)
-    folder = Path(path) if Path(path).is_dir() else Path(path).parent
-    data, about = _data_section(folder), record["provenance"]
-    source = str(record["source"])
-    where = None if source == "digits" else data_path or data.get("path")
-    if source != "digits" and where is None:
-        raise InputError("data_path", None, f"the record names {source}, but not where it lies", "give --data_path")
-    pixels = {name: about.get(name) for name in PIXEL_KEYS}
-    try:
-        pool = load_source(
-            source, where, classes=about.get("classes"), **{**pixels, "grayscale": bool(pixels["grayscale"])}
-        )
-    except InputError as error:
-        name = "data_path" if error.key == "data.path" else error.key
-        raise InputError(name, error.value, error.problem, f"{error.mend}, or say by --data_path where it is") from None
-    except RuntimeError as error:  # ~ of a user that is not there
-        raise InputError("data_path", where, str(error), "give --data_path") from None
-    place = {int(index): k for k, index in enumerate(pool.indices.tolist())}
-
-    def images(indices: list[int], of: Any, places: dict[int, int]) -> tuple[Tensor, Tensor]:
-        try:
-            rows = torch.tensor([places[int(i)] for i in indices], dtype=torch.int64)
-        except KeyError:
-            problem = f"names images that {source} does not have"
-            raise InputError(key, path, problem, "give the same data, by --data_path") from None
-        return of.images[rows], of.labels[rows]
-
-    train, labels = images(record["indices"], pool, place)
-    if "held_out" in about:
-        outside = data.get("held_out_path")
-        if outside is None:
-            held, held_labels = train[:0], labels[:0]
-        else:
-            kind = "array" if str(outside).endswith(ARRAYS) else "folder"
-            other = load_source(kind, outside, **{**pixels, "grayscale": bool(pixels["grayscale"])})
-            held, held_labels = images(
-                record["held_out_indices"], other, {int(i): k for k, i in enumerate(other.indices)}
-            )
-    else:
-        held, held_labels = images(record["held_out_indices"], pool, place)
-    found = TrainingSet(
+    data = _data_section(Path(path) if Path(path).is_dir() else Path(path).parent)
+    pool = _source_of(record, data, data_path)
+    wrong = InputError(key, path, f"names images that {record['source']} does not have", "give its data by --data_path")
+    train, labels = _chosen(pool, record["indices"], wrong)
+    held, held_labels = _held_out(record, data, pool, wrong)
+    rebuilt = TrainingSet(
         images=train,
         labels=labels,
         indices=torch.tensor(record["indices"], dtype=torch.int64),
@@ -180,21 +145,67 @@ def from_record(path: str | Path, data_path: str | None = None, key: str = "trai
         held_out_indices=torch.tensor(record["held_out_indices"][: len(held)], dtype=torch.int64),
         flip=bool(record["flip"]),
         class_names=tuple(record.get("class_names", ())),
-        source=source,
-        provenance=about,
+        source=str(record["source"]),
+        provenance=record["provenance"],
         spec=record.get("spec", {}),
     )
-    if found.hash != record["hash"]:
-        problem = (
-            f"the pixels of {source} are not those of the record (hash {found.hash[:12]}, not {record['hash'][:12]})"
-        )
+    _prove(rebuilt, record, path, key)
+    return rebuilt
+
+
+def _pixel_options(record: dict[str, Any]) -> dict[str, Any]:
+    options = {name: record["provenance"].get(name) for name in PIXEL_KEYS}
+    return options | {"grayscale": bool(options["grayscale"])}
+
+
+def _source_of(record: dict[str, Any], data: dict[str, Any], data_path: str | None) -> ImagePool:
+    """All images of the source that a record names."""
+    source = str(record["source"])
+    where = None if source == "digits" else data_path or data.get("path")
+    if source != "digits" and where is None:
+        raise InputError("data_path", None, f"the record names {source}, but not where it lies", "give --data_path")
+    try:
+        return load_source(source, where, classes=record["provenance"].get("classes"), **_pixel_options(record))
+    except InputError as error:
+        name = "data_path" if error.key == "data.path" else error.key
+        raise InputError(name, error.value, error.problem, f"{error.mend}, or say by --data_path where it is") from None
+    except RuntimeError as error:  # ~ of a user that is not there
+        raise InputError("data_path", where, str(error), "give --data_path") from None
+
+
+def _chosen(pool: ImagePool, indices: list[int], wrong: InputError) -> tuple[Tensor, Tensor]:
+    """Images and labels of a pool by the source's own numbers; raises ``wrong`` for numbers that it has not."""
+    place = {int(index): k for k, index in enumerate(pool.indices.tolist())}
+    if not place.keys() >= set(indices):
+        raise wrong
+    rows = torch.tensor([place[index] for index in indices], dtype=torch.int64)
+    return pool.images[rows], pool.labels[rows]
+
+
+def _held_out(
+    record: dict[str, Any], data: dict[str, Any], pool: ImagePool, wrong: InputError
+) -> tuple[Tensor, Tensor]:
+    """H of a record: from the same source, or from the file beside it that the config names; none without its name."""
+    indices = record["held_out_indices"]
+    if "held_out" not in record["provenance"]:
+        return _chosen(pool, indices, wrong)
+    outside = data.get("held_out_path")
+    if outside is None:
+        return pool.images[:0], pool.labels[:0]
+    kind = "array" if str(outside).endswith(ARRAYS) else "folder"
+    return _chosen(load_source(kind, outside, **_pixel_options(record)), indices, wrong)
+
+
+def _prove(rebuilt: TrainingSet, record: dict[str, Any], path: str | Path, key: str) -> None:
+    """Raises InputError where the images are not those that the record was made of."""
+    if rebuilt.hash != record["hash"]:
+        hashes = f"hash {rebuilt.hash[:12]}, not {record['hash'][:12]}"
+        problem = f"the pixels of {rebuilt.source} are not those of the record ({hashes})"
         raise InputError(key, path, problem, "give the data that the run was trained on, by --data_path")
-    if len(held) == len(record["held_out_indices"]) and record.get("held_out_hash", found.held_out_hash) != (
-        found.held_out_hash
-    ):
-        problem = "the held-out images are not those of the record"
-        raise InputError(key, path, problem, "give the data of the run, by --data_path, or its own training_set.json")
-    return found
+    whole = len(rebuilt.held_out_images) == len(record["held_out_indices"])
+    if whole and record.get("held_out_hash", rebuilt.held_out_hash) != rebuilt.held_out_hash:
+        hint = "give the data of the run, by --data_path, or its own training_set.json"
+        raise InputError(key, path, "the held-out images are not those of the record", hint)
 
 
 def from_rows(rows: Tensor, held_out: Tensor, flip: bool, source: str) -> TrainingSet:
@@ -264,18 +275,18 @@ def load_references(
     """
     notes: list[str] = []
     if is_record(training_set):
-        found = from_record(training_set, data_path)
-        if flip and not found.flip:
+        rebuilt = from_record(training_set, data_path)
+        if flip and not rebuilt.flip:
             notes.append("--flip was added to a training set whose record says that it was not mirrored")
     else:
         rows = read_images(training_set, "training_set")
-        found = from_rows(rows, rows[:0], flip, Path(training_set).name)
-    held = found.held_out_images
+        rebuilt = from_rows(rows, rows[:0], flip, Path(training_set).name)
+    held = rebuilt.held_out_images
     if held_out is not None:
         other = from_record(held_out, data_path, "held_out").held_out_images if is_record(held_out) else None
-        held = match_channels(read_images(held_out, "held_out") if other is None else other, found.shape, "held_out")
-    mirrored = flip or found.flip
-    held, shared, repeated = disjoint(held, found.images, mirrored)
+        held = match_channels(read_images(held_out, "held_out") if other is None else other, rebuilt.shape, "held_out")
+    mirrored = flip or rebuilt.flip
+    held, shared, repeated = disjoint(held, rebuilt.images, mirrored)
     if shared:
         notes.append(f"{shared} of the held-out images are training images and were removed")
     if repeated:
@@ -283,7 +294,7 @@ def load_references(
     if len(held) < 2:
         notes.append("no held-out images: the held-out control, quality to H and the copying baselines are missing")
         held = held[:0]
-    return with_held_out(found, held, mirrored), notes
+    return with_held_out(rebuilt, held, mirrored), notes
 
 
 def with_held_out(training_set: TrainingSet, held_out: Tensor, flip: bool) -> TrainingSet:

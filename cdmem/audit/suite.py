@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
+from cdmem.audit.settings import AuditSettings, metric_class
 from cdmem.data.subset import TrainingSet
 from cdmem.errors import InputError
 from cdmem.metrics.base import SampleMetric
@@ -18,38 +19,16 @@ from cdmem.metrics.memorization.coverage import HitCoverage
 from cdmem.metrics.memorization.data_copying import CopyTest, TrainPreference, TwoSampleAccuracy
 from cdmem.metrics.memorization.extraction import AbsoluteExtraction, AdaptiveExtraction
 from cdmem.metrics.memorization.feature_likelihood import FeatureLikelihood
-from cdmem.metrics.neighbors.index import NearDuplicates
 from cdmem.metrics.quality.features import PixelFeatures, digest_of, features_name
 from cdmem.metrics.quality.fidelity import Fidelity
 from cdmem.metrics.quality.prdc import ManifoldQuality
 
-GROUPS = ("memorization", "copying", "quality", "inside")
-SLOW_GROUPS = ("infinity",)  # hundreds of Frechet distances: on request
-EXTRACTORS = ("pixels", "efficientnet", "inception")
-
-
-@dataclass(frozen=True)
-class SuiteOptions:
-    """What to measure.
-
-    Attributes:
-        threshold: memorised means d1 / d2 below it.
-        near_duplicates: grouping of T.
-        features: extractors of quality and copying, by name; pixels always.
-        groups: of :data:`GROUPS` and :data:`SLOW_GROUPS`.
-    """
-
-    threshold: float = 1 / 3
-    near_duplicates: NearDuplicates = "off"
-    features: Sequence[str] = ("pixels",)
-    groups: Sequence[str] = GROUPS
-
 
 def build_features(name: str) -> nn.Module:
-    """An extractor by name: ``pixels``, ``efficientnet`` or ``inception``.
+    """An extractor by name, of :data:`EXTRACTORS`.
 
     Raises:
-        InputError: an unknown name, or weights that are missing or altered.
+        InputError: weights that are missing or altered.
     """
     if name == "pixels":
         return PixelFeatures()
@@ -57,28 +36,26 @@ def build_features(name: str) -> nn.Module:
         from cdmem.metrics.quality.efficientnet import EfficientNetLite0Features
 
         return EfficientNetLite0Features()
-    if name == "inception":
-        from cdmem.metrics.quality.inception import InceptionFeatures
+    from cdmem.metrics.quality.inception import InceptionFeatures
 
-        return InceptionFeatures()
-    raise InputError("features", name, "no such extractor", "use pixels, efficientnet or inception")
+    return InceptionFeatures()
 
 
-def build_suite(options: SuiteOptions, extractors: Sequence[nn.Module]) -> dict[str, Callable[[], SampleMetric]]:
+def build_suite(settings: AuditSettings, extractors: Sequence[nn.Module]) -> dict[str, Callable[[], SampleMetric]]:
     """Metric name -> factory, in the order in which they are measured."""
-    near, found = options.near_duplicates, {}
-    if "memorization" in options.groups:
-        found |= {
+    near, suite = settings.near_duplicates, {}
+    if "memorization" in settings.metrics:
+        suite |= {
             # The widest search first: the others reuse its answer.
             "adaptive_extraction": lambda: AdaptiveExtraction(near_duplicates=near),
             "absolute_extraction": lambda: AbsoluteExtraction(near_duplicates=near),
-            "coverage": lambda: HitCoverage(options.threshold, near),
+            "coverage": lambda: HitCoverage(settings.threshold, near),
             "copy_detection_hog": lambda: CopyDetection(),
         }
     for module in extractors:
         name = features_name(module)
-        if "copying" in options.groups:
-            found |= {
+        if "copying" in settings.metrics:
+            suite |= {
                 f"authenticity_{name}": lambda m=module: Authenticity(m),
                 f"copy_test_{name}": lambda m=module: CopyTest(m),
                 f"train_preference_{name}": lambda m=module: TrainPreference(m),
@@ -86,28 +63,28 @@ def build_suite(options: SuiteOptions, extractors: Sequence[nn.Module]) -> dict[
                 f"likelihood_{name}": lambda m=module: FeatureLikelihood(m),
             }
             if not isinstance(module, PixelFeatures):
-                found[f"copy_detection_{name}"] = lambda m=module: CopyDetection(m)
-        if "quality" in options.groups:
-            found |= {f"manifold_{name}": lambda m=module: ManifoldQuality(m)}
-    return found
+                suite[f"copy_detection_{name}"] = lambda m=module: CopyDetection(m)
+        if "quality" in settings.metrics:
+            suite |= {f"manifold_{name}": lambda m=module: ManifoldQuality(m)}
+    return suite | {name: metric_class(name) for name in settings.own_metrics}
 
 
-def fidelity_metrics(options: SuiteOptions, extractors: Sequence[nn.Module]) -> list[Fidelity]:
+def fidelity_metrics(settings: AuditSettings, extractors: Sequence[nn.Module]) -> list[Fidelity]:
     """Frechet and kernel distances, one metric an extractor."""
-    if "quality" not in options.groups:
+    if "quality" not in settings.metrics:
         return []
-    return [Fidelity(m, interval=True, infinity="infinity" in options.groups) for m in extractors]
+    return [Fidelity(m, interval=True, infinity="infinity" in settings.metrics) for m in extractors]
 
 
 def prepared(
-    options: SuiteOptions, extractors: Sequence[nn.Module], training_set: TrainingSet
+    settings: AuditSettings, extractors: Sequence[nn.Module], training_set: TrainingSet
 ) -> dict[str, SampleMetric | str]:
     """The suite, ready for many subjects: what depends on T and H alone is worked out once.
 
     A metric that T or H cannot have (too few images) is the reason why, as text.
     """
     ready: dict[str, SampleMetric | str] = {}
-    for name, make in build_suite(options, extractors).items():
+    for name, make in build_suite(settings, extractors).items():
         try:
             ready[name] = make().prepare(training_set)
         except InputError as error:
@@ -117,23 +94,27 @@ def prepared(
 
 def measure(suite: dict[str, SampleMetric | str], images: Tensor, seeds: Tensor) -> dict[str, dict[str, Any]]:
     """Values of every metric on uint8 images (m, C, H, W); ``unavailable`` says why one cannot be had."""
-    found: dict[str, dict[str, Any]] = {}
+    values: dict[str, dict[str, Any]] = {}
     for name, metric in suite.items():
         if isinstance(metric, str):
-            found[name] = {"unavailable": metric}
+            values[name] = {"unavailable": metric}
             continue
         try:
             metric.reset()
             metric.update(images, seeds)
-            found[name] = dict(metric.compute())
+            values[name] = {key: _plain(value) for key, value in metric.compute().items()}
             detail = getattr(metric, "detail", None)
             if detail is not None:
-                found[name]["detail"] = detail(metric.rows())
+                values[name]["detail"] = detail(metric.rows())
         except InputError as error:
-            found[name] = {"unavailable": str(error)}
+            values[name] = {"unavailable": str(error)}
         finally:
             metric.reset()
-    return found
+    return values
+
+
+def _plain(value: Any) -> Any:
+    return value.item() if isinstance(value, np.generic) or (isinstance(value, Tensor) and not value.dim()) else value
 
 
 def extractor_record(extractors: Sequence[nn.Module]) -> dict[str, str]:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import argparse
 import os
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cdmem.cli.sample import OneLineParser
+from cdmem.cli.arguments import parse
 from cdmem.errors import InputError
 from cdmem.io.paths import possible_path, usable_path
 from cdmem.io.text import parse_json, read_text
@@ -17,17 +17,23 @@ SUMMARY = "audit/summary.json"
 MAX_AUDIT = 2**26
 
 
-def parser() -> argparse.ArgumentParser:
-    """The options of ``export``."""
-    p = OneLineParser(prog="python -m cdmem export", description=__doc__)
-    p.add_argument("--checkpoint", required=True, help=".ckpt file or run folder of a teacher or student")
-    p.add_argument("--out", required=True, help="folder to write; must not exist")
-    p.add_argument("--weights", default=None, help="raw or ema_<half-life>; the checkpoint's choice if absent")
-    p.add_argument(
-        "--audit", default=None, help="JSON of audit --out, or a study's audit/summary.json; found if absent"
-    )
-    p.add_argument("--licence", default=None, help="of the weights, for the model card; e.g. apache-2.0")
-    return p
+@dataclass(frozen=True, kw_only=True)
+class ExportCommand:
+    """A checkpoint as a folder that diffusers, or cdmem, loads by itself.
+
+    Attributes:
+        checkpoint: .ckpt file or run folder of a teacher or student.
+        out: folder to write; must not exist.
+        weights: raw or ema_<half-life>; the checkpoint's choice if null.
+        audit: JSON of audit --out, or a study's audit/summary.json; looked for if null.
+        licence: of the weights, for the model card, e.g. apache-2.0.
+    """
+
+    checkpoint: str
+    out: str
+    weights: str | None = None
+    audit: str | None = None
+    licence: str | None = None
 
 
 def read_audit(file: Path) -> dict[str, Any]:
@@ -95,10 +101,9 @@ def known_images(stage: Path, wanted: str) -> int | None:
 
 def run_export(args: Sequence[str]) -> int:
     """Check, then write the folder and say what it is."""
-    options = parser().parse_args(args)
+    options = parse(ExportCommand, args, "export")
     out = possible_path("out", options.out)
-    if options.audit is not None:
-        options.audit = str(usable_path("audit", options.audit))
+    audit = None if options.audit is None else str(usable_path("audit", options.audit))
     if os.path.lexists(out):
         raise InputError("out", out, "exists already", "give another --out")
     from cdmem.models import export
@@ -110,7 +115,7 @@ def run_export(args: Sequence[str]) -> int:
     module = load_model(file)
     stage = file.resolve().parent.parent
     made = export.prepare(module, options.weights, known_images(stage, module.record.training_set))
-    rows, heldout = find_rows(options.audit, stage, made.metadata["digest"])
+    rows, heldout = find_rows(audit, stage, made.metadata["digest"])
     made.metadata["audit"] = rows
     export.write(made, card(made, rows, heldout, options.licence), out)
     reader = {"consistency": "diffusers.ConsistencyModelPipeline", "ddpm": "diffusers.DDPMPipeline"}

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import sys
 from collections.abc import Sequence
 
 from cdmem import __version__
+from cdmem.errors import InputError, RunFailure
+from cdmem.io.atomic import NO_SPACE
+from cdmem.io.secrets import redact, refuse_secrets
 
 HELP = f"""cdmem {__version__}: does consistency distillation keep or shed a teacher's memorised images?
 
@@ -25,11 +29,24 @@ usage: python -m cdmem COMMAND [options]        (COMMAND --help lists all of its
   theory    LABORATORY [--config FILE] [--out DIR]      the papers' theory: random-features, edge, decomposition, bridge
   wandb-workspace --project P                           our curves and panels as a view on W&B; needs a login
 
-Any setting of the config can be overridden as --key value after --config. A config inside a run folder may be somebody
-else's: it names classes of cdmem only, unless --allow_code is given.
+Settings are given as --key value, --key=value, and lists as --key a b or --key [a,b]; any setting of a config can be
+overridden after --config. A config inside a run folder may be somebody else's and name code: it needs --allow_code.
 """
 
-TRAINER_COMMANDS = ("fit", "validate", "test", "predict")
+COMMANDS = {
+    "study": "cdmem.cli.study:run_study",
+    "fit": "cdmem.cli.fit:run_fit",
+    "validate": "cdmem.cli.fit:run_validate",
+    "test": "cdmem.cli.fit:run_test",
+    "predict": "cdmem.cli.fit:run_predict",
+    "sample": "cdmem.cli.sample:run_sample",
+    "plan": "cdmem.cli.plan:run_plan",
+    "audit": "cdmem.cli.audit:run_audit",
+    "export": "cdmem.cli.export:run_export",
+    "report": "cdmem.cli.report:run_report",
+    "theory": "cdmem.cli.theory:run_theory",
+    "wandb-workspace": "cdmem.cli.workspace:run_workspace",
+}
 
 
 def dispatch(args: Sequence[str]) -> int:
@@ -41,61 +58,20 @@ def dispatch(args: Sequence[str]) -> int:
         print(__version__)
         return 0
     command, rest = args[0], list(args[1:])
-    from cdmem.io.secrets import refuse_secrets
-
     refuse_secrets(rest)
     # Must precede the import of torch: with the default spin barrier, two threads on shared cores can be 30x slower.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
     # Weights that do not fit a network are refused in one line of ours; diffusers would tell of them in two before it.
     os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
-    if command in TRAINER_COMMANDS:
-        from cdmem.study.stage import run_trainer_command
-
-        return run_trainer_command(command, rest)
-    if command == "study":
-        from cdmem.study.study import run_study
-
-        return run_study(rest)
-    if command == "plan":
-        from cdmem.cli.plan import run_plan
-
-        return run_plan(rest)
-    if command == "sample":
-        from cdmem.cli.sample import run_sample
-
-        return run_sample(rest)
-    if command == "audit":
-        from cdmem.cli.audit import run_audit
-
-        return run_audit(rest)
-    if command == "export":
-        from cdmem.cli.export import run_export
-
-        return run_export(rest)
-    if command == "report":
-        from cdmem.cli.report import run_report
-
-        return run_report(rest)
-    if command == "theory":
-        from cdmem.cli.theory import run_theory
-
-        return run_theory(rest)
-    if command == "wandb-workspace":
-        from cdmem.tracking.workspace import run_workspace
-
-        return run_workspace(rest)
-    from cdmem.errors import InputError
-
-    raise InputError("command", command, "no such command", "python -m cdmem --help lists them")
+    if command not in COMMANDS:
+        raise InputError("command", command, "no such command", "python -m cdmem --help lists them")
+    module, _, function = COMMANDS[command].partition(":")
+    return getattr(importlib.import_module(module), function)(rest)
 
 
 def main(args: Sequence[str] | None = None) -> None:
     """Entry point; exits 2 with one line on bad input, 1 when something outside ended the run, 143 after SIGTERM."""
-    from cdmem.errors import InputError, RunFailure
-    from cdmem.io.atomic import NO_SPACE
-    from cdmem.io.secrets import redact
-
     try:
         code = dispatch(sys.argv[1:] if args is None else args)
     except InputError as error:

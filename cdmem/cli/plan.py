@@ -113,8 +113,8 @@ def run_plan(args: Sequence[str]) -> int:
 
 
 def _study(args: Sequence[str], settings: PlanSettings) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    from cdmem.study.config import read_study
     from cdmem.study.plan import plan_study
-    from cdmem.study.study import read_study
 
     # The audit's device need not be in this machine.
     return plan_study(read_study([*args, "--audit.device", "auto"]), settings)

@@ -5,30 +5,33 @@ Everything is read from files; nothing is trained or sampled.
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-from cdmem.cli.sample import OneLineParser
+from cdmem.cli.arguments import parse
 from cdmem.errors import InputError
 from cdmem.io.paths import possible_path
 from cdmem.report.build import write_report
 from cdmem.report.compare import prepare_comparison, studies_below
 
 
-def parser() -> argparse.ArgumentParser:
-    """The options of ``report``."""
-    p = OneLineParser(
-        prog="python -m cdmem report", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    p.add_argument("runs", nargs="+", help="folders of studies, or one folder of a sweep")
-    p.add_argument("--out", default=None, help="comparison page; default comparison.html in the sweep's folder or here")
-    return p
+@dataclass(frozen=True, kw_only=True)
+class ReportCommand:
+    """Options of report.
+
+    Attributes:
+        runs: folders of studies, or one folder of a sweep; --runs may be left out.
+        out: comparison page; comparison.html in the sweep's folder or here if null.
+    """
+
+    runs: list[str]
+    out: str | None = None
 
 
 def run_report(args: Sequence[str]) -> int:
     """Write the pages and name them."""
-    options = parser().parse_args(args)
+    options = parse(ReportCommand, args, "report", positional="runs", about=__doc__ or "")
     folders = [f for path in options.runs for f in studies_below(path)]
     if not folders:
         raise InputError("runs", " ".join(options.runs), "no finished study there", "run the study to its end first")

@@ -1,61 +1,234 @@
-"""jsonargparse's complaints, told in one line: the key, the value, the mend."""
+"""The language of every command line (``--key value``, ``--key=value``, ``--key a b``), and settings as dataclasses."""
 
 from __future__ import annotations
 
+import dataclasses
+import difflib
+import logging
+import math
 import re
+import typing
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
 
-from jsonargparse import ArgumentError
+from jsonargparse import ArgumentError, ArgumentParser, Namespace
 from omegaconf.errors import OmegaConfBaseException
 
 from cdmem.errors import InputError
 
 PARSING = (ArgumentError, OmegaConfBaseException, ValueError, TypeError)  # what parsing of settings can raise
+HINT = "correct the key or its value; --help lists all settings"
+# What of the library's long messages is said twice, or is advice about other things.
+ASIDES = (
+    "Given value",
+    "Problem with given class_path",
+    "Subclass types",
+    "Subtypes:",
+    "Errors:",
+    "Does not validate",
+    "tip:",
+)
+UNKNOWN = re.compile(r"(?:unrecognized arguments?: -*|nested key ')([\w.+]+)(?:[ =](\S+))?", re.IGNORECASE)
+KEY = re.compile(r'(?:Parser key "|are required: )([\w.]+)')
+NESTED = re.compile(r"NestedArg\(key='([\w.]+)', val='?([^')]*)")
+VALUE = re.compile(r"(?:Got value|Given value): (\S+)")
+LIMIT = 2**63
+Kind = TypeVar("Kind")
 
-MEND = "correct the key or its value; --help lists all settings"
-SPELLING = "check the spelling; --help lists all settings"
-NOISE = ("Given value", "Problem with given class_path", "Subclass types", "Subtypes:", "Errors:", "tip:")
+# ---- words ----------------------------------------------------------------------------------------------------------
+
+
+def options(args: Sequence[str]) -> list[tuple[str, list[str]]]:
+    """``--key a b`` and ``--key=a`` as (key, values), in order; words before the first option have the key ''."""
+    pairs: list[tuple[str, list[str]]] = [("", [])]
+    for word in args:
+        if word.startswith("--"):
+            key, equals, value = word[2:].partition("=")
+            pairs.append((key, [value] if equals else []))
+        else:
+            pairs[-1][1].append(word)
+    return pairs if pairs[0][1] else pairs[1:]
+
+
+def words(pairs: Sequence[tuple[str, Sequence[str]]]) -> list[str]:
+    """The command line of :func:`options`."""
+    line: list[str] = []
+    for key, values in pairs:
+        glued = bool(values) and values[0].startswith("--")
+        line += [f"--{key}={values[0]}", *values[1:]] if glued else [*[f"--{key}"] * bool(key), *values]
+    return line
+
+
+def joined(args: Sequence[str]) -> list[str]:
+    """The same command line for a parser that knows lists only as ``--key=[a, b]``."""
+    pairs = options(args)
+    lists = [len(values) > 1 and key and not any(re.match("-[A-Za-z]", v) for v in values) for key, values in pairs]
+    return words([(key, [one_value(key, values)] if many else values) for (key, values), many in zip(pairs, lists)])
+
+
+def one_value(key: str, values: Sequence[str]) -> str:
+    """The value of an option as YAML; several words are a list.
+
+    Raises:
+        InputError: no value, or a word that belongs to no option.
+    """
+    if not key:
+        raise InputError("arguments", " ".join(values), "belongs to no option", "write settings as --key value")
+    if not values:
+        raise InputError(key, "", "has no value", f"write --{key} VALUE")
+    return values[0] if len(values) == 1 else f"[{', '.join(values)}]"
+
+
+def config_name(file: str | Path | None) -> str:
+    """The name of a run: its config file, relative to ``configs/`` if it lies there, without suffix."""
+    if file is None:
+        return "unnamed"
+    parts = Path(file).with_suffix("").parts
+    if "configs" in parts:
+        parts = parts[len(parts) - parts[::-1].index("configs") :]
+        return "/".join(parts)
+    return parts[-1]
+
+
+# ---- values ---------------------------------------------------------------------------------------------------------
+
+
+def make_parser(kind: type, command: str = "") -> ArgumentParser:
+    """A parser of a dataclass's settings: their meanings are read from its docstring."""
+    parser = ArgumentParser(prog=f"python -m cdmem {command}", exit_on_error=False)
+    parser.add_class_arguments(kind, None)
+    return parser
+
+
+def help_text(kind: type, command: str, about: str = "") -> str:
+    """Every setting of a command with its meaning and default."""
+    listed = re.sub(r",\s+--[\w.]+\+ \S+", "", make_parser(kind, command).format_help())  # no appending here
+    return f"{(about or kind.__doc__ or '').split('    Attributes:')[0].strip()}\n\n{listed}"
+
+
+def field_type(kind: type, key: str) -> Any:
+    """The type of a field, also of a nested dataclass's (``group.key``); None for a key that is no field."""
+    name, _, inner = key.partition(".")
+    hint = typing.get_type_hints(kind).get(name)
+    return field_type(hint, inner) if inner and dataclasses.is_dataclass(hint) else None if inner else hint
+
+
+def is_list(hint: Any) -> bool:
+    """Whether a type is a list, or a list or nothing."""
+    return list in map(typing.get_origin, (hint, *typing.get_args(hint)))
+
+
+def read_settings(kind: type[Kind], values: Mapping[str, Any], section: str = "") -> Kind:
+    """A dataclass from plain values: what a YAML file holds, or the words of a command line.
+
+    Args:
+        kind: a dataclass that checks its values in ``__post_init__``.
+        values: by field; of a list, one element may stand for itself. Keys of nested dataclasses may be dotted.
+        section: where the values lie, for messages.
+
+    Raises:
+        InputError: an unknown key, a missing one, or a value of another type or out of range.
+    """
+    prefix = f"{section}." if section else ""
+    names = [field.name for field in dataclasses.fields(kind) if field.init]
+    plain: dict[str, Any] = {}
+    for key, value in values.items():
+        hint = field_type(kind, str(key))
+        if hint is None:
+            raise unknown(f"{prefix}{key}", value, [f"{prefix}{name}" for name in names])
+        if value is None and hint is not Any and type(None) not in typing.get_args(hint):
+            raise InputError(f"{prefix}{key}", value, "is no value", "leave it out for the default")
+        if dataclasses.is_dataclass(hint) and not isinstance(value, Mapping):
+            hint = f"write --{prefix}{key}.SETTING VALUE"
+            raise InputError(f"{prefix}{key}", _shown(value), "is a group of settings", hint)
+        alone = is_list(hint) and not isinstance(value, list | None) and not re.match(r"\[|null$", str(value))
+        plain[key] = [value] if alone else value
+    try:
+        parser = make_parser(kind)
+        parsed = parser.parse_object(plain)
+        check_numbers(parsed, finite=True)
+        settings = vars(parser.instantiate(parsed))
+        return kind(**{name: settings[name] for name in names})
+    except (*PARSING, InputError, OSError, ArithmeticError, RecursionError) as error:
+        told = explain(error)
+        word = plain.get(told.key)
+        value = word if isinstance(word, str) else told.value
+        raise InputError(f"{prefix}{told.key}", value, told.problem, told.mend) from None
+
+
+def unknown(key: str, value: object, known: Sequence[str]) -> InputError:
+    """The refusal of a key that is no setting, with the one that was probably meant."""
+    close = difflib.get_close_matches(key, known, 1)
+    hint = f"did you mean {close[0]}?" if close else f"known: {', '.join(known)}"
+    return InputError(key or repr(key), _shown(value), "no such setting", hint)
+
+
+def _shown(value: object) -> str:
+    return value if isinstance(value, str) else "..."  # Python refuses to print the longest numbers
+
+
+def check_numbers(settings: Any, key: str = "", finite: bool = False) -> None:
+    """Look through nested settings for whole numbers that no array, seed or counter of 64 bits holds.
+
+    Raises:
+        InputError: one was given, or with ``finite`` a nan or inf; the key is dotted.
+    """
+    if finite and isinstance(settings, float) and not math.isfinite(settings):
+        raise InputError(key, settings, "is no finite number", "give a finite one")
+    if isinstance(settings, int) and not -LIMIT <= settings < LIMIT:
+        about = f"about {'-' * (settings < 0)}2^{settings.bit_length()}"  # Python refuses to print the longest ones
+        raise InputError(key, about, "is beyond the 64 bits of a whole number", "give a smaller one")
+    inner = settings.as_dict() if isinstance(settings, Namespace) else settings
+    items = enumerate(inner) if isinstance(inner, list | tuple) else inner.items() if isinstance(inner, Mapping) else ()
+    for name, value in items:
+        check_numbers(value, f"{key}.{name}" if key else str(name), finite)
+
+
+# ---- messages -------------------------------------------------------------------------------------------------------
 
 
 def one_line(message: str) -> str:
     """The informative lines of a long message, joined."""
-    lines = [line.strip(" -") for line in message.splitlines() if line.strip()]
-    kept = [line for line in lines if not line.startswith(NOISE) and "NoneType" not in line] or lines
+    text = re.sub(r'Parser key "[\w.]+":\s*', "", message)
+    lines = [line.strip(" -") for line in text.splitlines() if line.strip()]
+    kept = [line for line in lines if not line.startswith(ASIDES) and "NoneType" not in line] or lines
     return " ".join(kept)[:400]
 
 
-def original(error: BaseException) -> InputError | None:
-    """An :class:`InputError` of ours that a library wrapped."""
-    seen: BaseException | None = error
-    while seen is not None:
-        if isinstance(seen, InputError):
-            return seen
-        seen = seen.__cause__ or seen.__context__
-    return None
-
-
-def explain(error: Exception) -> InputError:
-    """Turn a parsing failure into one line."""
-    ours = original(error)
-    if ours is not None:
-        return ours
+def explain(error: BaseException) -> InputError:
+    """A parsing failure in one line that names key and value; an :class:`InputError` of ours is unwrapped."""
+    inner: BaseException | None = error
+    while inner is not None:
+        if isinstance(inner, InputError):
+            return inner
+        inner = inner.__cause__ or inner.__context__
     text = str(error)
-    unknown = re.search(r"unrecognized arguments?: --?([\w.+]+)(?:[ =](\S+))?", text, re.IGNORECASE)
-    if unknown:
-        return InputError(unknown[1], unknown[2] or "", "no such setting", SPELLING)
-    option = re.search(r"Option '([\w.]+)' is not accepted", text)
-    given = re.search(r"NestedArg\(key='([\w.]+)', val='?([^')]*)", text)
-    outer = re.search(r'Parser key "([\w.]+)"', text)
-    prefix = outer[1] if outer else "config"
-    if option:
-        key = f"{prefix}.{given[1]}" if given else f"{prefix}....{option[1]}"
-        return InputError(key, given[2] if given else "", f"'{option[1]}' is no setting there", MEND)
-    if given:
-        return InputError(f"{prefix}.{given[1]}", given[2], one_line(text), MEND)
-    value = re.search(r"Got value: (\S+)", text)
-    expected = re.search(r"Expected an? <class '(\w+)'>", text)
-    if value and expected and "Union" not in text:
-        return InputError(prefix, value[1], f"expected {expected[1]}", "give a value of that type")
-    nested = re.search(r"nested key '([\w.]+)'", text)
+    if missing := UNKNOWN.search(text):
+        return InputError(missing[1], missing[2] or "", "no such setting", "check the spelling; --help lists all")
+    key, nested, value = KEY.search(text), NESTED.search(text), VALUE.search(text)
+    name = key[1] if key else "config"
     if nested:
-        return InputError(nested[1], "", "no such setting", SPELLING)
-    return InputError(prefix, value[1] if value else "?", one_line(text), MEND)
+        return InputError(f"{name}.{nested[1]}", nested[2], one_line(text), HINT)
+    return InputError(name, value[1] if value else "", one_line(text), HINT)
+
+
+def quiet_libraries() -> None:
+    """Hide warnings about things that are so on purpose; everything else stays visible."""
+    # Device banners and advertisements; warnings and errors still come through.
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    for pattern in (
+        ".*does not have many workers.*",
+        ".*IterableDataset.*",
+        ".*Checkpoint directory .* exists and is not empty.*",
+        ".*GPU available but not used.*",
+        ".*isinstance.treespec.*",
+        ".*in eval mode at the start of training.*",
+        ".*Trainer already configured with model summary.*",
+        ".*You called `self.log.*",
+        ".*anonymous.*",
+        ".*args parameter is intended to run from within Python.*",
+        ".*lr_scheduler.step.*",
+    ):
+        warnings.filterwarnings("ignore", pattern)

@@ -16,8 +16,8 @@ from cdmem.io.paths import usable_path
 from cdmem.models.flops import activations, forward_flops, memory, on_meta, parameters
 from cdmem.models.load import load_model, load_teacher
 from cdmem.models.speed import measure, step_flops
-from cdmem.study.stage import CdmemCLI, build
-from cdmem.study.study import StudyConfig, stage_arguments
+from cdmem.study.config import StudyConfig, stage_arguments
+from cdmem.study.stage import Stage, build
 from cdmem.training.datamodule import MemorizationDataModule
 from cdmem.training.engine import NAMES as PRECISION_NAMES
 from cdmem.training.frozen_teacher import ANALYTIC
@@ -43,7 +43,7 @@ class PlanSettings:
     seconds: float = 60.0
 
 
-class PlannedStage(CdmemCLI):
+class PlannedStage(Stage):
     """A stage as ``fit`` builds it, but with noise for images and on one device; ``asked`` is what the config says."""
 
     def before_instantiate_classes(self) -> None:

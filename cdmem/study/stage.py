@@ -1,4 +1,4 @@
-"""``fit``, ``validate``, ``test`` and ``predict``: Lightning's command line with our folder and checkpoint rules."""
+"""A stage: one model trained, validated, tested or sampled by Lightning, with our folder and checkpoint rules."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import io
 import os
 import time
 from collections.abc import Sequence
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -27,10 +26,8 @@ from cdmem.models.load import load_teacher
 from cdmem.run.folder import CONFIG, FINISHED, RunFolder
 from cdmem.run.provenance import environment
 from cdmem.run.settings import check_same_settings
-from cdmem.study.numbers import check_numbers
-from cdmem.study.parsing import PARSING, explain, one_line
-from cdmem.study.quiet import quiet_libraries
-from cdmem.study.trust import admit
+from cdmem.study.consent import consent, split_consent
+from cdmem.study.parsing import PARSING, check_numbers, config_name, explain, joined, one_line, quiet_libraries
 from cdmem.tracking.jsonl import JsonlLogger
 from cdmem.training.checkpoint import PREVIOUS, read_checkpoint, resumable_checkpoint
 from cdmem.training.checkpoint_callback import DurableCheckpointIO, RunCheckpoint
@@ -52,20 +49,6 @@ MAX_THREADS = 256
 set_parsing_settings(omegaconf_absolute_to_relative_paths=True)
 
 
-def config_name(args: Sequence[str]) -> str:
-    """The name of a run: its last config file, relative to ``configs/`` if it lies there, without suffix."""
-    names = [b for a, b in pairwise(args) if a in ("--config", "-c")]
-    names += [a.split("=", 1)[1] for a in args if a.startswith("--config=")]
-    files = [n for n in names if n.endswith((".yaml", ".yml")) and "\n" not in n]
-    if not files:
-        return "unnamed"
-    parts = Path(files[-1]).with_suffix("").parts
-    if "configs" in parts:
-        parts = parts[len(parts) - parts[::-1].index("configs") :]
-        return "/".join(parts)
-    return parts[-1]
-
-
 def processes_here(devices: Any) -> int:
     """Processes that share this machine's cores: as torchrun or SLURM says, or as many as ``devices``."""
     said = [os.environ.get(name, "") for name in ("LOCAL_WORLD_SIZE", "SLURM_NTASKS_PER_NODE")]
@@ -76,29 +59,31 @@ def _tensors(checkpoint: dict[str, Any]) -> dict[str, torch.Tensor]:
     return {k: v for k, v in checkpoint["state_dict"].items() if isinstance(v, torch.Tensor)}
 
 
-class CdmemCLI(LightningCLI):
+class Stage(LightningCLI):
     """One subcommand of Lightning's CLI.
 
     Args:
         command: ``fit``, ``validate``, ``test`` or ``predict``.
-        args: the arguments after it.
+        args: the arguments after it; ``--allow_code`` admits configs of run folders.
 
     Construction only parses, checks and builds; :meth:`execute` runs (a study checks all of its stages first).
     """
 
     def __init__(self, command: str, args: Sequence[str]) -> None:
-        self.command, self.arguments = command, admit(args)
-        super().__init__(
-            model_class=DiffusionModule,
-            datamodule_class=MemorizationDataModule,
-            subclass_mode_model=True,
-            save_config_callback=None,
-            seed_everything_default=False,
-            auto_configure_optimizers=False,
-            trainer_defaults={"num_sanity_val_steps": 0, "check_val_every_n_epoch": None},
-            parser_kwargs={"parser_mode": "omegaconf+", "exit_on_error": False},
-            args=[command, *self.arguments],
-        )
+        self.command = command
+        rest, allowed = split_consent(args)
+        with consent(allowed):
+            super().__init__(
+                model_class=DiffusionModule,
+                datamodule_class=MemorizationDataModule,
+                subclass_mode_model=True,
+                save_config_callback=None,
+                seed_everything_default=False,
+                auto_configure_optimizers=False,
+                trainer_defaults={"num_sanity_val_steps": 0, "check_val_every_n_epoch": None},
+                parser_kwargs={"parser_mode": "omegaconf+", "exit_on_error": False},
+                args=[command, *joined(rest)],
+            )
 
     def subcommands(self) -> dict[str, set[str]]:  # only the one asked for: each parser costs a second to build
         known = LightningCLI.subcommands()
@@ -123,9 +108,9 @@ class CdmemCLI(LightningCLI):
     def check_sections(self) -> None:
         """Raises InputError for a section that is a list: an empty one passes the parser for an empty mapping."""
         for name in ("trainer", "data", "model"):
-            found = self.settings.get(name)
-            if not isinstance(found, Namespace):
-                raise InputError(name, found, "is no mapping of settings", "see configs/quickstart/teacher.yaml")
+            section = self.settings.get(name)
+            if not isinstance(section, Namespace):
+                raise InputError(name, section, "is no mapping of settings", "see configs/quickstart/teacher.yaml")
 
     def before_instantiate_classes(self) -> None:
         self.check_sections()
@@ -138,7 +123,8 @@ class CdmemCLI(LightningCLI):
             if s.model.init_args.seeds[name] is None:
                 s.model.init_args.seeds[name] = s.seed
         if s.run_dir is None:
-            s.run_dir = f"runs/{config_name(self.arguments)}"
+            files = [file for file in s.config or () if file is not None]
+            s.run_dir = f"runs/{config_name(files[-1].relative if files else None)}"
         possible_path("run_dir", s.run_dir)
         named = {"ckpt_path": s.ckpt_path, "data.path": s.data.path, "data.held_out_path": s.data.held_out_path}
         for key, value in (named | {"model.teacher": s.model.init_args.get("teacher")}).items():
@@ -374,30 +360,17 @@ class CdmemCLI(LightningCLI):
         print(f"images: {folder / 'samples/predict.npz'}")
 
 
-def build(command: str, args: Sequence[str], cli: type[CdmemCLI] = CdmemCLI) -> CdmemCLI:
+def build(command: str, args: Sequence[str], stage: type[Stage] = Stage) -> Stage:
     """Parse, check and build without running; all parsing mistakes become :class:`InputError`."""
     quiet_libraries()
     wants_help = bool({"-h", "--help"} & set(args))
     quiet = io.StringIO()
     try:
         with contextlib.nullcontext() if wants_help else contextlib.redirect_stderr(quiet):
-            return cli(command, args)
+            return stage(command, args)
     except PARSING as error:
         raise explain(error) from None
     except SystemExit as stop:
         if stop.code in (0, None):
             raise
         raise InputError(command, " ".join(args), one_line(quiet.getvalue()), "see --help") from None
-
-
-def run_trainer_command(command: str, args: Sequence[str]) -> int:
-    """``python -m cdmem fit|validate|test|predict``."""
-    quiet_libraries()
-    cli = build(command, args)
-    cli.execute()
-    if command == "fit" and cli.trainer.is_global_zero and not cli.trainer.fast_dev_run:
-        print(f"run folder: {cli.settings.run_dir}")
-    from cdmem.tracking.wandb import finish_wandb
-
-    finish_wandb()
-    return 0

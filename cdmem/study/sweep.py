@@ -20,6 +20,7 @@ from typing import Any
 from cdmem.errors import InputError, RunFailure
 from cdmem.io.atomic import NO_SPACE, owned
 from cdmem.run.folder import RunFolder
+from cdmem.study.parsing import one_value, options, words
 
 RECORD = "sweep.json"
 SCHEMA = 1
@@ -65,11 +66,10 @@ class Sweep:
 
 def split_arguments(args: Sequence[str]) -> tuple[list[str], list[str] | None]:
     """Separate ``--sweep K=V,V ...`` from the other arguments; None without it."""
-    if "--sweep" not in args:
-        return list(args), None
-    start = list(args).index("--sweep")
-    stop = next((k for k in range(start + 1, len(args)) if args[k].startswith("--")), len(args))
-    return [*args[:start], *args[stop:]], list(args[start + 1 : stop])
+    given = options(args)
+    items = [item for key, values in given if key == "sweep" for item in values]
+    swept = any(key == "sweep" for key, _ in given)
+    return (words([pair for pair in given if pair[0] != "sweep"]), items) if swept else (list(args), None)
 
 
 def _values(text: str) -> list[str]:
@@ -115,12 +115,12 @@ def parse_grid(items: Sequence[str]) -> dict[str, list[str]]:
 
 def cells_of(grid: dict[str, list[str]]) -> list[Cell]:
     """All combinations, the last key running fastest."""
-    found = []
+    cells = []
     for values in itertools.product(*grid.values()):
         settings = dict(zip(grid, values))
         parts = (f"{k}={v}".replace(" ", "") for k, v in settings.items())
-        found.append(Cell(settings, "/".join(parts)))
-    return found
+        cells.append(Cell(settings, "/".join(parts)))
+    return cells
 
 
 def read_sweep(folder: str | Path) -> Sweep:
@@ -146,7 +146,7 @@ def _merged(folder: RunFolder, sweep: Sweep) -> Sweep:
     if not (folder / RECORD).is_file():
         return sweep
     old = read_sweep(folder.path)
-    if old.base != sweep.base or list(old.grid) != list(sweep.grid):
+    if options(old.base) != options(sweep.base) or list(old.grid) != list(sweep.grid):
         was = " ".join([*old.base, *(f"{k}={','.join(v)}" for k, v in old.grid.items())])
         raise InputError("run_dir", folder.path, f"holds another sweep ({was[:160]})", "give another --run_dir")
     known = {cell.folder: cell for cell in old.cells}
@@ -156,21 +156,6 @@ def _merged(folder: RunFolder, sweep: Sweep) -> Sweep:
     for key, values in sweep.grid.items():
         values += [v for v in old.grid[key] if v not in values]
     return sweep
-
-
-def _option(arguments: Sequence[str], name: str) -> tuple[str | None, list[str]]:
-    """Value of ``--name`` and the arguments without it."""
-    rest, value, k = [], None, 0
-    while k < len(arguments):
-        if arguments[k] == f"--{name}" and k + 1 < len(arguments):
-            value, k = arguments[k + 1], k + 2
-            continue
-        if arguments[k].startswith(f"--{name}="):
-            value = arguments[k].partition("=")[2]
-        else:
-            rest.append(arguments[k])
-        k += 1
-    return value, rest
 
 
 def run_sweep(
@@ -187,13 +172,13 @@ def run_sweep(
     Raises:
         InputError: before anything trains.
     """
-    run_dir, base = _option(arguments, "run_dir")
-    config, _ = _option(base, "config")
-    if run_dir is None:
-        run_dir = f"runs/{Path(config or 'study').stem}_sweep"
+    given = options(arguments)
+    known = {key: one_value(key, values) for key, values in given if key in ("run_dir", "config")}
+    run_dir = known.get("run_dir") or f"runs/{Path(known.get('config') or 'study').stem}_sweep"
+    base = words([pair for pair in given if pair[0] != "run_dir"])
     grid = parse_grid(items)
     for key in grid:
-        if key == "run_dir" or any(a == f"--{key}" or a.startswith(f"--{key}=") for a in base):
+        if key == "run_dir" or any(key == other for other, _ in given):
             raise InputError(f"sweep.{key}", key, "is set outside the sweep too", "set it once")
     folder = RunFolder(run_dir)
     sweep = _merged(folder, Sweep(grid, base, cells_of(grid)))

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cdmem.audit.generators import study_subjects
+from cdmem.audit.generators import students_of, study_generators
 from cdmem.audit.reference_sets import from_record, is_record, load_references
 from cdmem.data.subset import UNRECORDED, TrainingSet
 from cdmem.diffusion.noise import sampler_sigmas
@@ -81,12 +81,6 @@ def _batches(x: Tensor, labels: Tensor | None) -> Iterator[tuple[Tensor, Tensor 
         yield x[k : k + BATCH], None if labels is None else labels[k : k + BATCH]
 
 
-def students_of(run: Path) -> list[str]:
-    """Stage folders of a study that are not its teacher's."""
-    stages = [file.parent.parent.name for file in sorted(run.glob("*/checkpoints/last.ckpt"))]
-    return [name for name in stages if name != "teacher"]
-
-
 def load_pair(run: str, student: str | None, alone: bool = False) -> tuple[Pair, str | None]:
     """Both models and T from a study's folder.
 
@@ -108,7 +102,7 @@ def load_pair(run: str, student: str | None, alone: bool = False) -> tuple[Pair,
     if name not in names and not (name is None and alone):
         there = ", ".join(names) or "none"
         raise InputError("student", name, f"is no student of {run} (there: {there})", "distil one first, or name it")
-    subjects = study_subjects(folder, [name] if name else [], None, "cpu")
+    subjects = study_generators(folder, [name] if name else [], None, "cpu")
     teacher = next(s.module for s in subjects if s.role == "teacher")
     last = next((s for s in reversed(subjects) if s.role == "student"), None)
     assert teacher is not None

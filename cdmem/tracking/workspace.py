@@ -1,17 +1,12 @@
-"""``python -m cdmem wandb-workspace --project P``: a W&B workspace with our curves and panels, made by one command.
-
-W&B offers no way to make one without its server: this needs a login and the package ``wandb-workspaces``.
-"""
+"""A W&B workspace with our curves and panels."""
 
 from __future__ import annotations
 
-import argparse
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NoReturn
+from typing import Any
 
 from cdmem.errors import InputError
-from cdmem.tracking.wandb import IMAGES, STEP, has_login
+from cdmem.tracking.wandb import IMAGES, STEP
 
 NAME = "cdmem: memorisation"
 
@@ -58,27 +53,14 @@ LAYOUT: dict[str, list[PanelSpec]] = {
 }
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise InputError("arguments", self.prog, message, "see --help")
-
-
-def parser() -> argparse.ArgumentParser:
-    """The options of ``wandb-workspace``."""
-    p = _Parser(prog="python -m cdmem wandb-workspace", description=__doc__)
-    p.add_argument("--project", required=True, help="the W&B project that holds the runs, usually cdmem")
-    p.add_argument("--entity", default=None, help="user or team; your default one if absent")
-    p.add_argument("--name", default=NAME, help="name of the workspace view")
-    return p
-
-
-def build_workspace(project: str, entity: str, name: str) -> Any:
-    """The workspace object, not saved.
+def build_workspace(project: str, entity: str | None, name: str) -> Any:
+    """The workspace object, not saved; ``entity`` None is the user's default one.
 
     Raises:
         InputError: wandb-workspaces is not installed.
     """
     try:
+        import wandb
         from wandb_workspaces.reports import v2 as panels
         from wandb_workspaces.workspaces import Section, Workspace
     except ImportError:
@@ -94,26 +76,5 @@ def build_workspace(project: str, entity: str, name: str) -> Any:
         Section(name=title, panels=[panel(s) for s in specs], is_open=title != "Training")
         for title, specs in LAYOUT.items()
     ]
+    entity = entity or wandb.Api().default_entity
     return Workspace(entity=entity, project=project, name=name, sections=sections)
-
-
-def run_workspace(args: Sequence[str]) -> int:
-    """``python -m cdmem wandb-workspace``."""
-    options = parser().parse_args(args)
-    if not has_login():
-        mend = "wandb login, or set WANDB_API_KEY"
-        raise InputError("wandb", "no login", "a workspace lives on the W&B server", mend)
-    try:
-        if options.entity is None:
-            import wandb
-
-            options.entity = wandb.Api().default_entity
-        workspace = build_workspace(options.project, options.entity, options.name)
-        workspace.save()
-    except InputError:
-        raise
-    except Exception as error:  # the server's answer, whatever it is, in one line
-        reason = f"W&B refused ({type(error).__name__}: {str(error).splitlines()[0][:120] if str(error) else ''})"
-        raise InputError("project", options.project, reason, "check login, entity and project") from None
-    print(f"workspace: {workspace.url}")
-    return 0

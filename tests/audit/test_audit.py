@@ -9,8 +9,9 @@ import torch
 from scipy import stats
 
 from cdmem.audit.auditor import Auditor
-from cdmem.audit.generators import Subject
+from cdmem.audit.generators import Generator
 from cdmem.audit.result import AuditResult
+from cdmem.audit.settings import AuditSettings
 from cdmem.data.pixels import ImagePool
 from cdmem.data.subset import SubsetSpec, choose
 from cdmem.diffusion.analytic import EmpiricalDenoiser, GaussianDenoiser
@@ -36,15 +37,15 @@ def training_set(held_out=30):
 
 def subject(denoiser, name="teacher", role="teacher"):
     sampler = OdeSampler(denoiser, sampler_sigmas(18), heun_step, SHAPE)
-    return Subject(name, role, "heun", sampler, "raw", 0)
+    return Generator(name, role, "heun", sampler, "raw", 0)
 
 
 def empirical(t):
     return EmpiricalDenoiser(to_float(t.images), t.multiplicities)
 
 
-def auditor(t, samples=SAMPLES, **options):
-    return Auditor(t, samples, progress=False, **options)
+def auditor(t, samples=SAMPLES, sampling_seed=0, **settings):
+    return Auditor(t, AuditSettings(samples=samples, **settings), sampling_seed, progress=False)
 
 
 @pytest.fixture(scope="module")
@@ -165,7 +166,7 @@ def test_without_held_out_images():
 
 
 def test_one_sample_is_refused(t):
-    with pytest.raises(InputError, match=r"audit\.samples"):
+    with pytest.raises(InputError, match=r"^samples=1"):
         auditor(t, 1)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -153,7 +154,7 @@ def test_a_study_whose_teacher_was_exchanged_is_no_pair(run, tmp_path, capsys):
     assert "another teacher" in refused(capsys, "--generator", study, *common)
     del content["cdmem"]["network"]
     torch.save(content, file)
-    assert "makes no sense" in refused(capsys, "--generator", study, *common)
+    assert "its record" in refused(capsys, "--generator", study, *common)
 
 
 @pytest.mark.parametrize("form", ["npz", "folder", "arr_0"])
@@ -237,10 +238,71 @@ def test_bad_input_is_one_line(run, files, tmp_path, capsys):
     assert "out=" in refused(capsys, *good, "--out", files / "train.npz")
     assert "device=" in refused(capsys, *good, "--device", "tpu9")
     assert "weights=" in refused(capsys, "--generator", run, "--training_set", run, "--weights", "ema_7")
-    assert "arguments=" in refused(capsys, *good, "--no_such_option", 1)
+    assert "no_such_option=1" in refused(capsys, *good, "--no_such_option", 1)
+    assert "did you mean samples" in refused(capsys, *good, "--sampels", 9)
+    assert "arguments=stray" in refused(capsys, *good, "--seed", 1, "stray")
+    assert "seed=one" in refused(capsys, *good, "--seed", "one")
     np.savez(tmp_path / "wide.npz", images=np.zeros((4, 8, 9, 1), np.uint8))
     assert "generator=" in refused(capsys, "--generator", tmp_path / "wide.npz", "--training_set", files / "train.npz")
     np.savez(tmp_path / "one.npz", images=np.zeros((4, 8, 8, 1), np.uint8))
     assert "training_set" in refused(capsys, "--generator", files / "fresh.npz", "--training_set", tmp_path / "one.npz")
     np.savez(tmp_path / "float.npz", images=np.zeros((4, 8, 8, 1)))
     assert "uint8" in refused(capsys, "--generator", tmp_path / "float.npz", "--training_set", files / "train.npz")
+
+
+METRIC = '''
+from cdmem.metrics import SampleMetric
+
+
+class Brightness(SampleMetric):
+    """A user's metric: one file, outside the tree."""
+
+    def columns(self, images):
+        return {"mean": images.double().mean(dim=(1, 2, 3))}
+
+    def evaluate(self, rows):
+        return {"mean": rows["mean"].mean()}
+
+
+class Choosy(Brightness):
+    def __init__(self, level):
+        super().__init__()
+'''
+
+
+@pytest.fixture
+def my_module(tmp_path, monkeypatch):
+    (tmp_path / "my_module.py").write_text(METRIC)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    yield
+    sys.modules.pop("my_module", None)
+
+
+def test_a_users_metric_is_named_on_the_command_line(my_module, files, tmp_path, capsys):
+    good = ["--generator", files / "fresh.npz", "--training_set", files / "train.npz"]
+    out = tmp_path / "a.json"
+    assert audit(*good, "--metrics", "memorization", "my_module.Brightness", "--out", out) == 0
+    record = json.loads(out.read_text())
+    pixels = np.load(files / "fresh.npz")["images"]
+    mean = record["models"][0]["metrics"]["my_module.Brightness"]["mean"]
+    assert mean == pytest.approx(pixels.mean()) and "coverage" in record["models"][0]["metrics"]
+    assert record["control"]["copycat"]["metrics"]["my_module.Brightness"]["mean"] > 0
+    assert record["settings"]["groups"] == ["memorization", "my_module.Brightness"]
+    for name in ("my_module.Choosy", "my_module.Absent", "my_modul.Brightness", "json.JSONDecoder", "Brightness"):
+        error = refused(capsys, *good, "--metrics", name, "--out", tmp_path / "none.json")
+        assert error.startswith(f"cdmem: error: metrics={name}: ")
+
+
+def test_a_users_metric_in_the_file_of_a_study(my_module, tmp_path, capsys):
+    write(tmp_path / "teacher.yaml", stage("cdmem.training.DiffusionTeacher", network=NETWORK, sampler_points=4))
+    write(tmp_path / "student.yaml", stage("cdmem.training.ConsistencyStudent", preset="small", points=5))
+    study = {"teacher": "teacher.yaml", "students": {"student": "student.yaml"}}
+    for metrics, code in ((["my_module.Absent"], 2), (["memorization", "my_module.Brightness"], 0)):
+        config = write(tmp_path / "study.yaml", study | {"audit": {"samples": 24, "nfe": 1, "metrics": metrics}})
+        with pytest.raises(SystemExit) as stop:
+            main(["study", "--config", config, "--run_dir", str(tmp_path / "run")])
+        assert stop.value.code == code
+        assert (tmp_path / "run").exists() is (code == 0)
+    summary = json.loads((tmp_path / "run/audit/summary.json").read_text())
+    assert all(m["metrics"]["my_module.Brightness"]["mean"] > 0 for m in summary["models"])
+    assert (tmp_path / "run/report.html").is_file()

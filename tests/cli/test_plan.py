@@ -23,9 +23,10 @@ from cdmem.models.speed import Speed
 from cdmem.networks.mlp import MLP, MLPNetwork
 from cdmem.run.folder import RunFolder
 from cdmem.study import plan as planning
+from cdmem.study.config import read_study, stage_arguments
 from cdmem.study.plan import PlanSettings, count_devices, plan_study
 from cdmem.study.stage import build
-from cdmem.study.study import Study, read_study, stage_arguments
+from cdmem.study.study import Study
 from cdmem.training.datamodule import MemorizationDataModule
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"

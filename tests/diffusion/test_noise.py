@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+from diffusers import DDPMScheduler
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import norm
@@ -124,3 +125,30 @@ def test_vp_time_is_exact_at_the_steps_and_clamped_outside():
     torch.testing.assert_close(schedule.time(schedule.log_sigma.exp()), t.float(), rtol=0, atol=1000 * support.EPS32)
     outside = schedule.time(torch.tensor([0.0, 1e-3, 1e3]))
     assert outside.tolist() == [0.0, 0.0, 999.0]
+
+
+@pytest.mark.parametrize("kind", ["linear", "scaled_linear", "squaredcos_cap_v2"])
+def test_named_schedules_are_those_of_diffusers(kind):
+    options = (kind, 1e-3, 0.03, 200)
+    theirs = DDPMScheduler(200, 1e-3, 0.03, kind)
+    torch.testing.assert_close(ddpm.ddpm_betas(*options), theirs.betas, rtol=1e-6, atol=0)
+    bar = theirs.alphas_cumprod.double()
+    levels = ddpm.DDPMSchedule(*options).log_sigma.exp()
+    torch.testing.assert_close(levels, ((1 - bar) / bar).sqrt(), rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("kind", "start", "end", "steps"),
+    [
+        ("cubic", 1e-4, 0.02, 50),
+        ("linear", 1e-4, 0.02, 1),
+        ("linear", 1e-4, 0.02, ddpm.MAX_STEPS + 1),
+        ("linear", 0.0, 0.02, 50),  # no noise at first
+        ("linear", 1e-4, 1.0, 50),  # nothing but noise at last
+        ("linear", 0.02, -0.01, 50),  # levels that fall again
+    ],
+)
+def test_schedules_that_are_none_are_refused(kind, start, end, steps):
+    with pytest.raises(ValueError, match=r"unknown beta schedule|time steps are not|do not grow"):
+        ddpm.DDPMSchedule(kind, start, end, steps)
+    assert len(ddpm.DDPMSchedule("linear", 1e-4, 0.02, 2).log_sigma) == 2

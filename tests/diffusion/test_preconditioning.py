@@ -86,12 +86,18 @@ def test_vp_denoiser_is_x_minus_sigma_epsilon():
         assert float((out[k] - by_hand).abs().max()) < 8 * support.EPS32 * (float(x.abs().max()) + 2 * s)
 
 
-def test_vp_student_is_the_denoiser_shifted_by_sigma_min():
-    scaling = support.vp()
-    sigma = torch.tensor([0.011, 0.5, 20.0], dtype=torch.float64)
+@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction", "sample"])
+def test_vp_student_takes_an_euler_step_to_sigma_min(prediction):
+    """f = x + (1 - sigma_min / sigma) (D - x) for whatever the network predicts: epsilon, v (Salimans & Ho) or x0."""
+    scaling = preconditioning.VPScaling(0.01, prediction=prediction)
+    sigma = torch.tensor([0.01, 0.011, 0.5, 20.0], dtype=torch.float64)
     c, d = scaling.consistency(sigma), scaling.denoiser(sigma)
-    assert torch.equal(c.c_skip, torch.ones_like(sigma))
-    torch.testing.assert_close(c.c_out, d.c_out + scaling.sigma_min, rtol=1e-14, atol=0)
+    share, total = 1 - 0.01 / sigma, 1 + sigma**2
+    by_hand = {"epsilon": (1 + 0 * sigma, -sigma), "v_prediction": (1 / total, -sigma / total.sqrt())}
+    skip, out = by_hand.get(prediction, (0 * sigma, 1 + 0 * sigma))
+    for found, wanted in zip((d.c_skip, d.c_out, c.c_skip, c.c_out), (skip, out, 1 - share * (1 - skip), share * out)):
+        torch.testing.assert_close(found, wanted, rtol=1e-12, atol=1e-15)
+    assert torch.equal(c.c_in, d.c_in) and torch.equal(c.c_noise, d.c_noise)
 
 
 def test_vp_weight_turns_the_error_into_that_of_epsilon():

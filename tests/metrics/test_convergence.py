@@ -56,8 +56,9 @@ def test_one_evaluation_is_no_trend():
 
 def test_classes_are_exclusive_at_the_margin():
     assert classify(-MARGIN, MARGIN) == "stopped"
-    assert classify(-MARGIN - 1e-9, MARGIN) == "undetermined"
+    assert classify(-MARGIN - 1e-9, MARGIN) == classify(-MARGIN, MARGIN + 1e-9) == "undetermined"
     assert classify(1e-9, MARGIN) == "rising" and classify(-MARGIN, -1e-9) == "falling"
+    assert classify(0.0, MARGIN) == classify(-MARGIN, 0.0) == classify(0.0, 0.0) == "stopped"
 
 
 def spread(means, m=400, seed=0):
@@ -121,6 +122,8 @@ def test_no_rmse_trend_without_errors():
     assert rmse_convergence({}) is None and rmse_convergence(spread((1.0,))) is None
     assert rmse_convergence(spread((0.0, 0.0, 0.0))) is None
     assert rmse_convergence(spread((1.0, 1.0, 1.0), m=1)) is None
+    assert rmse_convergence(spread((1.0, 1.0, 1.0), m=2)).samples == 2
+    assert rmse_convergence(spread((1.0, 0.0, 1.0))) is None and rmse_convergence(spread((1.0, 1.0, 0.0))).change == -1
     apart = {200: (np.arange(5), np.ones(5)), 300: (np.arange(5) + 5, np.ones(5))}
     assert rmse_convergence(apart) is None and convergence(apart) is None
 
@@ -137,12 +140,19 @@ def test_extrapolation_recovers_a_line():
     assert found["f_mem"] == pytest.approx(0.8, abs=1e-9) and found["slope"] == pytest.approx(-1.0, abs=1e-9)
     assert found["ci95"][0] < 0.8 < found["ci95"][1] and found["ci95"][1] - found["ci95"][0] < 0.2
     assert found["evaluations"] == 5 and found["rmse"] == pytest.approx([0.1, 0.5])
+    assert found["reach"] == pytest.approx(0.1 / 0.4)
 
 
 def test_extrapolation_ignores_the_first_third():
     flags, errors = on_a_line(0.8, 1.0, (0.7, 0.5, 0.4, 0.3, 0.2, 0.1))
     flags[100] = (flags[100][0], np.ones(1000, bool))
     assert extrapolate(flags, errors)["f_mem"] == pytest.approx(0.8, abs=1e-9)
+
+
+def test_extrapolation_of_one_draw_has_no_width():
+    """The interval is that of the redrawn seeds alone: one draw is both of its ends, and not the estimate."""
+    found = extrapolate(*on_a_line(0.8, 1.0, (0.5, 0.4, 0.3, 0.2, 0.1), m=100), draws=1)
+    assert found["ci95"][0] == found["ci95"][1] != found["f_mem"]
 
 
 def test_extrapolation_stays_a_fraction():

@@ -67,9 +67,9 @@ def test_c_t_is_the_average_by_held_out_mass():
 
 def test_cells_need_twenty_samples_and_a_held_out_image():
     train = torch.cat([normal(30, 2, 8), normal(30, 2, 9) + 50])
-    near, far = normal(25, 2, 10), normal(19, 2, 11) + 50
+    near, far = normal(20, 2, 10), normal(19, 2, 11) + 50
     found = c_t(train, torch.cat([near, far]), torch.cat([near, far]), cells=2)
-    assert found.cells_used == 1 and found.c_t == next(c.z_u for c in found.cells if c.generated == 25)
+    assert found.cells_used == 1 and found.c_t == next(c.z_u for c in found.cells if c.generated == 20)
     assert c_t(train, far, near, cells=2).c_t is None
     assert c_t(train, far[:0], near, cells=2).c_t is None
     assert c_t(train, far, near[:0], cells=2).c_t is None
@@ -151,8 +151,8 @@ def test_a_sample_generated_twice_is_still_a_copy():
 
 
 def test_two_sample_by_hand_and_sizes():
-    found = two_sample_accuracy(torch.tensor([[0.0], [1.0], [10.0]]), torch.tensor([[2.5], [3.0], [9.0]]))
-    assert (found.real, found.fake, found.size) == (2 / 3, 2 / 3, 3)
+    found = two_sample_accuracy(torch.tensor([[0.0], [1.0], [10.0]]), torch.tensor([[2.5], [9.4], [30.0]]))
+    assert (found.accuracy, found.real, found.fake, found.size) == (1 / 3, 2 / 3, 0, 3)
     many = two_sample_accuracy(normal(90, 3, 24), normal(40, 3, 25))
     assert many.size == 40
     assert two_sample_accuracy(normal(90, 3, 24), normal(40, 3, 25), size=25).size == 25
@@ -179,7 +179,8 @@ def test_metrics_with_controls():
 
 
 @pytest.mark.parametrize("kind", [CopyTest, TrainPreference])
-def test_metrics_without_held_out_images(kind):
+def test_metrics_need_two_held_out_images(kind):
+    assert measure(kind().prepare(training_set(images(20, 0), images(2, 1))), images(20, 2))
     with pytest.raises(InputError) as caught:
         measure(kind().prepare(training_set(images(20, 0), images(0, 1))), images(20, 2))
     assert caught.value.key == "data.held_out"
@@ -188,6 +189,8 @@ def test_metrics_without_held_out_images(kind):
 def test_two_sample_without_held_out_images():
     found = measure(TwoSampleAccuracy().prepare(training_set(images(20, 0), images(0, 1))), images(30, 2))
     assert set(found) == {"two_sample", "two_sample_real", "two_sample_fake", "two_sample_size"}
+    pair = measure(TwoSampleAccuracy().prepare(training_set(images(20, 0), images(2, 1))), images(30, 2))
+    assert pair["two_sample_size"] == 2 and "two_sample_heldout" in pair
     with pytest.raises(InputError):
         measure(TwoSampleAccuracy().prepare(training_set(images(20, 0), images(0, 1))), images(1, 2))
 

@@ -42,6 +42,13 @@ def test_coverage_by_hand():
     assert found["effective"] == pytest.approx(math.exp(entropy), rel=1e-12)
 
 
+def test_chao_interval_is_that_of_estimates():
+    """EstimateS on the counts 0 1 1 4 2 5 2 4 1 2, two decimals, as scikit-bio's tests quote it."""
+    found = coverage(torch.tensor([0, 1, 1, 4, 2, 5, 2, 4, 1, 2]))
+    assert found["chao1"] == 9.75
+    assert (round(found["chao1_low"], 2), round(found["chao1_high"], 2)) == (9.07, 17.45)
+
+
 def test_coverage_of_nothing_and_of_one():
     nothing = coverage(torch.zeros(4, dtype=torch.int64))
     assert math.isnan(nothing.pop("good_turing")) and set(nothing.values()) == {0.0}
@@ -175,6 +182,8 @@ def test_isolation_without_variation_is_unknown():
     for hits, spacing in (([2, 2, 2], [1.0, 2, 3]), ([1, 2, 3], [5.0, 5, 5])):
         found = hits_against_spacing(torch.tensor(hits), torch.tensor(spacing, dtype=torch.float64))
         assert found["spearman"] is None and found["p_value"] is None and len(found["bins"]) == 3
+    two = hits_against_spacing(torch.tensor([0, 1, 1]), torch.tensor([2.0, 5.0, 5.0]))
+    assert two["spearman"] == pytest.approx(1)
 
 
 # ---- the metric -----------------------------------------------------------------------------------------------------

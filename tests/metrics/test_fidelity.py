@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from cleanfid.fid import frechet_distance as cleanfid_distance
+from scipy import stats
 from torch import nn
 from torchmetrics.image.fid import FrechetInceptionDistance
 
@@ -155,7 +156,7 @@ def test_bias_of_an_uneven_spectrum():
     truth = Moments(torch.zeros(64, dtype=torch.float64), torch.diag(values.sqrt()))
     found = [moments_distance(moments(x * values.sqrt()), truth) for x in normal(30 * 1000, 64, 15).split(1000)]
     assert abs(np.mean(found) - want) < 4 * np.std(found) / math.sqrt(30) + 0.02 * want
-    singular = torch.diag(torch.tensor([1.0, 0.0, 0.0]))
+    singular = torch.diag(torch.tensor([1.0, -1e-17, 0.0]))  # rounding leaves such eigenvalues
     assert frechet_bias(singular, 100) == pytest.approx(frechet_bias(torch.eye(1), 100), rel=1e-12)
 
 
@@ -177,9 +178,24 @@ def test_infinity_removes_the_bias():
     assert frechet_infinity(x[:63], truth, seed=1) is None and frechet_infinity(x[:64], truth, seed=1) is not None
 
 
-def test_infinity_takes_features_as_reference():
-    x, y = normal(100, 3, 16), normal(90, 3, 17)
-    assert frechet_infinity(x, y, 0, points=5) == frechet_infinity(x, moments(y), 0, points=5)
+@pytest.mark.parametrize(("n", "d"), [(80, 3), (64, 5)])
+def test_infinity_is_the_line_through_sizes_evenly_in_their_inverse(n, d):
+    """Chong & Forsyth 2020: 15 sizes from max(2 F, n / 10) to n, all disjoint parts of each, polyfit's intercept; the
+    interval leaves out each of ten groups in turn."""
+    x, y = normal(n, d, 16).exp() + 1, normal(90, d, 17)
+    rows = x[torch.randperm(n, generator=torch.Generator().manual_seed(3))]
+
+    def intercept(part):
+        sizes = sorted({round(k) for k in 1 / np.linspace(1 / len(part), 1 / max(2 * d, n // 10), 15)})
+        means = [np.mean([dense(part[k : k + s], y) for k in range(0, len(part) - s + 1, s)]) for s in sizes]
+        return np.polyfit(1 / np.array(sizes), means, 1)[1]
+
+    value = intercept(rows)
+    left = np.array([intercept(rows[torch.arange(n) % 10 != g]) for g in range(10)])
+    half = stats.t.ppf(0.975, 9) * math.sqrt(0.9 * ((left - left.mean()) ** 2).sum())
+    found = frechet_infinity(x, y, 3)
+    assert found == frechet_infinity(x, moments(y), 3)
+    assert found == pytest.approx((value, value - half, value + half), rel=1e-6)
 
 
 def test_sampling_floor():
@@ -342,24 +358,28 @@ def test_the_frechet_interval_has_the_width_of_the_sampling_error(n, d, most):
     assert found[0].value == pytest.approx(moments_distance(moments(normal(n, d, 1000) * 1.3), reference), rel=1e-9)
 
 
-def test_the_influence_of_a_sample_is_the_derivative_by_its_weight():
-    """The interval's standard error from finite differences of the weighted distance, with a constant feature."""
-    x, reference = normal(30, 4, 1), moments(normal(500, 4, 2))
-    x[:, 3] = 0.5
-
-    def distance(weights):
-        # Population moments of a weighted sample, then the factor n / (n - 1) of the unbiased covariance.
-        share = weights / weights.sum()
-        mean = share @ x
-        rows = (x - mean) * (share * 30 / 29).sqrt()[:, None]
-        return moments_distance(Moments(mean, rows), reference)
-
-    ones, step = torch.ones(30, dtype=torch.float64), 1e-5
-    slopes = []
-    for k in range(30):
-        bump = torch.zeros(30, dtype=torch.float64)
-        bump[k] = step
-        slopes.append((distance(ones + bump) - distance(ones - bump)) / (2 * step))
-    error = 30 * torch.tensor(slopes, dtype=torch.float64).std() / 30**0.5
+@pytest.mark.parametrize(("n", "d"), [(2000, 4), (20, 60)])
+def test_the_influence_of_a_sample_is_the_derivative_by_its_weight(n, d):
+    """Standard error from the gradient of the weighted distance: skewed samples far from the reference, one constant
+    feature, more rows than are worked on at once, fewer rows than features."""
+    x, reference = normal(n, d, 1).exp() + 2, moments(normal(500, d, 2))
+    x[:, d - 1] = 0.5
+    weights = torch.ones(n, dtype=torch.float64, requires_grad=True)
+    share = weights / weights.sum()
+    mean = share @ x
+    # With the population's covariance; the unbiased one differs by 1 / n of its own part.
+    rows = (x - mean) * share.sqrt()[:, None]
+    moments_gradient(mean, rows, reference).backward()
+    error = n * weights.grad.std() / n**0.5
     found = frechet_interval(x, reference)
-    assert (found.high - found.value) / NORMAL_95 == pytest.approx(float(error), rel=0.04)
+    assert (found.high - found.value) / NORMAL_95 == pytest.approx(float(error), rel=1.5 / n)
+    assert found.value - found.low == pytest.approx(found.high - found.value, rel=1e-9)
+
+
+def moments_gradient(mean, root, reference):
+    """The distance as a function that can be differentiated; a nuclear norm through its polar factor."""
+    cross = root @ reference.root.T
+    with torch.no_grad():
+        u, _, vh = torch.linalg.svd(cross, full_matrices=False)
+    shift = (mean - reference.mean).square().sum()
+    return shift + root.square().sum() + reference.root.square().sum() - 2 * (cross * (u @ vh)).sum()

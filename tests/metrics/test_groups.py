@@ -77,6 +77,7 @@ def test_impossible_rules(rule):
         near_duplicate_labels(photos(5, 0), rule=rule)
 
 
-def test_two_images_are_never_joined():
-    base = photos(1, 0)
-    assert near_duplicate_labels(torch.cat([base, noisy(base[0], 1, 1)])).merged == 0
+@pytest.mark.parametrize(("others", "merged"), [(0, 0), (1, 1)])
+def test_a_pair_is_joined_where_there_is_a_third_image_to_compare_with(others, merged):
+    base = photos(1 + others, 0)
+    assert near_duplicate_labels(torch.cat([base, noisy(base[0], 1, 1)])).merged == merged

@@ -120,5 +120,7 @@ def test_any_extractor_and_few_held_out_images():
 
     found = detect(training_set(held_out=9), training_set().images, Means())
     assert found["copied"] == 1 and found["rate_bound"] == pytest.approx(0.1)
+    # Two of 199 would be more than 1 %.
+    assert detect(training_set(held_out=198), training_set().images, Means())["rate_bound"] == pytest.approx(1 / 199)
     with pytest.raises(InputError, match="held-out"):
         detect(training_set(held_out=0), training_set().images)

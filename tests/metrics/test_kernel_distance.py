@@ -11,6 +11,7 @@ from sklearn.metrics.pairwise import polynomial_kernel
 
 from cdmem.metrics.quality import fidelity as distances
 from cdmem.metrics.quality.fidelity import fidelity, kernel_interval, reference_of
+from cdmem.metrics.quality.frechet import moments
 from support.samples import normal
 
 
@@ -45,6 +46,19 @@ def test_kid_blocks_do_not_matter(block, monkeypatch):
     x, y = normal(50, 6, 15), normal(33, 6, 16) + 0.2
     monkeypatch.setattr(distances, "BLOCK", block)
     assert kid(x, y) == pytest.approx(squared_mmd(x, y), rel=1e-10)
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+def test_a_large_reference_is_thinned_for_kid_alone(weighted, monkeypatch):
+    monkeypatch.setattr("cdmem.metrics.quality.fidelity.MOST", 50)
+    x, y, w = normal(20, 3, 17), normal(80, 3, 18), torch.arange(80) + 1 if weighted else None
+    reference = reference_of(y, w)
+    rows = torch.tensor([(y == row).all(1).nonzero().item() for row in reference.features])
+    assert len(rows.unique()) == 50 and torch.equal(reference.moments.mean, moments(y, w).mean)
+    assert reference.weights.tolist() == (w[rows].tolist() if weighted else [1] * 50)
+    kept = reference_of(y[rows], w[rows] if weighted else None)
+    assert kernel_interval(x, reference) == pytest.approx(kernel_interval(x, kept), rel=1e-12)
+    assert len(reference_of(y[:50]).features) == 50
 
 
 def expected_kernel(d, a_b, a2, b2):

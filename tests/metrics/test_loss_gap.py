@@ -116,6 +116,14 @@ def test_auc_interval_at_the_ends_and_its_coverage():
     mirror = auc(np.zeros(20), np.ones(20))
     assert (mirror.value, mirror.low) == (0, 0) and mirror.high == pytest.approx(1 - apart.low)
     rng = np.random.default_rng(1)
+    members, others = rng.normal(1, 1, 7), rng.normal(0, 1, 12)
+    found = auc(members, others)
+    for bound in (found.low, found.high):
+        # Hanley & McNeil 1982 with N* = (m + h) / 2 for both sizes.
+        more = (9.5 - 1) * ((1 - bound) / (2 - bound) + bound / (1 + bound))
+        assert (bound - found.value) ** 2 == pytest.approx(
+            1.959964**2 * bound * (1 - bound) * (1 + more) / 84, rel=1e-5
+        )
     truth = stats.norm.cdf(1 / np.sqrt(2))
     found = [auc(rng.normal(1, 1, 40), rng.normal(0, 1, 30)) for _ in range(400)]
     assert 0.92 < np.mean([f.low <= truth <= f.high for f in found]) < 0.99
@@ -141,7 +149,9 @@ def test_unusable_input_is_refused(optimum):
         denoising_losses(optimum, TRAIN[:0], [0.5])
     with pytest.raises(InputError, match="must be positive"):
         denoising_losses(optimum, TRAIN, [0.0])
-    with pytest.raises(InputError, match="two images"):
-        loss_gap(torch.ones(1, 1), torch.ones(5, 1))
+    for sides in ((1, 2), (2, 1)):
+        with pytest.raises(InputError, match="two images"):
+            loss_gap(*(torch.rand(n, 1) for n in sides))
+    assert len(loss_gap(torch.rand(2, 3), torch.rand(2, 3))) == 3
     with pytest.raises(InputError, match="cannot be ranked"):
         separation(np.array([np.nan]), np.array([1.0]))

@@ -103,8 +103,10 @@ def test_batch_size_and_labels(world, attack):
 
 def test_unusable_input_is_refused(world):
     train, _, copies, _ = world
-    with pytest.raises(InputError, match="multiple of 10"):
-        attack_sigmas(105)
+    for time, interval in ((105, 10), (0, 10), (990, 10), (100, 0)):
+        with pytest.raises(InputError, match=f"multiple of {interval}"):
+            attack_sigmas(time, interval)
+    assert len(attack_sigmas(980, 10)) == 100
     with pytest.raises(InputError, match="larger time"):
         attack_sigmas(sigma_min=0.5)
     with pytest.raises(InputError, match="ascending"):

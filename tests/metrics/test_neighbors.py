@@ -298,6 +298,25 @@ def test_flips_labels_and_exclusion_together(seed):
         assert int(image) == min(i for i in range(40) if distance[i] == d and groups[i] == group)
 
 
+def cuda_int_mm(a, b):
+    """With the sizes that torch demands on CUDA: more than 16 rows, the others multiples of 8."""
+    assert a.shape[0] > 16 and a.shape[1] % 8 == b.shape[1] % 8 == 0
+    return (a.long() @ b.long()).to(torch.int32)
+
+
+@pytest.mark.parametrize("shape", [(1, 3, 3), (3, 5, 5), (1, 4, 4)])
+@pytest.mark.parametrize("count", [2, 8, 9, 31])
+@pytest.mark.parametrize("memory_mib", [0, 256])
+def test_products_have_the_sizes_that_cuda_wants(shape, count, memory_mib, monkeypatch):
+    monkeypatch.setattr(torch, "_int_mm", cuda_int_mm)
+    train = random_images(count, shape, 30)
+    index = build(train, use_int_mm=True, memory_mib=memory_mib)
+    for queries in (random_images(size, shape, 31) for size in (1, 16, 17, 24, 41)):
+        squared, ids = all_groups(train, list(range(count)), queries, 2)
+        found = index.query(queries)
+        assert torch.equal(found.squared, squared) and torch.equal(found.groups, ids)
+
+
 def test_products_that_saturate_are_noticed(monkeypatch):
     """Without VNNI pairs of products are added in int16: 2 x 127 x 127 still fits, 2 x 128 x 128 does not."""
 

@@ -16,7 +16,7 @@ from diffusers import (
 )
 
 import support
-from cdmem.audit.generators import stage_subjects
+from cdmem.audit.generators import stage_generators
 from cdmem.cli.main import main
 from cdmem.diffusion.ddpm import DDPMSchedule
 from cdmem.diffusion.preconditioning import EDMScaling, VPScaling
@@ -232,13 +232,13 @@ def test_the_training_set_is_claimed_aloud(tmp_path, unet, capsys):
 
 def test_an_audit_finds_teacher_and_student_and_says_the_claim(pair, tmp_path, unet):
     folder, student, file = pair
-    subjects, notes = stage_subjects(file, None, "cpu", None, str(folder))
+    subjects, notes = stage_generators(file, None, "cpu", None, str(folder))
     assert subjects[0].role == "teacher" and subjects[-1].role == "student"
     assert any("claimed" in note for note in notes)
     assert subjects[0].digest == student.teacher_digest == weights_digest(load_model(folder).raw.network)
     other = saved(tmp_path / "other", make_unet(seed=1), DDPMScheduler())
     with pytest.raises(InputError, match="not the teacher"):
-        stage_subjects(file, None, "cpu", None, str(other))
+        stage_generators(file, None, "cpu", None, str(other))
 
 
 def test_an_exported_teacher_is_the_same_teacher(tmp_path):

@@ -14,10 +14,12 @@ import torch
 import yaml
 from PIL import Image
 
+from cdmem.cli.study import run_study
 from cdmem.cli.theory import LABORATORIES, WITH_RUN, read_settings
 from cdmem.run.folder import RunFolder
-from cdmem.study.stage import CdmemCLI, build
-from cdmem.study.study import Study, read_study, run_study
+from cdmem.study.config import read_study
+from cdmem.study.stage import Stage, build
+from cdmem.study.study import Study
 from cdmem.training.student import Student
 from cdmem.training.teacher import DiffusionTeacher
 
@@ -49,7 +51,7 @@ def small_callbacks(name: str) -> str:
     return json.dumps(callbacks)
 
 
-def stage(name: str, run_dir: Path, *args: str) -> CdmemCLI:
+def stage(name: str, run_dir: Path, *args: str) -> Stage:
     """A stage file built as ``fit`` would build it; the teacher of a student may be missing, it is read later."""
     common = ["--config", str(CONFIGS / name), "--run_dir", str(run_dir), *HERE]
     if CONTENT[name]["model"]["class_path"].endswith("Student") and "--model.teacher" not in args:

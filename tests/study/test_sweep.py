@@ -10,7 +10,7 @@ import yaml
 
 from cdmem.cli.main import main
 from cdmem.errors import InputError
-from cdmem.study.study import read_study
+from cdmem.study.config import read_study
 from cdmem.study.sweep import cells_of, parse_grid, read_sweep, run_sweep, split_arguments
 from support.settings import nested
 

@@ -81,8 +81,12 @@ READERS: list[tuple[list[str], list[str]]] = [
 ]  # fmt: skip
 LABORATORIES: dict[str, dict[str, object]] = {
     "two-gaussians": {"n": [4], "widths": [4], "steps_per_point": 3, "points": 3, "seeds": 1, "level": 0.1, "lr": 0.01},
-    "edge": {"mixture": {"n": 60, "d": 50, "k": 12, "seeds": 1}, "training": {"steps": 100},
-             "sweep": {"n": [30], "d": [30]}, "images": {"n": 40}},
+    "edge": {
+        "mixture": {"n": 60, "d": 50, "k": 12, "seeds": 1},
+        "training": {"steps": 100},
+        "sweep": {"n": [30], "d": [30]},
+        "images": {"n": 40},
+    },
     "random-features": {"d": 30, "psi_p": 32.0, "t": 0.1, "activation": "tanh", "sigma": "isotropic", "levels": [0.5]},
     "decomposition": {"run": "run", "n": 32, "samples": 8, "steps": 5, "scales": [1.0, 2.0], "student": None},
     "bridge": {"run": "run", "sigmas": [0.2, 0.5], "points": 4, "share": 0.9, "samples": 4, "jacobian_sigma": 0.5},

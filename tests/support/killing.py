@@ -144,8 +144,7 @@ def serve() -> None:
     os.environ["JSONARGPARSE_DEPRECATION_WARNINGS"] = "off"
     sys.path.insert(0, str(ROOT))
     with contextlib.redirect_stdout(sys.stderr):
-        import cdmem.report.build
-        import cdmem.study.study  # noqa: F401  (the slow imports, before any fork)
+        pass
     for line in sys.stdin:
         request = json.loads(line)
         out, told = os.pipe(), os.pipe()

@@ -13,7 +13,7 @@ from torch import nn
 from cdmem import images as pixels
 from cdmem.audit import reference_sets as references
 from cdmem.audit.auditor import Auditor
-from cdmem.audit.suite import SuiteOptions
+from cdmem.audit.settings import AuditSettings
 from cdmem.cli.audit import gate
 from cdmem.metrics.comparison import paired as pairing
 from cdmem.metrics.memorization import authenticity, extraction
@@ -331,7 +331,7 @@ def check_copycat():
     """The control that copies draws rows of T, so that what is repeated comes back more often."""
     copies = torch.tensor([1] * 7 + [93])
     t = make_training_set(random_images(8, (1, 4, 4)), copies, random_images(6, (1, 4, 4), seed=1))
-    found = Auditor(t, 200, options=SuiteOptions(groups=("memorization",)), progress=False).control()
+    found = Auditor(t, AuditSettings(samples=200, metrics=["memorization"]), progress=False).control()
     hits = found["copycat"]["metrics"]["coverage"]
     assert found["copycat"]["f_mem"]["value"] == 1 and hits["most_hits"] > 150 and found["heldout_f_mem"]["value"] == 0
 

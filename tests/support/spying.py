@@ -69,7 +69,7 @@ def spied(folder: Path) -> list[dict]:
 
 def run_jobs(jobs: Sequence[tuple[str, list[str]]]) -> None:
     """Run trainer commands one after the other in this process."""
-    from cdmem.study.stage import run_trainer_command
+    from cdmem.cli.fit import run_trainer_command
 
     for command, args in jobs:
         assert run_trainer_command(command, args) == 0

@@ -15,12 +15,12 @@ from lightning.pytorch.plugins.precision import MixedPrecision
 from torch import nn
 
 import support
+from cdmem.cli.fit import run_trainer_command
 from cdmem.diffusion import noise, preconditioning
 from cdmem.diffusion.sampling import ConsistencySampler, OdeSampler
 from cdmem.errors import InputError
 from cdmem.networks.mlp import MLP
 from cdmem.networks.unet import UNet
-from cdmem.study.stage import run_trainer_command
 from cdmem.training import student
 from cdmem.training.engine import check_precision
 from support.settings import built, nested

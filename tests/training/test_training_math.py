@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
+from types import SimpleNamespace
 
 import lightning.pytorch as pl
 import pytest
@@ -11,13 +12,18 @@ import torch
 from torch import nn
 
 import support
-from cdmem.diffusion import curriculum
+from cdmem.data.stream import Batch
+from cdmem.diffusion import curriculum, ddpm, noise
 from cdmem.diffusion.losses import L2, consistency_loss
 from cdmem.diffusion.preconditioning import ConsistencyFunction
+from cdmem.diffusion.solvers import SOLVERS
+from cdmem.diffusion.step_noise import StepNoise
 from cdmem.errors import InputError
+from cdmem.images import to_float
 from cdmem.models.load import load_model
 from cdmem.networks.mlp import MLP
 from cdmem.networks.unet import UNet
+from cdmem.training.record import ModelRecord
 from cdmem.training.student import Student
 from support.settings import built
 
@@ -253,6 +259,79 @@ def test_dropout_noise_is_not_the_training_noise(monkeypatch):
         assert not set(seeds) & {n.seed for n in noises}
 
 
+# ---- samplers and noise levels -----------------------------------------------------------------------------------
+
+
+def prepared(module, **data):
+    """Built for its data, not trained."""
+    training_set = support.make_data(**data).training_set
+    support.hand_over(module, training_set).prepare(training_set)
+    return module
+
+
+@pytest.mark.parametrize(
+    ("solver", "nfe", "points"),
+    [("heun", None, 18), ("heun", 35, 18), ("heun", 3, 2), ("heun", 5, 3), ("euler", None, 18), ("euler", 2, 2)],
+)
+def test_a_teacher_spends_the_evaluations_asked_for(solver, nfe, points):
+    module = prepared(support.make_teacher(solver=solver))
+    sampler = module.sampler(nfe)
+    assert torch.equal(sampler.sigmas, noise.sampler_sigmas(points)) and sampler.step is SOLVERS[solver]
+    assert sampler.nfe == (nfe or module.default_nfe[0]) and len(module.default_nfe) == 1
+
+
+@pytest.mark.parametrize(("solver", "nfe"), [("heun", 1), ("heun", 2), ("heun", 4), ("euler", 0), ("euler", 1)])
+def test_evaluations_that_a_teacher_cannot_spend_are_refused(solver, nfe):
+    with pytest.raises(InputError, match=r"^nfe="):
+        prepared(support.make_teacher(solver=solver)).sampler(nfe)
+
+
+def test_a_teacher_walks_the_students_levels_by_euler_steps(teacher_file):
+    student = prepared(from_teacher(teacher_file))
+    for sampler in (prepared(support.make_teacher()).few_step_sampler([2.0]), student.teacher_few_step_sampler([2.0])):
+        assert sampler.sigmas.tolist() == [80.0, 2.0, 0.0] and sampler.nfe == 2
+    assert prepared(support.make_student()).teacher_few_step_sampler([2.0]) is None
+
+
+@pytest.mark.parametrize(("nfe", "levels"), [(None, []), (1, []), (2, [2.0]), (3, [2.0, 0.5])])
+def test_a_student_renoises_to_its_first_levels(nfe, levels):
+    module = prepared(support.make_student(mid_sigmas=[2.0, 0.5]))
+    sampler = module.sampler(nfe)
+    assert (list(sampler.mid_sigmas), sampler.sigma_max, sampler.sigma_min) == (levels, 80.0, 0.002)
+    assert sampler.nfe == 1 + len(levels) and module.default_nfe == [1, 2, 3]
+    for wrong in (0, 4):
+        with pytest.raises(InputError, match=r"^nfe="):
+            module.sampler(wrong)
+
+
+@pytest.mark.parametrize("parameterization", ["edm", "vp"])
+def test_a_gaussian_number_is_a_noise_level(parameterization):
+    """EDM: exp(p_mean + p_std z). VP: the level of time 999 Phi(z): known at both ends and, with z = 0, the middle."""
+    module = prepared(support.make_teacher(parameterization=parameterization, p_mean=-0.7, p_std=1.5))
+    z = torch.tensor([-9.0, 0.0, 9.0])
+    sigma = module.sigma(SimpleNamespace(normal=lambda: z)).double()
+    expected = (-0.7 + 1.5 * z.double()).exp()
+    if parameterization == "vp":
+        table = ddpm.VPSchedule().log_sigma
+        expected = torch.stack([table[0], table[499:501].mean(), table[-1]]).exp()
+    torch.testing.assert_close(sigma, expected, rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize("parameterization", ["edm", "vp"])
+def test_loss_of_an_empty_network(parameterization):
+    """Fresh networks answer 0, so D = c_skip x; the weights make the loss that of F, with c_out^2 taken out."""
+    data = support.make_data()
+    module = prepared(support.make_teacher(parameterization=parameterization, sigma_data=0.6))
+    batch = Batch(data.training_set.images, data.training_set.labels, torch.arange(8))
+    loss = module.loss(batch, StepNoise(3, 5, 8)).double()
+    draws = StepNoise(3, 5, 8)
+    sigma, eps = module.sigma(draws).double(), draws.normal((1, 8, 8)).double()
+    x0, s2, d2 = to_float(batch.image).double(), (sigma**2)[:, None, None, None], 0.6**2
+    error = (d2 / (s2 + d2) * (x0 + s2.sqrt() * eps) - x0).square().mean((1, 2, 3)) * (sigma**2 + d2) / (sigma**2 * d2)
+    expected = error if parameterization == "edm" else eps.square().mean((1, 2, 3))
+    torch.testing.assert_close(loss, expected, rtol=1e-4, atol=0)
+
+
 # ---- precision ------------------------------------------------------------------------------------------------------
 
 
@@ -350,12 +429,12 @@ def test_a_student_is_no_teacher(tmp_path):
         ({"teacher": None}, "model.teacher"),
         ({"network": None}, "model.network"),
         ({"teacher": None, "training": True, "data": "teacher_samples"}, "model.data.images"),
-        ({"mid_sigmas": [90.0]}, "model.mid_sigmas"),
-        ({"mid_sigmas": [1.0, 2.0]}, "model.mid_sigmas"),
-        ({"mid_sigmas": [0.0]}, "model.mid_sigmas"),
+        *(({"mid_sigmas": levels}, "model.mid_sigmas") for levels in ([80.0], [1.0, 1.0], [0.0], [0.8, 0.0])),
         ({"points": 1}, "model.method.points"),
-        ({"start_points": 99}, "model.method.start_points"),
+        ({"start_points": 0}, "model.method.start_points"),
+        ({"start_points": 19}, "model.method.start_points"),
         ({"mu": 1.0}, "model.method.mu"),
+        ({"mu": -0.1}, "model.method.mu"),
         ({"ema_half_lives": []}, "model.averaging.half_lives"),
         ({"ema_half_lives": [0]}, "model.averaging.half_lives"),
         ({"weights": "ema_7"}, "model.averaging.weights"),
@@ -387,11 +466,35 @@ def test_a_run_needs_an_end():
     assert caught.value.key == "trainer.max_steps"
 
 
-def test_more_evaluations_than_levels_are_refused():
-    module = support.fit(support.make_student(mid_sigmas=[0.8]), 1)
-    assert module.default_nfe == [1, 2]
-    with pytest.raises(InputError):
-        module.sampler(3)
+@pytest.mark.parametrize("levels", [[2.0], [3.0, 1.0], [1.0, 0.5]])
+def test_levels_outside_the_teachers_range_are_refused(levels):
+    """A teacher from elsewhere may end below 80 and start above 0.002."""
+    module = support.make_student(mid_sigmas=levels)
+    sampler = {"solver": "consistency", "points": 18, "mid_sigmas": levels}
+    record = ModelRecord("student", (1, 4, 4), 0, 0.5, 0.5, 2.0, "edm", {}, sampler, "raw")
+    with pytest.raises(InputError, match="must lie between") as caught:
+        module.assemble_student(record, support.small_network())
+    assert caught.value.key == "model.mid_sigmas"
+
+
+@pytest.mark.parametrize(("name", "points"), [("fixed", 18), ("sqrt", 19), ("doubling", 19)])
+def test_a_record_names_the_last_grid(name, points):
+    """s1 is the number of points where it is fixed, of intervals where it grows."""
+    method = support.make_student(curriculum=name, mu=0.5).method
+    assert method.grid_points() == points == curriculum.num_points(100, 100, name, 2, 18)
+
+
+def test_classes_need_labels():
+    with pytest.raises(InputError, match=r"^model\.conditional="):
+        support.make_teacher(conditional=True).prepare(support.make_training_set(support.random_images(4)))
+
+
+def test_smallest_settings_are_taken():
+    support.make_student(points=2, start_points=2, mu=0.0, mid_sigmas=[])
+    support.make_student(points=2, start_points=1, mu=0.99, mid_sigmas=[79.0, 0.003], ema_half_lives=[1])
+    support.make_teacher(sampler_points=2, conditional=True, label_dropout=0.99)
+    with pytest.raises(InputError, match=r"^model\.sampling\.points="):
+        support.make_teacher(sampler_points=1)
 
 
 def test_student_dropout_replaces_the_teachers(folder):

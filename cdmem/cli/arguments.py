@@ -1,0 +1,92 @@
+"""One parser for every command whose settings are a dataclass: ``--key value``, ``--key=value``, ``--key a b``."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+from cdmem.errors import InputError
+from cdmem.io.paths import possible_path, usable_path
+from cdmem.io.text import parse_yaml, read_text
+from cdmem.study.parsing import field_type, help_text, is_list, one_value, options, read_settings
+
+Kind = TypeVar("Kind")
+
+
+def parse(kind: type[Kind], args: Sequence[str], command: str, positional: str = "", about: str = "") -> Kind:
+    """The settings of a command.
+
+    Lists are written ``--key a b``, ``--key [a,b]`` or ``--key a``; a flag without a value is true. Where the dataclass
+    has a field ``config``, its values come from that YAML file first. ``--help`` prints every setting with its meaning,
+    from the docstring, and its default, and ends the program.
+
+    Args:
+        kind: a dataclass; fields that are dataclasses are groups, ``--group.key value``.
+        args: what stands after the command.
+        command: for messages, such as ``audit``.
+        positional: the field that words without an option belong to.
+        about: shown by ``--help``; the dataclass's docstring if empty.
+
+    Raises:
+        InputError: an unknown key, a value of another type, a required one that is missing, or whatever
+            ``__post_init__`` refuses.
+    """
+    if {"-h", "--help"} & set(args):
+        print(help_text(kind, command, about), end="")
+        raise SystemExit(0)
+    values: dict[str, Any] = {}
+    given, loose = options(args), []
+    for key, words in given:
+        if key == "config" and words and field_type(kind, key) is not None:
+            values |= _file(words[-1])
+    for key, words in given:
+        own, rest = _split(words, field_type(kind, key)) if key else ([], words)
+        loose += rest
+        if key:
+            values[key] = own if len(own) > 1 and is_list(field_type(kind, key)) else one_value(key, own)
+    if loose and not positional:
+        raise InputError("arguments", loose[0], "belongs to no option", f"write settings of {command} as --key value")
+    if loose:
+        values[positional] = loose if is_list(field_type(kind, positional)) else one_value(positional, loose)
+    return read_settings(kind, values)
+
+
+def _split(words: list[str], hint: Any) -> tuple[list[str], list[str]]:
+    """The words after an option that are its value, and those that belong to no option."""
+    if hint is bool:
+        return (words[:1], words[1:]) if words and words[0].lower() in ("true", "false") else (["true"], words)
+    return (words, []) if hint is None or is_list(hint) else (words[:1], words[1:])
+
+
+def _file(name: str) -> dict[str, Any]:
+    file = usable_path("config", name)
+    try:
+        content = parse_yaml(read_text(file))
+        if not isinstance(content, dict):
+            raise ValueError("is no mapping")
+    except (OSError, ValueError) as error:
+        problem = f"cannot be read ({getattr(error, 'strerror', None) or error})"
+        raise InputError("config", file, problem, "give a YAML file of settings") from None
+    return {str(key): value for key, value in content.items()}
+
+
+def new_file(key: str, value: str, suffix: str) -> Path:
+    """The path of a file to be written after minutes of work: that it cannot be is said before.
+
+    Raises:
+        InputError: another suffix, something lies there, or the folder cannot be written.
+    """
+    file = possible_path(key, value)
+    if file.suffix != suffix:
+        raise InputError(key, file, f"must end in {suffix}", f"e.g. --{key} {key}{suffix}")
+    if file.exists() or file.is_symlink():
+        raise InputError(key, file, "exists already", f"give another --{key}")
+    nearest = next(p for p in file.absolute().parents if p.exists())
+    try:
+        # While it is written its name is longer.
+        with tempfile.NamedTemporaryFile(dir=nearest, prefix=f".{file.name}."):
+            return file
+    except OSError as error:
+        raise InputError(key, file, f"cannot be written ({error.strerror})", f"give another --{key}") from None

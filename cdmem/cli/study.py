@@ -1,0 +1,60 @@
+"""``python -m cdmem study``: teacher, student(s) and audit in one run folder; run again, it goes on where it stopped.
+
+A study file names the stages' own config files, so ``fit`` and ``study`` train from the same settings::
+
+    teacher: quickstart/teacher.yaml
+    students: {student: quickstart/student.yaml}
+    audit: {samples: 2000}
+
+``--teacher.KEY``, ``--<student name>.KEY`` and ``--data.KEY`` on the command line (or as mappings in the file) override
+settings of one stage or of all. ``--sweep data.n=32,64 seed=0,1,2`` runs a grid of studies in one folder.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+
+from cdmem.audit.text import print_summary
+from cdmem.io.atomic import owned
+from cdmem.report.build import write_report
+from cdmem.report.compare import studies_below, write_comparison
+from cdmem.run.provenance import environment
+from cdmem.study.config import StudySettings, read_study
+from cdmem.study.parsing import help_text, quiet_libraries
+from cdmem.study.study import Study
+from cdmem.study.sweep import run_sweep, split_arguments
+
+
+def run_one(args: Sequence[str]) -> None:
+    """One study from parsing to its page."""
+    started = time.time()
+    config = read_study(args)
+    study = Study(config)
+    first = study.stages["teacher"]
+    with owned(study.folder.path, first.trainer.is_global_zero):
+        result = study.run()
+        study.folder.write_json("environment.json", environment(first.settings.threads or 0))
+        print_summary(result)
+        page = write_report(config.run_dir)
+    print(f"\n{time.time() - started:.0f} s; everything is in {config.run_dir}/; open {page}")
+
+
+def run_study(args: Sequence[str]) -> int:
+    """A study, alone or with ``--sweep``."""
+    if not args or {"-h", "--help"} & set(args):
+        print(help_text(StudySettings, "study", __doc__ or ""), end="")
+        return 0
+    quiet_libraries()
+    rest, items = split_arguments(args)
+    if items is None:
+        run_one(rest)
+        return 0
+    folder, sweep = run_sweep(rest, items, lambda cell: Study(read_study(cell)), run_one)
+    finished = studies_below(folder.path)
+    if finished:
+        print(f"comparison: {write_comparison(finished, folder / 'comparison.html')}")
+    failed = [cell for cell in sweep.cells if cell.status != "finished"]
+    for cell in failed:
+        print(f"failed: {cell.folder}: {cell.error}")
+    return 1 if failed else 0

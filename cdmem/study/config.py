@@ -1,0 +1,169 @@
+"""A study's file and command line: which stages, with which overrides, and what is audited."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from cdmem.audit.settings import SAMPLES, AuditSettings
+from cdmem.errors import InputError
+from cdmem.io.paths import usable_path
+from cdmem.run.settings import flatten
+from cdmem.study.consent import FLAG, check_consent, split_consent
+from cdmem.study.parsing import config_name, one_value, options, read_settings, unknown
+
+STAGE = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]{0,60}")  # a student's name is a folder and the start of its overrides
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudySettings:
+    """Settings of a study; its file holds all but ``config``, ``sweep`` and ``allow_code``.
+
+    Attributes:
+        config: the study's file.
+        teacher: config file of the teacher, relative to the study's file; --teacher.KEY overrides one of its settings.
+        students: config file by name; --NAME.KEY overrides a setting of that student.
+        data: settings of the data for all stages, e.g. --data.n 64.
+        seed: subset, training and sampling seeds derive from it.
+        run_dir: folder of the study; runs/<name of the file> if null.
+        threads: CPU threads of all stages; if null what their configs say.
+        wandb: log to Weights & Biases; if null what the stages' configs say.
+        audit: what is measured at the end.
+        sweep: KEY=VALUE,VALUE ...; a study of every combination, in one folder.
+        allow_code: admit configs that lie in run folders; they may name code to run.
+    """
+
+    config: str
+    teacher: Any = None
+    students: Any = None
+    data: Any = None
+    seed: int = 0
+    run_dir: str | None = None
+    threads: int | None = None
+    wandb: bool | None = None
+    audit: AuditSettings = field(default_factory=AuditSettings)
+    sweep: list[str] | None = None
+    allow_code: bool = False
+
+
+FILE_KEYS = tuple(f.name for f in fields(StudySettings) if f.name not in ("config", "sweep", "allow_code"))
+TAKEN = (*(f.name for f in fields(StudySettings)), "report", "samples")  # files and folders of a study
+
+
+@dataclass
+class StudyConfig:
+    """A parsed study file.
+
+    Attributes:
+        run_dir: the study's folder.
+        seed: everything derives from it.
+        stages: stage name -> (config file, overrides); the teacher first.
+        audit: settings of the audit.
+        raw: the merged settings, for the record.
+        code: configs of run folders are admitted.
+    """
+
+    run_dir: str
+    seed: int
+    stages: dict[str, tuple[Path, dict[str, Any]]]
+    audit: AuditSettings
+    raw: dict[str, Any]
+    code: bool = False
+
+
+def read_study(args: Sequence[str]) -> StudyConfig:
+    """Parse the command line of a study.
+
+    Raises:
+        InputError: unknown keys, unreadable files, missing stages, a config of a run folder.
+    """
+    rest, code = split_consent(args)
+    given = [(key, one_value(key, values)) for key, values in options(rest)]
+    file = next((value for key, value in reversed(given) if key == "config"), None)
+    if file is None:
+        hint = "python -m cdmem study --config configs/quickstart.yaml"
+        raise InputError("config", None, "a study needs a file", hint)
+    raw = _merged(file, [(key, value) for key, value in given if key != "config"], code)
+    return replace(_checked(Path(file), raw), code=code)
+
+
+def _merged(file: str, overrides: Sequence[tuple[str, str]], code: bool) -> dict[str, Any]:
+    """The study file with the overrides of the command line."""
+    try:
+        check_consent(file, code)
+        base = OmegaConf.load(file)
+        students = list((base.get("students") or {"student": None}).keys())
+        # --student.model.lr means students.student.model.lr
+        dotted = [f"{'students.' * (key.split('.')[0] in students)}{key}={value}" for key, value in overrides]
+        for name in ("teacher", *(f"students.{s}" for s in students)):
+            value = OmegaConf.select(base, name)
+            if isinstance(value, str):
+                OmegaConf.update(base, name, {"config": value}, merge=False)
+        merged = OmegaConf.merge(base, OmegaConf.from_dotlist(dotted))
+        return OmegaConf.to_container(merged, resolve=True)
+    except FileNotFoundError:
+        raise InputError("config", file, "no such file", "give the path of a study file") from None
+    except (OSError, UnicodeDecodeError, ValueError) as error:  # a folder, a name with a NUL, bytes that are no text
+        reason = getattr(error, "strerror", None) or "it is no text"
+        raise InputError("config", file, f"cannot be read ({reason})", "give the path of a study file") from None
+    except (OmegaConfBaseException, yaml.YAMLError, AttributeError, TypeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise InputError("config", file, f"cannot be read ({reason})", "see configs/quickstart.yaml") from None
+
+
+def _checked(path: Path, raw: dict[str, Any]) -> StudyConfig:
+    for key, value in raw.items():
+        if key not in FILE_KEYS:
+            raise unknown(str(key), value, FILE_KEYS)
+        if key in ("audit", "students") and value is not None and not isinstance(value, dict):
+            raise InputError(key, value, "is no mapping of settings", "see configs/quickstart.yaml")
+    stages = _stages(path, raw)
+    own = {key: raw[key] for key in ("seed", "run_dir") if raw.get(key) is not None}
+    settings = read_settings(StudySettings, {"config": str(path)} | own)
+    audit = raw.get("audit") or {}
+    if audit.get("samples") is None:  # a study's images are always sampled
+        audit = audit | {"samples": SAMPLES}
+    audit = read_settings(AuditSettings, audit, "audit")
+    return StudyConfig(settings.run_dir or f"runs/{config_name(path)}", settings.seed, stages, audit, raw)
+
+
+def _stages(path: Path, raw: dict[str, Any]) -> dict[str, tuple[Path, dict[str, Any]]]:
+    students = raw.get("students") or {}
+    for name in students:
+        if not STAGE.fullmatch(str(name)) or name in TAKEN:
+            problem = "is no name of a student, whose folder it becomes"
+            raise InputError("students", repr(name), problem, "use letters, digits, _ and -, e.g. student")
+    shared = {key: raw[key] for key in ("data", "threads", "wandb") if raw.get(key) is not None}
+    stages: dict[str, tuple[Path, dict[str, Any]]] = {}
+    for name, value in {"teacher": raw.get("teacher"), **students}.items():
+        if not isinstance(value, dict) or not value.get("config"):
+            raise InputError(name, value, "names no config file", f"write {name}: path/to/file.yaml")
+        config = usable_path(f"{name}.config", path.parent / str(value["config"]))
+        if not config.is_file():
+            hint = "paths are relative to the study file"
+            raise InputError(f"{name}.config", value["config"], f"no file {config}", hint)
+        own = {k: v for k, v in value.items() if k != "config"}
+        stages[name] = (config, {k: v for k, v in {**flatten(shared), **flatten(own)}.items() if k})
+    if len(stages) < 2:
+        raise InputError("students", raw.get("students"), "a study needs a student", "students: {student: file.yaml}")
+    return stages
+
+
+def stage_arguments(study: StudyConfig, name: str) -> list[str]:
+    """The ``fit`` command line of one stage."""
+    config, overrides = study.stages[name]
+    args = ["--config", str(config), "--run_dir", f"{study.run_dir}/{name}", "--seed", str(study.seed)]
+    if name != "teacher":
+        args += ["--model.teacher", f"{study.run_dir}/teacher"]
+    args += [FLAG] if study.code else []
+    for key, value in overrides.items():
+        args.append(f"--{key}={value if isinstance(value, str) else json.dumps(value)}")
+    return args

@@ -1,0 +1,63 @@
+"""A config may name any class, so one that lies in a run folder is read only with ``--allow_code`` (docs/security.md).
+
+Whoever made the folder wrote that config; all others, and the command line, are the user's own words.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import jsonargparse
+
+from cdmem.errors import InputError
+
+FLAG = "--allow_code"
+# What cdmem writes into a run folder, a sweep's folder or an exported one.
+RECORDS = ("environment.json", "training_set.json", "finished.json", "sweep.json", "audit/summary.json")
+MARKS = (*RECORDS, "last.ckpt", "cdmem.json", "model_index.json", "checkpoints/*.ckpt")
+
+
+def split_consent(args: Sequence[str]) -> tuple[list[str], bool]:
+    """The arguments without ``--allow_code``, and whether it was there."""
+    rest = [arg for arg in args if arg not in (FLAG, f"{FLAG}=true")]
+    return rest, len(rest) < len(args)
+
+
+def run_folder_of(file: str | Path) -> Path | None:
+    """The nearest run folder that a file lies in, by its name or by where a link leads."""
+    literal = Path(os.path.abspath(file))
+    parents = dict.fromkeys([*literal.parents, *literal.resolve().parents])
+    return next((p for p in parents if any(next(p.glob(mark), None) for mark in MARKS)), None)
+
+
+def check_consent(file: str | Path, allowed: bool) -> None:
+    """Raises InputError for a config of a run folder, unless allowed."""
+    folder = None if allowed else run_folder_of(file)
+    if folder is not None:
+        problem = f"lies in the run folder {folder}, and a config may name code to run"
+        raise InputError("config", file, problem, f"add {FLAG} if you made that folder or trust who did")
+
+
+@contextmanager
+def consent(allowed: bool) -> Iterator[None]:
+    """Every config that the parser opens in this context, also by an include, is held to :func:`check_consent`."""
+    read, refusals = jsonargparse.Path.read_text, []
+
+    def checked(path: jsonargparse.Path) -> str:
+        try:
+            check_consent(path.absolute, allowed)
+        except InputError as error:
+            refusals.append(error)  # the parser may go on and try the text as another type
+            raise
+        return read(path)
+
+    jsonargparse.Path.read_text = checked
+    try:
+        yield
+    finally:
+        jsonargparse.Path.read_text = read
+        if refusals:
+            raise refusals[0] from None

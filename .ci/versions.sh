@@ -18,7 +18,7 @@ suite=(
   tests/networks/test_networks.py
   tests/training/test_training_math.py
   tests/training/test_training_resume.py
-  tests/study/test_bad_input.py
+  tests/security/test_wrong_configs.py
   tests/data/test_sources.py
   tests/data/test_stream.py
   tests/models/test_pipelines.py

@@ -11,7 +11,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 import pytest
 import torch
 
-from support.strangers import canary, stranger  # noqa: F401  (fixtures)
+from support.untrusted import canary, untrusted  # noqa: F401  (fixtures)
 
 
 @pytest.fixture(autouse=True)

@@ -157,7 +157,8 @@ class RunCheckpoint(Checkpoint):
                 self._save(trainer, alone=True)
             except Exception as error:  # what went wrong first is what must be told
                 warnings.warn(f"no checkpoint could be written ({type(error).__name__}: {error})", stacklevel=2)
-        if trainer.is_global_zero and not isinstance(exception, InputError):
+        begun = getattr(pl_module, "started", True)  # else what could not be restored is reported in one line
+        if begun and trainer.is_global_zero and not isinstance(exception, InputError):
             kept = f"from step {self._kept}" if self._kept >= 0 else "from the start"
             print(f"\nstopped at step {trainer.global_step}; run again, it goes on {kept}", file=sys.stderr, flush=True)
 

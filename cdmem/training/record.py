@@ -91,6 +91,9 @@ class ModelRecord:
         """
         if self.role not in ("teacher", "student"):
             raise ValueError(f"role {self.role}")
+        for name in ("parameterization", "weights", "training_set", "training_set_status", "version"):
+            if not isinstance(getattr(self, name), str):
+                raise ValueError(f"{name} is no text")
         if len(self.shape) != 3 or not all(type(s) is int and 1 <= s <= MAX_SIDE for s in self.shape):
             raise ValueError(f"shape {self.shape}")
         if type(self.num_classes) is not int or not 0 <= self.num_classes <= MAX_NUMBER:

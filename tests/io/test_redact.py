@@ -15,7 +15,7 @@ from cdmem.errors import InputError
 from cdmem.io.secrets import LEAST, redact, refuse_secrets, secrets
 from cdmem.run.folder import RunFolder
 from cdmem.run.settings import check_same_settings
-from support.strangers import exits, refused, stage, write
+from support.untrusted import exits, refused, stage, write
 
 KEY = "0123456789abcdef" * 2 + "01234567"  # 40 characters, as W&B's
 NEWER = "wandb_v1_" + "Aa0-_" * 16

@@ -11,7 +11,7 @@ from cdmem.io import secrets as redacting
 from cdmem.run.folder import RunFolder
 from cdmem.run.provenance import environment
 from cdmem.study.consent import run_folder_of
-from support.strangers import STAGE, exits, refused, stage, write
+from support.untrusted import STAGE, exits, refused, stage, write
 
 STOP = ["--trainer.max_steps", "0"]  # nothing is trained after the parsing
 STUDY = {"teacher": "t.yaml", "students": {"s": "t.yaml"}}
@@ -19,57 +19,57 @@ STUDY = {"teacher": "t.yaml", "students": {"s": "t.yaml"}}
 EVIL = stage(trainer__callbacks=[{"class_path": "canary.Song"}])
 SONG = {"class_path": "canary.Song"}
 WAYS = {
-    "fit": (["fit", "--config", "stranger/config.yaml", *STOP], {"stranger/config.yaml": EVIL}),
-    "fit, deep inside": (["fit", "--config=stranger/a/b.yaml", *STOP], {"stranger/a/b.yaml": EVIL}),
-    "validate": (["validate", "--config", "stranger/config.yaml", *STOP], {"stranger/config.yaml": EVIL}),
-    "predict": (["predict", "--config", "stranger/config.yaml", *STOP], {"stranger/config.yaml": EVIL}),
+    "fit": (["fit", "--config", "untrusted/config.yaml", *STOP], {"untrusted/config.yaml": EVIL}),
+    "fit, deep inside": (["fit", "--config=untrusted/a/b.yaml", *STOP], {"untrusted/a/b.yaml": EVIL}),
+    "validate": (["validate", "--config", "untrusted/config.yaml", *STOP], {"untrusted/config.yaml": EVIL}),
+    "predict": (["predict", "--config", "untrusted/config.yaml", *STOP], {"untrusted/config.yaml": EVIL}),
     "second config": (
-        ["fit", "--config", "own.yaml", "--config", "stranger/config.yaml", *STOP],
-        {"own.yaml": STAGE, "stranger/config.yaml": EVIL},
+        ["fit", "--config", "own.yaml", "--config", "untrusted/config.yaml", *STOP],
+        {"own.yaml": STAGE, "untrusted/config.yaml": EVIL},
     ),
-    "link": (["fit", "--config", "link.yaml", *STOP], {"stranger/config.yaml": EVIL, "link.yaml": "->config.yaml"}),
+    "link": (["fit", "--config", "link.yaml", *STOP], {"untrusted/config.yaml": EVIL, "link.yaml": "->config.yaml"}),
     "include": (
         ["fit", "--config", "own.yaml", *STOP],
-        {"own.yaml": stage(model="stranger/evil.yaml"), "stranger/evil.yaml": SONG},
+        {"own.yaml": stage(model="untrusted/evil.yaml"), "untrusted/evil.yaml": SONG},
     ),
     "included callbacks": (
         ["fit", "--config", "own.yaml", *STOP],
-        {"own.yaml": stage(trainer__callbacks="stranger/evil.yaml"), "stranger/evil.yaml": [SONG]},
+        {"own.yaml": stage(trainer__callbacks="untrusted/evil.yaml"), "untrusted/evil.yaml": [SONG]},
     ),
-    "option": (["fit", "--config", "own.yaml", "--model", "stranger/evil.yaml", *STOP],
-               {"own.yaml": STAGE, "stranger/evil.yaml": SONG}),
+    "option": (["fit", "--config", "own.yaml", "--model", "untrusted/evil.yaml", *STOP],
+               {"own.yaml": STAGE, "untrusted/evil.yaml": SONG}),
     "option with a list": (
-        ["fit", "--config", "own.yaml", "--trainer.callbacks=[stranger/evil.yaml]", *STOP],
-        {"own.yaml": STAGE, "stranger/evil.yaml": SONG},
+        ["fit", "--config", "own.yaml", "--trainer.callbacks=[untrusted/evil.yaml]", *STOP],
+        {"own.yaml": STAGE, "untrusted/evil.yaml": SONG},
     ),
-    "plan": (["plan", "--config", "stranger/config.yaml"], {"stranger/config.yaml": EVIL}),
-    "study": (["study", "--config", "stranger/study.yaml"], {"stranger/study.yaml": STUDY, "stranger/t.yaml": EVIL}),
+    "plan": (["plan", "--config", "untrusted/config.yaml"], {"untrusted/config.yaml": EVIL}),
+    "study": (["study", "--config", "untrusted/study.yaml"], {"untrusted/study.yaml": STUDY, "untrusted/t.yaml": EVIL}),
     "study from outside": (
-        ["study", "--config", "stranger/study.yaml"],
-        {"stranger/study.yaml": STUDY | {"teacher": {"config": "../t.yaml", "trainer.callbacks": ["canary.Song"]}},
-         "t.yaml": STAGE, "stranger/t.yaml": STAGE},
+        ["study", "--config", "untrusted/study.yaml"],
+        {"untrusted/study.yaml": STUDY | {"teacher": {"config": "../t.yaml", "trainer.callbacks": ["canary.Song"]}},
+         "t.yaml": STAGE, "untrusted/t.yaml": STAGE},
     ),
     "stage of a study": (
-        ["study", "--config", "study.yaml", "--teacher.config", "stranger/t.yaml"],
-        {"study.yaml": STUDY, "t.yaml": STAGE, "stranger/t.yaml": EVIL},
+        ["study", "--config", "study.yaml", "--teacher.config", "untrusted/t.yaml"],
+        {"study.yaml": STUDY, "t.yaml": STAGE, "untrusted/t.yaml": EVIL},
     ),
-    "sweep": (["study", "--config", "stranger/study.yaml", "--sweep", "seed=0,1"],
-              {"stranger/study.yaml": STUDY, "stranger/t.yaml": EVIL}),
-    "plan of a study": (["plan", "--config", "stranger/study.yaml"],
-                        {"stranger/study.yaml": STUDY, "stranger/t.yaml": EVIL}),
+    "sweep": (["study", "--config", "untrusted/study.yaml", "--sweep", "seed=0,1"],
+              {"untrusted/study.yaml": STUDY, "untrusted/t.yaml": EVIL}),
+    "plan of a study": (["plan", "--config", "untrusted/study.yaml"],
+                        {"untrusted/study.yaml": STUDY, "untrusted/t.yaml": EVIL}),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("name", WAYS)
-def test_a_config_of_a_run_folder_needs_consent(name, stranger, canary, tmp_path, capsys):
+def test_a_config_of_a_run_folder_needs_consent(name, untrusted, canary, tmp_path, capsys):
     args, files = WAYS[name]
     for file, content in files.items():
         if isinstance(content, str):
-            (tmp_path / file).symlink_to(stranger / content.removeprefix("->"))
+            (tmp_path / file).symlink_to(untrusted / content.removeprefix("->"))
         else:
             write(tmp_path / file, content)
     error = refused(args, capsys, tmp_path)
-    assert "--allow_code" in error and f"lies in the run folder {stranger}, and a config may name code" in error
+    assert "--allow_code" in error and f"lies in the run folder {untrusted}, and a config may name code" in error
     assert not canary.exists() and "canary" not in sys.modules
     exits([*args, "--allow_code"], capsys)
     assert canary.exists(), "otherwise the refusal proves nothing"
@@ -84,7 +84,7 @@ def test_what_makes_a_run_folder(mark, tmp_path):
     assert run_folder_of(tmp_path / "link.yaml") == tmp_path / "run"
 
 
-def test_ones_own_words_name_what_they_like(canary, stranger, tmp_path, capsys):
+def test_ones_own_words_name_what_they_like(canary, untrusted, tmp_path, capsys):
     """A config outside run folders, and the command line: one's own metric must go on working."""
     write(tmp_path / "own.yaml", EVIL)
     exits(["fit", "--config", "own.yaml", *STOP], capsys)

@@ -21,14 +21,7 @@ TEXT = st.text(st.characters(codec="utf-8", exclude_categories=["Cs"]), max_size
 PLACES = ["", ".", "..", "/proc", "/dev/null", "/dev/zero", "missing", "missing.yaml", "run", "run/teacher", "pipe"]
 PLACES += ["images.npz", "images.npy", "pictures", "exported", "~x", "../../x", "a" * 300, "teacher.yaml", "loop"]
 WORDS = [*PLACES, "nan", "-inf", "1e999", "0x10", "null", "true", "\0", "a\nb", "\x1b[31m", "[", "{", "*x", "&x"]
-WORDS += [
-    "!!python",
-    "os.system",
-    "torch.optim.Adam",
-    "cdmem.networks.UNet",
-    "callbacks.nothing.Here",
-    "analytic:",
-]
+WORDS += ["!!python", "os.system", "torch.optim.Adam", "cdmem.networks.UNet", "callbacks.nothing.Here", "analytic:"]
 WORDS += ["${data.n}", "${oc.env:HOME}", "${nothing}", "${", "cdmem.networks", "ema_2", "raw", "auto", "cuda", "meta"]
 HUGE = [2**31, 2**63, -(2**63), 10**30, 10**400, -(10**400)]
 NUMBERS = [0, 1, -1, 2, 3, 7, 10**6, *HUGE, 0.0, -0.5, 0.5, 1.5, 1e-30, 1e30, 1e308, float("nan"), float("inf")]

@@ -16,19 +16,10 @@ from cdmem.metrics.comparison import equal_noise as matching
 from cdmem.metrics.comparison import paired as pairing
 from cdmem.metrics.memorization import coverage, extraction
 from cdmem.metrics.neighbors import index as search
-from cdmem.metrics.whitebox import (
-    empirical_optimum as optimum,
-)
-from cdmem.metrics.whitebox import (
-    intrinsic_dimension as dimension,
-)
-from cdmem.metrics.whitebox import (
-    loss_gap,
-    roc,
-)
-from cdmem.metrics.whitebox import (
-    membership_inference as membership,
-)
+from cdmem.metrics.whitebox import empirical_optimum as optimum
+from cdmem.metrics.whitebox import intrinsic_dimension as dimension
+from cdmem.metrics.whitebox import loss_gap, roc
+from cdmem.metrics.whitebox import membership_inference as membership
 from support.measurement import close, normal
 from support.parts import make_training_set, random_images, refused, rng
 

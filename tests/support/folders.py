@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from diffusers import DDPMPipeline, UNet2DModel
+from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
 
 
 def make_unet(seed=0, **options):
@@ -14,6 +14,7 @@ def make_unet(seed=0, **options):
     return UNet2DModel(**(blocks | sizes | rest | options)).eval()
 
 
-def saved(folder, unet, scheduler, pipeline=DDPMPipeline):
-    pipeline(unet, scheduler).save_pretrained(folder)
+def saved(folder, unet=None, scheduler=None, pipeline=DDPMPipeline):
+    """A folder with a network and a scheduler, by default a small U-Net and DDPM's."""
+    pipeline(unet or make_unet(), scheduler or DDPMScheduler()).save_pretrained(folder)
     return folder

@@ -16,19 +16,10 @@ from cdmem.audit.auditor import Auditor
 from cdmem.audit.settings import AuditSettings
 from cdmem.cli.audit import gate
 from cdmem.metrics.comparison import paired as pairing
-from cdmem.metrics.memorization import (
-    authenticity,
-    extraction,
-)
-from cdmem.metrics.memorization import (
-    data_copying as copying,
-)
-from cdmem.metrics.memorization import (
-    feature_likelihood as likelihood,
-)
-from cdmem.metrics.memorization import (
-    fraction as memorization,
-)
+from cdmem.metrics.memorization import authenticity, extraction
+from cdmem.metrics.memorization import data_copying as copying
+from cdmem.metrics.memorization import feature_likelihood as likelihood
+from cdmem.metrics.memorization import fraction as memorization
 from cdmem.metrics.neighbors import features as feature_neighbors
 from cdmem.metrics.neighbors import index as search
 from cdmem.metrics.neighbors import pixels as neighbors

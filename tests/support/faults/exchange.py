@@ -2,124 +2,105 @@
 
 from __future__ import annotations
 
+import torch
+
 import support
 from cdmem.diffusion import ddpm, preconditioning
-from cdmem.models import export
-from cdmem.models import model_card as export_card
+from cdmem.models import export, model_card
 from cdmem.training import student
-from support.faults.frame import EDM, VP, fault, slip
+from support.faults.frame import EDM, VP, patch, plant, scalings, slip
 
 
-@fault(support.check_imported_ddpm, "v_prediction")
-def v_with_the_sign_of_edm(m):
-    slip(m, VP.denoiser, "-sigma / total.sqrt()", "sigma / total.sqrt()")
+def ones(_, s):
+    return torch.ones_like(s)
 
 
-@fault(support.check_imported_ddpm, "v_prediction")
-def v_read_as_epsilon(m):
-    slip(m, VP.denoiser, '"v_prediction"', '"v"')
+plant(
+    support.check_imported_ddpm,
+    "v_prediction",
+    v_with_the_sign_of_edm=scalings(VP, "denoiser", c_out=lambda _, s: s / (1 + s**2).sqrt()),
+    v_read_as_epsilon=scalings(VP, "denoiser", c_skip=ones, c_out=lambda _, s: -s),
+)
+plant(
+    support.check_imported_ddpm,
+    "sample",
+    sample_read_as_epsilon=scalings(VP, "denoiser", c_skip=ones, c_out=lambda _, s: -s),
+)
+plant(
+    support.check_imported_ddpm,
+    "epsilon",
+    "scaled_linear",
+    the_folders_betas_ignored=patch(preconditioning, "DDPMSchedule", lambda _: lambda **schedule: None),
+)
+plant(
+    support.check_imported_ddpm,
+    "epsilon",
+    ddpm_input_not_scaled=scalings(VP, "denoiser", c_in=ones),
+    ddpm_times_one_step_late=patch(ddpm.VPSchedule, "time", lambda real: lambda self, s: real(self, s) + 1),
+)
+plant(
+    support.check_betas_are_theirs,
+    "scaled_linear",
+    scaled_linear_without_square=slip(ddpm.ddpm_betas, "dtype=torch.float32) ** 2", "dtype=torch.float32)"),
+    scaled_linear_read_as_linear=slip(ddpm.ddpm_betas, 'kind == "linear"', '"linear" in kind'),
+)
+plant(
+    support.check_betas_are_theirs,
+    "squaredcos_cap_v2",
+    cosine_betas_not_capped=slip(ddpm.ddpm_betas, "b / a, 0.999", "b / a, 1.0"),
+)
+plant(
+    support.check_imported_edm,
+    "epsilon",
+    c_noise_of_cdmem_for_an_edm_folder=scalings(EDM, "denoiser", c_noise=lambda _, s: 250.0 * s.log()),
+)
+plant(
+    support.check_imported_edm,
+    "v_prediction",
+    v_of_edm_with_the_sign_of_f=slip(EDM.__init__, "else -sigma_data", "else sigma_data"),
+)
+plant(
+    support.check_imported_student,
+    "edm",
+    "v_prediction",
+    student_of_v_with_another_sign=slip(EDM.consistency, "self.amplitude * shifted", "self.sigma_data * shifted"),
+)
+plant(
+    support.check_imported_student,
+    "vp",
+    "v_prediction",
+    student_of_v_without_boundary=scalings(VP, "consistency", c_out=lambda self, s: self.denoiser(s).c_out),
+)
+plant(
+    support.check_imported_student,
+    "vp",
+    "sample",
+    student_of_sample_forgets_its_input=scalings(VP, "consistency", c_skip=lambda self, s: self.denoiser(s).c_skip),
+    student_that_never_leaves_its_input=scalings(VP, "consistency", c_skip=ones, c_out=lambda _, s: 0 * s),
+)
 
 
-@fault(support.check_imported_ddpm, "sample")
-def sample_read_as_epsilon(m):
-    slip(m, VP.denoiser, '"sample"', '"x0"')
+def exported(change):
+    """Wrong values in the scheduler of an exported folder."""
+    return patch(export, "_scheduler", lambda real: lambda *a: (right := real(*a)) | change(right))
 
 
-@fault(support.check_imported_ddpm, "epsilon", "scaled_linear")
-def the_folders_betas_ignored(m):
-    slip(m, preconditioning.make_scaling, "DDPMSchedule(**schedule) if schedule else None", "None")
-
-
-@fault(support.check_imported_ddpm, "epsilon")
-def ddpm_input_not_scaled(m):
-    slip(m, VP.denoiser, "1 / total.sqrt(), self", "torch.ones_like(total), self")
-
-
-@fault(support.check_imported_ddpm, "epsilon")
-def ddpm_times_one_step_late(m):
-    slip(m, ddpm.VPSchedule.time, "(left + fraction)", "(left + fraction + 1)")
-
-
-@fault(support.check_betas_are_theirs, "scaled_linear")
-def scaled_linear_without_square(m):
-    slip(m, ddpm.ddpm_betas, "dtype=torch.float32) ** 2", "dtype=torch.float32)")
-
-
-@fault(support.check_betas_are_theirs, "squaredcos_cap_v2")
-def cosine_betas_not_capped(m):
-    slip(m, ddpm.ddpm_betas, "b / a, 0.999", "b / a, 1.0")
-
-
-@fault(support.check_betas_are_theirs, "scaled_linear")
-def scaled_linear_read_as_linear(m):
-    slip(m, ddpm.ddpm_betas, 'kind == "linear"', '"linear" in kind')
-
-
-@fault(support.check_imported_edm, "epsilon")
-def c_noise_of_cdmem_for_an_edm_folder(m):
-    slip(m, EDM.denoiser, "self.noise_factor * sigma.log()", "250.0 * sigma.log()")
-
-
-@fault(support.check_imported_edm, "v_prediction")
-def v_of_edm_with_the_sign_of_f(m):
-    slip(m, EDM.__init__, "else -sigma_data", "else sigma_data")
-
-
-@fault(support.check_imported_student, "edm", "v_prediction")
-def student_of_v_with_another_sign(m):
-    slip(m, EDM.consistency, "self.amplitude * shifted", "self.sigma_data * shifted")
-
-
-@fault(support.check_imported_student, "vp", "v_prediction")
-def student_of_v_without_boundary(m):
-    slip(m, VP.consistency, "share * base.c_out", "base.c_out")
-
-
-@fault(support.check_imported_student, "vp", "sample")
-def student_of_sample_forgets_its_input(m):
-    slip(m, VP.consistency, "c_skip=1 - share * (1 - base.c_skip)", "c_skip=base.c_skip")
-
-
-@fault(support.check_imported_student, "vp", "sample")
-def student_that_never_leaves_its_input(m):
-    slip(m, VP.consistency, "shifted / sigma", "shifted * 0")
-
-
-@fault(support.check_exported_scheduler)
-def exported_with_the_usual_sigma_data(m):
-    slip(m, export._scheduler, '"sigma_data": scaling.sigma_data', '"sigma_data": 0.5')
-
-
-@fault(support.check_exported_scheduler)
-def exported_with_intervals_for_points(m):
-    slip(m, export._scheduler, 'module.record.sampler["points"]', 'module.record.sampler["points"] - 1')
-
-
-@fault(support.check_exported_scheduler)
-def exported_with_clipping(m):
-    slip(m, export._scheduler, '"clip_denoised": False', '"clip_denoised": True')
-
-
-@fault(support.check_exported_scheduler)
-def exported_with_the_usual_sigma_max(m):
-    slip(m, export._scheduler, '"sigma_max": module.sigma_max', '"sigma_max": 80.0')
-
-
-@fault(support.check_card_is_about_these_weights)
-def card_of_other_weights(m):
-    slip(m, export_card.audit_rows, 'model["digest"] != digest', "False")
-
-
-@fault(support.check_claim_is_said)
-def claim_not_recorded(m):
-    slip(m, student._check_teacher, ', training_set_status="claimed"', "")
-
-
-@fault(support.check_claim_is_said)
-def claim_made_silently(m):
-    slip(m, student._check_teacher, "rank_zero_only(print)", "(lambda *a, **k: None)")
-
-
-@fault(support.check_claim_is_said)
-def classes_of_an_imported_teacher_unchecked(m):
-    slip(m, student._check_teacher, "record.num_classes != training_set.num_classes", "False")
+plant(
+    support.check_exported_scheduler,
+    exported_with_the_usual_sigma_data=exported(lambda _: {"sigma_data": 0.5}),
+    exported_with_intervals_for_points=exported(lambda s: {"num_train_timesteps": s["num_train_timesteps"] - 1}),
+    exported_with_clipping=exported(lambda _: {"clip_denoised": True}),
+    exported_with_the_usual_sigma_max=exported(lambda _: {"sigma_max": 80.0}),
+)
+plant(
+    support.check_card_is_about_these_weights,
+    card_of_other_weights=slip(model_card.audit_rows, 'model["digest"] != digest', "False"),
+)
+plant(
+    support.check_claim_is_said,
+    claim_not_recorded=slip(student._check_teacher, ', training_set_status="claimed"', ""),
+    claim_made_silently=patch(student, "rank_zero_only", lambda _: lambda function: lambda *a, **k: None),
+    classes_of_an_imported_teacher_unchecked=slip(
+        student._check_teacher, "record.num_classes != training_set.num_classes", "False"
+    ),
+)

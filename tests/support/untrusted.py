@@ -1,10 +1,13 @@
-"""Run folders of strangers, and a module whose import leaves a mark; shared by the tests of what is confined."""
+"""Untrusted run folders, a module whose import leaves a mark, and what a refusal is."""
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
+import resource
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -59,9 +62,9 @@ def canary(tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def stranger(tmp_path):
+def untrusted(tmp_path):
     """The run folder of somebody else."""
-    folder = tmp_path / "stranger"
+    folder = tmp_path / "untrusted"
     folder.mkdir()
     (folder / "environment.json").write_text("{}")
     return folder
@@ -78,7 +81,9 @@ def refused(args: list[object], capsys, folder: Path) -> str:
     before = tree(folder)
     code, error = exits(args, capsys)
     assert code == 2 and error.startswith("cdmem: error: ") and "\n" not in error, error
-    assert tree(folder) == before
+    after = tree(folder)
+    changed = [name for name in before.keys() | after.keys() if before.get(name) != after.get(name)]
+    assert not changed, f"{error}: changed {changed}"
     return error
 
 
@@ -97,3 +102,29 @@ def write(file: Path, config: dict | str) -> Path:
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(config if isinstance(config, str) else yaml.safe_dump(config))
     return file
+
+
+def student() -> dict:
+    """Settings of a student for the teacher that STAGE describes."""
+    init = {"averaging": {"half_lives": [2]}}
+    return stage(model={"class_path": "cdmem.training.Student", "init_args": init})
+
+
+def write_settings(folder: Path) -> None:
+    """own.yaml, student.yaml and study.yaml: the user's own configs."""
+    write(folder / "own.yaml", STAGE)
+    write(folder / "student.yaml", student())
+    study = {"teacher": "own.yaml", "students": {"student": "student.yaml"}, "audit": {"samples": 8}}
+    write(folder / "study.yaml", study)
+
+
+@contextlib.contextmanager
+def memory(megabytes: int) -> Iterator[None]:
+    """No more than so much memory on top of what the process has."""
+    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + megabytes * 2**20, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))

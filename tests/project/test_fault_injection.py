@@ -23,7 +23,9 @@ def test_the_check_notices_the_bug(name, monkeypatch):
 
 
 # One pass without a bug for every check and arguments that stand in the table.
-SOUND = {f"{b.check.__name__}{b.arguments}": b for b in FAULTS.values()}
+SOUND = {
+    f"{b.check.__name__}({', '.join(str(getattr(a, '__name__', a)) for a in b.arguments)})": b for b in FAULTS.values()
+}
 
 
 @pytest.mark.parametrize("name", list(SOUND))

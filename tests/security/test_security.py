@@ -119,7 +119,7 @@ KEY = "0123456789abcdef" * 3
 
 def test_the_wandb_key_is_in_no_file_of_a_run(tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("WANDB_API_KEY", KEY)
-    own = write(tmp_path / "own.yaml", stage(data__held_out_path=None, model__init_args__weights="ema_2"))
+    own = write(tmp_path / "own.yaml", stage(data__held_out_path=None, model__init_args__averaging__weights="ema_2"))
     sys_args = ["cdmem", "fit", f"--x={KEY}"]
     monkeypatch.setattr(sys, "argv", sys_args)
     monkeypatch.setenv("NAME_OF_RUN", f"runs-{KEY}")

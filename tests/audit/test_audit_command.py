@@ -295,7 +295,7 @@ def test_a_users_metric_is_named_on_the_command_line(my_module, files, tmp_path,
 
 def test_a_users_metric_in_the_file_of_a_study(my_module, tmp_path, capsys):
     write(tmp_path / "teacher.yaml", stage("cdmem.training.DiffusionTeacher", network=NETWORK, sampler_points=4))
-    write(tmp_path / "student.yaml", stage("cdmem.training.Student", preset="small", points=5))
+    write(tmp_path / "student.yaml", stage("cdmem.training.Student", points=5))
     study = {"teacher": "teacher.yaml", "students": {"student": "student.yaml"}}
     for metrics, code in ((["my_module.Absent"], 2), (["memorization", "my_module.Brightness"], 0)):
         config = write(tmp_path / "study.yaml", study | {"audit": {"samples": 24, "nfe": 1, "metrics": metrics}})

@@ -218,9 +218,7 @@ plant(
 )
 plant(
     support.check_dimension,
-    dimension_without_residual=patch(
-        dimension, "_lid", lambda real: lambda *a: (values := real(*a))[2:3] + values[1:]
-    ),
+    dimension_without_residual=patch(dimension, "_lid", lambda real: lambda *a: (values := real(*a))[2:3] + values[1:]),
     residual_in_other_units=slip(dimension._lid, "/ sigma**2", "/ sigma**4"),
 )
 plant(

@@ -223,7 +223,7 @@ def test_the_commit_reaches_the_record(tmp_path):
     """`--build-arg CDMEM_COMMIT=...` becomes the variable that the code reads where there is no repository."""
     assert variables("gpu")["CDMEM_COMMIT"] == variables("cpu")["CDMEM_COMMIT"] == "${CDMEM_COMMIT}"
     app = build("gpu", context(tmp_path / "sent"), tmp_path / "image") / "app"
-    code = "import json; from cdmem.run.folder import git_state; print(json.dumps(git_state()))"
+    code = "import json; from cdmem.run.provenance import git_state; print(json.dumps(git_state()))"
     env = {**os.environ, "CDMEM_COMMIT": "0123abc", "GIT_CEILING_DIRECTORIES": str(tmp_path)}
     done = subprocess.run([sys.executable, "-c", code], cwd=app, env=env, capture_output=True, text=True, timeout=60)
     assert json.loads(done.stdout) == {"commit": "0123abc", "dirty": None}, done.stderr

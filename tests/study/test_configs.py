@@ -26,6 +26,7 @@ from cdmem.training.teacher import DiffusionTeacher
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 CONTENT = {f.relative_to(CONFIGS).as_posix(): yaml.safe_load(f.read_text()) for f in sorted(CONFIGS.rglob("*.yaml"))}
 THEORY = {name: CONTENT.pop(name) for name in list(CONTENT) if name.startswith("theory/")}
+METHODS = [name for name in CONTENT if name.startswith("methods/")]  # for --model.method; see test_defaults.py
 STAGES = [name for name, c in CONTENT.items() if "model" in c]
 STUDIES = [name for name, c in CONTENT.items() if "students" in c]
 FRAGMENTS = [name for name, c in CONTENT.items() if "source" in c]
@@ -88,7 +89,7 @@ def check_trained(folder: RunFolder, nfes: list[int], quality: bool = True) -> N
 
 def test_every_file_is_of_one_kind_and_used():
     assert {f.relative_to(CONFIGS).as_posix() for f in CONFIGS.rglob("*") if f.is_file()} == {*CONTENT, *THEORY}
-    assert sorted([*STAGES, *STUDIES, *FRAGMENTS, *SWEEPS]) == sorted(CONTENT)
+    assert sorted([*STAGES, *STUDIES, *FRAGMENTS, *SWEEPS, *METHODS]) == sorted(CONTENT)
     assert {str(Path(s).parent / CONTENT[s]["data"]) for s in STAGES} == set(FRAGMENTS)
     named = {n for s in STUDIES for n in (CONTENT[s]["teacher"], *CONTENT[s]["students"].values())}
     assert named | ALONE == set(STAGES)
@@ -113,10 +114,11 @@ def test_stage_builds(name, tmp_path):
     own = name.startswith(("debug", "quickstart", "guidance"))  # these need no files
     cli = stage(name, tmp_path, *([] if own else DIGITS))
     model, given = cli.model, CONTENT[name]["model"]["init_args"]
-    optimizer = model.optimizer_factory([torch.nn.Parameter(torch.zeros(1))])
-    assert type(optimizer).__name__ == given["optimizer"]["class_path"].rpartition(".")[2]
-    assert optimizer.param_groups[0]["lr"] == given["optimizer"]["init_args"]["lr"]
-    assert model.ema_half_lives == given["ema_half_lives"]
+    wanted = given["optimization"]["optimizer"]
+    optimizer = model.optimization.optimizer([torch.nn.Parameter(torch.zeros(1))])
+    assert type(optimizer).__name__ == wanted["class_path"].rpartition(".")[2]
+    assert optimizer.param_groups[0]["lr"] == wanted["init_args"]["lr"]
+    assert list(model.averaging.half_lives) == given["averaging"]["half_lives"]
     assert cli.trainer.max_steps == CONTENT[name]["trainer"]["max_steps"]
     kinds = {type(c).__name__ for c in cli.trainer.callbacks}
     assert kinds >= {"MemorizationCallback", "QualityCallback", "SampleGridCallback", "RunCheckpoint"}
@@ -175,11 +177,11 @@ def test_published_rates_in_steps():
         return CONTENT[f"cifar10/{name}.yaml"]["model"]["init_args"]
 
     batch = CONTENT["cifar10/data.yaml"]["batch_size"]
-    assert given("student_cd")["ema_half_lives"] == [half_life(0.9999)]
-    assert given("student_ict")["ema_half_lives"] == [half_life(0.99993)]
-    assert given("teacher_vp")["ema_half_lives"] == [round(math.log(0.5) / math.log(0.9999) * 128 / batch)]
-    assert given("teacher")["ema_half_lives"] == [round(0.5e6 / batch)]
-    assert given("teacher")["warmup_steps"] == int(10e6 / batch)
+    assert given("student_cd")["averaging"]["half_lives"] == [half_life(0.9999)]
+    assert given("student_ict")["averaging"]["half_lives"] == [half_life(0.99993)]
+    assert given("teacher_vp")["averaging"]["half_lives"] == [round(math.log(0.5) / math.log(0.9999) * 128 / batch)]
+    assert given("teacher")["averaging"]["half_lives"] == [round(0.5e6 / batch)]
+    assert given("teacher")["optimization"]["warmup_steps"] == int(10e6 / batch)
     assert CONTENT["cifar10/teacher.yaml"]["trainer"]["max_steps"] == 200e6 / batch
     assert CONTENT["cifar10/student_ict.yaml"]["trainer"]["accumulate_grad_batches"] * batch == 1024
 

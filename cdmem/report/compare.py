@@ -28,8 +28,10 @@ SEED = "seed"
 SILENT = ("run_dir", "threads", "wandb", "audit")
 # They follow from the study's seed and from its folder.
 DERIVED = (
-    "training_seed",
+    "training_seed",  # names of the first format
     "sampling_seed",
+    "seeds.training",
+    "seeds.sampling",
     "subset_seed",
     "order_seed",
     "teacher.config",

@@ -95,6 +95,8 @@ class Student(DiffusionModule):
         if any(a <= b for a, b in pairwise(levels)) or levels[-1] <= 0:
             problem = f"must fall from below {SIGMA_MAX} to above 0"
             raise InputError("model.mid_sigmas", self.mid_sigmas, problem, "e.g. [0.8]")
+        if self.method is None:  # null in a config
+            raise InputError("model.method", None, "is no method", "e.g. cdmem.distillation.ConsistencyDistillation")
         name = self.teacher_name
         if name is None and self.method.needs_teacher:
             hint = "give the teacher's checkpoint or run folder"

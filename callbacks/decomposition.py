@@ -9,9 +9,10 @@ import torch
 from callbacks.evaluation import Cadence, Evaluation, EvaluationCallback, Planned
 from cdmem.data.subset import TrainingSet
 from cdmem.diffusion.noise import sampler_sigmas
-from cdmem.diffusion.sampling import NoiseSource, first_seed
+from cdmem.diffusion.sampling import NoiseSource
 from cdmem.errors import InputError
 from cdmem.images import to_float
+from cdmem.seeds import first_sample
 from cdmem.theory.decomposition.parts import decompose
 from cdmem.theory.decomposition.paths import walk
 from cdmem.theory.measures import nearest_two
@@ -54,7 +55,7 @@ class DecompositionCallback(EvaluationCallback):
         module, training = evaluation.module, evaluation.training_set
         if module.role != "teacher":
             return {}
-        start = first_seed(module.sampling_seed)
+        start = first_sample(module.sampling_seed)
         noise = NoiseSource(range(start, start + self.samples), training.shape, "cpu")
         full = module.sampler()
         sigmas = sampler_sigmas(self.steps, float(full.sigmas[-2]), float(full.sigmas[0]))

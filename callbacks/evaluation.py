@@ -25,10 +25,11 @@ from lightning.pytorch import Callback, Trainer
 from torch import Tensor
 
 from cdmem.data.subset import TrainingSet
-from cdmem.diffusion.sampling import Sampler, first_seed
+from cdmem.diffusion.sampling import Sampler
 from cdmem.errors import InputError
 from cdmem.images import write_png
 from cdmem.run.folder import RunFolder
+from cdmem.seeds import first_sample
 from cdmem.training.module import DiffusionModule
 
 Spacing = Literal["log", "linear"]
@@ -160,7 +161,7 @@ class Evaluation:
         return self.trainer.is_global_zero and self.trainer.state.fn == "fit" and not self.trainer.fast_dev_run
 
     def _seeds(self, count: int) -> list[int]:
-        start = first_seed(self.module.sampling_seed)
+        start = first_sample(self.module.sampling_seed)
         return list(range(start + self.trainer.global_rank, start + count, self.trainer.world_size))
 
     def _make(self, store: dict[str, Tensor], key: str, sampler: Sampler, count: int) -> tuple[Tensor, Tensor]:

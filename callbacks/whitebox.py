@@ -12,11 +12,11 @@ from torch import Tensor
 from callbacks.evaluation import Cadence, Evaluation, EvaluationCallback, Planned
 from cdmem.data.subset import TrainingSet
 from cdmem.diffusion.preconditioning import DenoiserLike
-from cdmem.diffusion.sampling import first_seed
 from cdmem.errors import InputError
 from cdmem.metrics.whitebox.loss_gap import OdeEndpoint
 from cdmem.metrics.whitebox.record import EXACT_DIMENSIONS, IMAGES, PROBES, SIGMAS, Whitebox
 from cdmem.metrics.whitebox.roc import Estimate
+from cdmem.seeds import first_sample
 from cdmem.training.module import DiffusionModule
 
 
@@ -118,7 +118,7 @@ class WhiteboxCallback(EvaluationCallback):
 
     def measure(self, evaluation: Evaluation) -> dict[str, float]:
         module, t, size = evaluation.module, evaluation.training_set, self.cadence.batch_size
-        seed, device = module.sampling_seed, module.device
+        seed, device = first_sample(module.sampling_seed), module.device
         whitebox = Whitebox(module, t, self.sigmas, self.images, self.weights, seed, size, device)
         f, columns = whitebox.suffix, {}
         endpoint = self._teacher_endpoint(module)
@@ -137,7 +137,7 @@ class WhiteboxCallback(EvaluationCallback):
                 columns[f"optimum_mse{name}"] = [d.absolute for d in distances]
                 columns[f"optimum{name}"] = [d.ratio for d in distances]
         # Every rank makes the same few images itself: shares would have to be gathered.
-        seeds = list(range(first_seed(seed), first_seed(seed) + self.samples))
+        seeds = list(range(seed, seed + self.samples))
         images = module.sampler(None, self.weights)(seeds, device)
         columns[f"lid{f}"] = [float(value.median()) for value in whitebox.dimensions(images, seeds)]
         levels = [f"_s{s:g}" for s in self.sigmas]

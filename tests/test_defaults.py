@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from cdmem import seeds
 from cdmem.data.stream import BatchStream
 from cdmem.data.subset import SubsetSpec
 from cdmem.diffusion import ddpm, losses, noise, preconditioning, sampling
@@ -160,7 +161,7 @@ def test_documented_constants():
     assert (fidelity.MOST, fidelity.LEAST, HALF_RANGE) == (10_000, 3, 127.5)
     # Jiralerspong et al. 2023, their program.
     assert (likelihood.LOWEST, likelihood.HIGHEST, likelihood.START, likelihood.NEARER) == (-40, 20, 1e-3, 0.9**2)
-    assert (sampling.SEEDS_PER_RUN, sampling.LABEL_STREAM, matching.NOISE_STREAM) == (1_000_000, 109_537, 0x5EED)
+    assert (seeds.SAMPLES_PER_RUN, seeds.COUNTERS, len(set(seeds.STREAMS.values()))) == (2**20, 2**29, 8)
     assert loss_gap.SEED_OFFSET == 750_000
     measures = (authenticity.Authenticity, prdc.ManifoldQuality)
     assert all(m.higher_is_better for m in measures)

@@ -18,7 +18,6 @@ from cdmem.audit.result import AuditResult
 from cdmem.audit.settings import SAMPLES, AuditSettings
 from cdmem.audit.suite import build_features, extractor_record, fidelity_metrics, measure, prepared
 from cdmem.data.subset import TrainingSet
-from cdmem.diffusion.sampling import first_seed
 from cdmem.errors import InputError
 from cdmem.images import to_float, to_uint8
 from cdmem.metrics.comparison.equal_noise import fidelity_matched
@@ -29,6 +28,7 @@ from cdmem.metrics.neighbors.index import group_index
 from cdmem.metrics.statistics import benjamini_hochberg, conformal_p_values
 from cdmem.metrics.whitebox.record import whitebox_record
 from cdmem.run.folder import RunFolder
+from cdmem.seeds import first_sample
 
 FALSE_DISCOVERIES = 0.01
 WIDEST = 50  # neighbours that any metric asks for
@@ -57,7 +57,7 @@ class Auditor:
     Args:
         training_set: T and H.
         settings: what to measure and how.
-        sampling_seed: first sample seed is 1,000,000 times this.
+        sampling_seed: of the samples, see :func:`cdmem.seeds.first_sample`.
         folder: where rows and images are kept; None keeps nothing.
         progress: show a bar.
     """
@@ -73,7 +73,7 @@ class Auditor:
         self.training_set, self.settings = training_set, settings or AuditSettings()
         self.samples, self.threshold = self.settings.samples or SAMPLES, self.settings.threshold
         self.near_duplicates, self.device = self.settings.near_duplicates, self.settings.torch_device
-        self.first = first_seed(sampling_seed)
+        self.first = first_sample(sampling_seed)
         names = dict.fromkeys(self.settings.features or ["pixels"])
         self.extractors = [build_features(name).to(self.device) for name in names]
         self.folder, self.progress = folder, progress

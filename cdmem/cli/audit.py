@@ -17,10 +17,10 @@ from cdmem.audit.result import AuditResult
 from cdmem.audit.settings import SAMPLES, AuditSettings
 from cdmem.audit.text import print_summary
 from cdmem.cli.arguments import new_file, parse
-from cdmem.diffusion.sampling import SEEDS_PER_RUN
 from cdmem.errors import InputError
 from cdmem.io.paths import usable_path
 from cdmem.run.folder import RunFolder
+from cdmem.seeds import SAMPLES_PER_RUN
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +32,7 @@ class AuditCommand(AuditSettings):
         training_set: run folder, training_set.json, .npz or folder of images.
         held_out: the same forms; images that were not trained on.
         teacher: the student's teacher, for the paired comparison; looked for if null.
-        seed: sampling seed; the first sample seed is 1,000,000 times this.
+        seed: sampling seed, which chooses the first sample seed.
         weights: raw or ema_<half-life>; the checkpoint's choice if null.
         flip: training mirrored images, so that a mirrored copy is a copy.
         data_path: where the pixels of a run's data source lie now.
@@ -78,8 +78,8 @@ def with_samples(command: AuditCommand, generators: Sequence[Generator]) -> Audi
     samples = command.samples or (given[0] if given else SAMPLES)
     if given and samples > given[0]:
         raise InputError("samples", samples, f"only {given[0]} images are given", "ask for fewer")
-    if not given and samples > SEEDS_PER_RUN:
-        problem = f"a sampling seed has {SEEDS_PER_RUN:,} samples; more would repeat those of the next seed"
+    if not given and samples > SAMPLES_PER_RUN:
+        problem = f"a sampling seed has {SAMPLES_PER_RUN:,} samples; more would repeat those of the next seed"
         raise InputError("samples", samples, problem, "ask for fewer, under several --seed")
     return replace(command, samples=samples)
 

@@ -11,12 +11,13 @@ from tqdm import tqdm
 
 from cdmem.audit.settings import usable_device
 from cdmem.cli.arguments import new_file, parse
-from cdmem.diffusion.sampling import first_seed, in_batches
+from cdmem.diffusion.sampling import in_batches
 from cdmem.errors import InputError
 from cdmem.images import grid, to_uint8, write_png
 from cdmem.io.atomic import replacing
 from cdmem.io.paths import usable_path
 from cdmem.models.load import load_model
+from cdmem.seeds import first_sample
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,7 +59,7 @@ def run_sample(args: Sequence[str]) -> int:
     device = usable_device(options.device)
     module.to(device)
     sampler = module.sampler(options.nfe, options.weights)
-    start = first_seed(module.sampling_seed if options.seed is None else options.seed)
+    start = first_sample(module.sampling_seed if options.seed is None else options.seed)
     seeds = range(start, start + options.samples)
     parts = []
     with tqdm(total=options.samples, desc=f"{module.role} {sampler.nfe} NFE") as bar:

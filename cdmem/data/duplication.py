@@ -10,10 +10,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from cdmem.data.stream import derived_seed
 from cdmem.errors import InputError
 from cdmem.io.arrays import UNREADABLE, read_arrays
 from cdmem.io.paths import usable_path
+from cdmem.seeds import duplication_seed
 
 KEY = "data.duplication"
 MAX_ROWS = 2**28  # the row map alone is 2 GB at this size
@@ -60,7 +60,7 @@ def multiplicities(duplication: object, n: int, seed: int) -> Tensor:
 
 
 def _order(n: int, seed: int) -> Tensor:
-    return torch.randperm(n, generator=torch.Generator().manual_seed(derived_seed("duplication", seed)))
+    return torch.randperm(n, generator=torch.Generator().manual_seed(duplication_seed(seed)))
 
 
 def _groups(groups: Sequence[object], n: int) -> list[int]:

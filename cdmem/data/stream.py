@@ -7,7 +7,6 @@ and the same examples follow, for any number of ranks that divides the global ba
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -17,6 +16,7 @@ from torch import Tensor
 from torch.utils.data import IterableDataset, get_worker_info
 
 from cdmem.errors import InputError
+from cdmem.seeds import generator_seed
 
 
 class Batch(NamedTuple):
@@ -31,12 +31,6 @@ class Batch(NamedTuple):
     image: Tensor
     label: Tensor
     index: Tensor  # type: ignore[assignment]  # a tuple has a method of this name
-
-
-def derived_seed(*parts: int | str) -> int:
-    """A 63-bit seed from a purpose and numbers; unlike sums such as seed + epoch, no two of them coincide."""
-    digest = hashlib.sha256("\0".join(map(str, parts)).encode()).digest()
-    return int.from_bytes(digest[:8], "big") >> 1
 
 
 class BatchStream(IterableDataset[Batch]):
@@ -125,7 +119,7 @@ class BatchStream(IterableDataset[Batch]):
         """Permutation int64 (rows,) and coins bool (rows,) of an epoch; the last two are kept."""
         if epoch not in self._epochs:
             rows = len(self.row_to_group)
-            generator = torch.Generator().manual_seed(derived_seed("epoch", self.seed, epoch))
+            generator = torch.Generator().manual_seed(generator_seed(self.seed, "order", epoch))
             order = torch.randperm(rows, generator=generator)
             coins = torch.randint(2, (rows,), generator=generator).bool()
             if len(self._epochs) == 2:

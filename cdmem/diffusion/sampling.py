@@ -16,18 +16,7 @@ from torch import Tensor
 from cdmem.diffusion.noise import expand
 from cdmem.diffusion.preconditioning import DenoiserLike
 from cdmem.diffusion.solvers import SolverStep, euler_step
-from cdmem.errors import InputError
-
-LABEL_STREAM = 0x1ABE1
-SEEDS_PER_RUN = 1_000_000
-
-
-def first_seed(sampling_seed: int) -> int:
-    """First sample seed of a sampling seed: different sampling seeds share no noise, up to a million samples."""
-    # torch's CPU generator keeps 32 bits of a seed; beyond that, noise would repeat silently.
-    if not 0 <= sampling_seed < 2**32 // SEEDS_PER_RUN:
-        raise InputError("seed", sampling_seed, f"must be 0 to {2**32 // SEEDS_PER_RUN - 1}", "choose a smaller seed")
-    return sampling_seed * SEEDS_PER_RUN
+from cdmem.seeds import Stream, sample_seed
 
 
 class NoiseSource:
@@ -37,11 +26,18 @@ class NoiseSource:
         seeds: integer sample seeds, length B.
         shape: (C, H, W).
         device: where the draws end up; they are always *made* on the CPU.
+        stream: of the noise.
     """
 
-    def __init__(self, seeds: Sequence[int], shape: Sequence[int], device: torch.device | str = "cpu") -> None:
+    def __init__(
+        self,
+        seeds: Sequence[int],
+        shape: Sequence[int],
+        device: torch.device | str = "cpu",
+        stream: Stream = "samples",
+    ) -> None:
         self.seeds, self.shape, self.device = [int(s) for s in seeds], tuple(shape), device
-        self.generators = [torch.Generator().manual_seed(s) for s in self.seeds]
+        self.generators = [torch.Generator().manual_seed(sample_seed(s, stream)) for s in self.seeds]
 
     def next(self) -> Tensor:
         """The next unit Gaussian draw of every seed: (B, C, H, W) float32."""
@@ -52,7 +48,7 @@ class NoiseSource:
         if num_classes == 0:
             return None
         drawn = [
-            torch.randint(num_classes, (), generator=torch.Generator().manual_seed(s ^ LABEL_STREAM))
+            torch.randint(num_classes, (), generator=torch.Generator().manual_seed(sample_seed(s, "labels")))
             for s in self.seeds
         ]
         return torch.stack(drawn).to(self.device)

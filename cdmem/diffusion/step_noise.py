@@ -7,18 +7,13 @@ dropout masks do: networks draw those themselves, so every part has a stream of 
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor
 
-
-def mix(*numbers: int) -> int:
-    """A 63-bit seed from any integers; close inputs give unrelated seeds."""
-    digest = hashlib.blake2b(",".join(map(str, numbers)).encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "big") >> 1
+from cdmem.seeds import generator_seed
 
 
 class StepNoise:
@@ -46,8 +41,8 @@ class StepNoise:
         parts: int = 1,
         device: torch.device | str = "cpu",
     ) -> None:
-        self.seed = mix(seed, step)
-        self.dropout_seed = mix(self.seed, 1 + part)
+        self.seed = generator_seed(seed, "training", step)
+        self.dropout_seed = generator_seed(seed, "dropout", step * parts + part)
         self.generator = torch.Generator(device=device).manual_seed(self.seed)
         self.total, self.device = local_batch * parts, device
         self.mine = slice(part * local_batch, (part + 1) * local_batch)

@@ -15,6 +15,7 @@ from cdmem.errors import InputError
 from cdmem.io.text import read_json
 from cdmem.networks.config import MAX_ITEMS, MAX_SIDE, NetworkConfig
 from cdmem.networks.unet import UNetNetwork
+from cdmem.seeds import generator_seed
 
 MAX_WIDTH, MAX_LAYERS, MAX_NAME = 2**16, 64, 64  # far above any real network
 WEIGHTS_FILE = "diffusion_pytorch_model.safetensors"
@@ -75,7 +76,7 @@ class DiffusersUNet(NetworkConfig):
                 "change in_channels, sample_size or num_class_embeds, or the data",
             )
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+            torch.manual_seed(generator_seed(seed, "network"))
             unet = self.make()
         nn.init.zeros_(unet.conv_out.weight)
         nn.init.zeros_(unet.conv_out.bias)

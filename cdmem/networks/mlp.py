@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from cdmem.errors import InputError
 from cdmem.networks.config import NetworkConfig
+from cdmem.seeds import generator_seed
 
 
 class MLPNetwork(nn.Module):
@@ -69,5 +70,5 @@ class MLP(NetworkConfig):
         if self.width % 2:
             raise InputError("model.network.width", self.width, "must be even", "add one")
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+            torch.manual_seed(generator_seed(seed, "network"))
             return MLPNetwork(shape, self.width, self.depth, self.dropout, num_classes)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from cdmem.errors import InputError
 from cdmem.networks.config import MAX_ITEMS, NetworkConfig
+from cdmem.seeds import generator_seed
 
 
 class UNetNetwork(nn.Module):
@@ -75,7 +76,7 @@ class UNet(NetworkConfig):
         sides = [shape[1] // 2**level for level in range(len(self.channels))]
         attends = [side in self.attention for side in sides]
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+            torch.manual_seed(generator_seed(seed, "network"))
             unet = UNet2DModel(
                 sample_size=shape[1] if shape[1] == shape[2] else tuple(shape[1:]),
                 in_channels=shape[0],

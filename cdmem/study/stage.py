@@ -26,6 +26,7 @@ from cdmem.models.load import load_teacher
 from cdmem.run.folder import CONFIG, FINISHED, RunFolder
 from cdmem.run.provenance import environment
 from cdmem.run.settings import check_same_settings
+from cdmem.seeds import check_seed, generator_seed
 from cdmem.study.consent import consent, split_consent
 from cdmem.study.parsing import PARSING, check_numbers, config_name, explain, joined, one_line, quiet_libraries
 from cdmem.tracking.jsonl import JsonlLogger
@@ -42,7 +43,6 @@ from cdmem.training.teacher import DiffusionTeacher
 with contextlib.suppress(ModuleNotFoundError):
     import callbacks  # noqa: F401  (the one place that looks callbacks up: short class names in configs)
 
-DERIVED_DATA_SEEDS = ("subset_seed", "order_seed")
 DERIVED_MODEL_SEEDS = ("training", "sampling")
 INVALID = (KeyError, IndexError, TypeError, ValueError, AttributeError, ArithmeticError, RuntimeError)
 MAX_THREADS = 256
@@ -116,9 +116,11 @@ class Stage(LightningCLI):
         self.check_sections()
         s = self.settings
         check_numbers(s)
-        for name in DERIVED_DATA_SEEDS:
-            if s.data[name] is None:
-                s.data[name] = s.seed
+        check_seed(s.seed)
+        if s.data.subset_seed is None:
+            s.data.subset_seed = generator_seed(s.seed, "subset")
+        if s.data.order_seed is None:
+            s.data.order_seed = s.seed
         for name in DERIVED_MODEL_SEEDS:
             if s.model.init_args.seeds[name] is None:
                 s.model.init_args.seeds[name] = s.seed
@@ -138,7 +140,7 @@ class Stage(LightningCLI):
         self.record = redact(yaml.safe_load(self._parser(self.command).dump(s, skip_validation=True)))
         s.trainer.default_root_dir = s.run_dir
         torch.set_num_threads(s.threads or max(1, (os.cpu_count() or 1) // processes_here(s.trainer.devices)))
-        pl.seed_everything(s.seed, verbose=False)
+        pl.seed_everything(generator_seed(s.seed, "network", 1), verbose=False)
 
     def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
         """Add what every run has: JSONL record, W&B, checkpoints under the run folder, a bar that knows the end."""
@@ -230,7 +232,7 @@ class Stage(LightningCLI):
         # Lightning reads the instantiated copy of the settings.
         self.config_init[self.command].ckpt_path = self.settings.ckpt_path
         if self.command == "fit" and self.settings.ckpt_path is None:
-            pl.seed_everything(self.settings.seed, verbose=False)
+            pl.seed_everything(generator_seed(self.settings.seed, "network", 1), verbose=False)
         started = time.time()
         try:
             with watching_peers(self.trainer):

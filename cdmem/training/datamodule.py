@@ -14,8 +14,8 @@ from cdmem.data.pixels import PixelOptions
 from cdmem.data.sources import SOURCES, load_source, noise_pool
 from cdmem.data.stream import Batch, BatchStream
 from cdmem.data.subset import SubsetSpec, TrainingSet, choose
-from cdmem.diffusion.sampling import SEEDS_PER_RUN, first_seed
 from cdmem.errors import InputError
+from cdmem.seeds import SAMPLES_PER_RUN, first_sample
 
 MAX_BATCH = 2**16  # images over all devices; beyond it a mistyped number would draw indices for hours
 
@@ -83,8 +83,8 @@ class MemorizationDataModule(LightningDataModule):
         if not 1 <= batch_size <= MAX_BATCH:
             problem = f"must be at least 1 and at most {MAX_BATCH}"
             raise InputError("data.batch_size", batch_size, problem, "64 is usual for small sets")
-        if not 1 <= predict_samples <= SEEDS_PER_RUN:
-            problem = f"must be at least 1 and at most {SEEDS_PER_RUN}"
+        if not 1 <= predict_samples <= SAMPLES_PER_RUN:
+            problem = f"must be at least 1 and at most {SAMPLES_PER_RUN}"
             raise InputError("data.predict_samples", predict_samples, problem, "e.g. 64")
         self.source, self.path, self.download = source, path, download
         self.pixels = {"resolution": resolution, "grayscale": grayscale, "crop": crop}
@@ -181,6 +181,6 @@ class MemorizationDataModule(LightningDataModule):
 
     def predict_dataloader(self) -> DataLoader:
         """Batches of sample seeds for ``predict``."""
-        start = first_seed(self.trainer.lightning_module.sampling_seed)
+        start = first_sample(self.trainer.lightning_module.sampling_seed)
         seeds = torch.arange(start, start + self.predict_samples)
         return DataLoader(EveryRank(seeds.split(64)), batch_size=None, num_workers=0)

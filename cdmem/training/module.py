@@ -27,6 +27,7 @@ from cdmem.training.record import ModelRecord
 from cdmem.training.settings import RAW, Averaging, Optimization, Seeds
 
 Parameterization = Literal["edm", "vp"]
+VALIDATION = 2**28  # first number of its noise, beyond any step of training
 
 
 class DiffusionModule(LightningModule):
@@ -256,7 +257,7 @@ class DiffusionModule(LightningModule):
 
         In float32 whatever the training's precision; every rank sees every image.
         """
-        noise = StepNoise(self.sampling_seed, batch_idx, len(batch.image), device=self.device)
+        noise = StepNoise(self.sampling_seed, VALIDATION + batch_idx, len(batch.image), device=self.device)
         with torch.autocast(self.device.type, enabled=False):
             loss = self.loss(batch, noise).mean()
         which = ["train", "held_out"][dataloader_idx]

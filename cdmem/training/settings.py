@@ -11,8 +11,8 @@ import torch
 from lightning.pytorch.cli import OptimizerCallable
 from torch import nn
 
-from cdmem.diffusion.sampling import first_seed
 from cdmem.errors import InputError
+from cdmem.seeds import first_sample
 
 RAW = "raw"
 
@@ -89,4 +89,4 @@ class Seeds:
     sampling: int | None = None
 
     def __post_init__(self) -> None:
-        first_seed(self.sampling or 0)
+        first_sample(self.sampling or 0)

@@ -16,13 +16,14 @@ from cdmem.data.stream import Batch
 from cdmem.data.subset import UNRECORDED, TrainingSet
 from cdmem.diffusion.noise import SIGMA_MAX
 from cdmem.diffusion.preconditioning import Denoiser, DenoiserLike
-from cdmem.diffusion.sampling import ConsistencySampler, NoiseSource, OdeSampler, first_seed
+from cdmem.diffusion.sampling import ConsistencySampler, NoiseSource, OdeSampler
 from cdmem.diffusion.step_noise import StepNoise, dropout_seed
 from cdmem.distillation.base import CleanBatch, DistillationMethod, Progress, StudentFunctions
 from cdmem.distillation.consistency import ConsistencyDistillation, ConsistencyTraining
 from cdmem.errors import InputError
 from cdmem.images import to_uint8
 from cdmem.networks.config import NetworkConfig
+from cdmem.seeds import first_sample
 from cdmem.training.compile import compile_in_place
 from cdmem.training.frozen_teacher import ANALYTIC, FrozenTeacher
 from cdmem.training.module import DiffusionModule
@@ -203,7 +204,7 @@ class Student(DiffusionModule):
     def _teacher_images(self) -> tuple[Tensor, Tensor]:
         """Pool of teacher samples (uint8) and their labels; the same on every rank and on resume."""
         count = self.seen.count or self.data.training_set.rows
-        start = first_seed(self.sampling_seed) + POOL_OFFSET
+        start = first_sample(self.sampling_seed) + POOL_OFFSET
         seeds = list(range(start, start + count))
         images, labels = [], []
         for k in range(0, count, BLOCK):

@@ -12,12 +12,13 @@ from callbacks import Cadence, WhiteboxCallback
 from callbacks.whitebox import Remembered
 from cdmem.diffusion.analytic import EmpiricalDenoiser, GaussianDenoiser
 from cdmem.diffusion.noise import sampler_sigmas
-from cdmem.diffusion.sampling import OdeSampler, first_seed
+from cdmem.diffusion.sampling import OdeSampler
 from cdmem.diffusion.solvers import heun_step
 from cdmem.errors import InputError
 from cdmem.images import to_float
 from cdmem.metrics.whitebox.loss_gap import OdeEndpoint
 from cdmem.metrics.whitebox.record import SIGMAS, whitebox_record
+from cdmem.seeds import first_sample
 
 SHAPE = (1, 4, 4)
 T = support.make_training_set(support.random_images(20, SHAPE), held_out=support.random_images(24, SHAPE, seed=1))
@@ -78,7 +79,7 @@ def test_the_audit_measures_the_same(role):
     denoiser = EmpiricalDenoiser(to_float(T.images))
     function, teacher = (denoiser, None) if role == "teacher" else (OdeEndpoint(denoiser), denoiser)
     evaluation = fake(function, role, teacher)
-    seeds = torch.arange(first_seed(3), first_seed(3) + 4)
+    seeds = torch.arange(first_sample(3), first_sample(3) + 4)
     samples, hit = evaluation.module.sampler()(seeds.tolist(), "cpu"), torch.tensor([True, False, True, False])
     record = whitebox_record(evaluation.module, T, teacher and fake(teacher).module, samples, seeds, hit, "cpu")
     values, suffix = measured(SIGMAS, function, role, teacher), "" if role == "teacher" else "_f"

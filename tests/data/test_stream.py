@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from cdmem.data.stream import BatchStream, derived_seed
+from cdmem.data.stream import BatchStream
 from cdmem.errors import InputError
 
 N = 7
@@ -91,12 +91,6 @@ def test_another_seed_gives_another_order():
     assert not torch.equal(stream(ROWS).rows_of(0), stream(ROWS, seed=1).rows_of(0))
     # seed + epoch would make epoch 1 of seed 0 the epoch 0 of seed 1
     assert not torch.equal(stream(ROWS).rows_of(1), stream(ROWS, seed=1).rows_of(0))
-
-
-def test_derived_seeds_keep_their_parts_apart():
-    assert derived_seed("a", 1, 23) != derived_seed("a", 12, 3)
-    assert derived_seed("a", 1) == derived_seed("a", 1) != derived_seed("b", 1)
-    assert all(0 <= derived_seed(k) < 2**63 for k in range(100))
 
 
 def test_flips_mirror_half_the_images_and_change_from_epoch_to_epoch():

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 import support
-from cdmem.diffusion.step_noise import StepNoise, dropout_seed, mix
+from cdmem.diffusion.step_noise import StepNoise, dropout_seed
 
 CPU = torch.device("cpu")
 
@@ -57,13 +57,6 @@ def test_steps_are_independent():
     z = torch.stack([StepNoise(0, k, 1).normal((8,))[0] for k in range(3000)]).double()
     assert float(z.mean(0).abs().max()) < 5 / 3000**0.5
     assert float((z[1:] * z[:-1]).mean(0).abs().max()) < 5 / 3000**0.5
-
-
-def test_mix_separates_neighbours_and_order():
-    values = {mix(a, b) for a in range(50) for b in range(50)}
-    assert len(values) == 2500
-    assert mix(1, 23) != mix(12, 3)
-    assert all(0 <= v < 2**63 for v in values)
 
 
 @pytest.mark.parametrize("p", [0.1, 0.5])

@@ -184,11 +184,6 @@ def test_nothing_is_clamped():
     torch.testing.assert_close(ode, torch.full_like(x, 7.0), rtol=1e-6, atol=0)
 
 
-def test_sampling_seeds_share_no_samples():
-    assert sampling.first_seed(0) == 0
-    assert sampling.first_seed(3) - sampling.first_seed(2) == 1_000_000
-
-
 def test_renoise_tells_neighbouring_levels_apart():
     x0, eps = torch.zeros(2, 1, 1, 1).bfloat16(), torch.ones(2, 1, 1, 1).bfloat16()
     low, high = renoised = sampling.renoise(x0, torch.tensor([1.0, 1.001]), eps)

@@ -98,8 +98,9 @@ def test_its_page_is_written_again(old):
 
 
 def test_its_teacher_is_distilled_by_a_new_student(old, tmp_path):
-    """With the config of the debug student, whose data are those of the old run."""
-    student = ["--config", CONFIGS / "debug" / "student.yaml", "--run_dir", tmp_path / "new", "--wandb", "false"]
+    """With the config of the debug student, whose data are those of the old run by the subset seed of its record."""
+    student = ["--config", CONFIGS / "debug" / "student.yaml", "--run_dir", tmp_path / "new", "--data.subset_seed", 0]
+    student += ["--wandb", "false"]
     short = ["--trainer.max_steps", 2, "--trainer.enable_progress_bar", "false"]
     assert cdmem("fit", *student, *short, "--model.teacher", old / "teacher") == 0
     assert json.loads((tmp_path / "new" / "finished.json").read_text())["step"] == 2

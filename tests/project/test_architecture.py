@@ -26,6 +26,7 @@ ROOMS = {
 # Arrows on one floor.
 BESIDE = {
     ("cdmem.io", "cdmem.errors"),
+    ("cdmem.seeds", "cdmem.errors"),
     ("callbacks", "cdmem.audit"),
     ("callbacks", "cdmem.theory"),
     ("cdmem.theory", "cdmem.audit"),

@@ -9,6 +9,7 @@ import support
 from cdmem.diffusion.sampling import NoiseSource
 from cdmem.errors import InputError
 from cdmem.images import to_float, to_uint8
+from cdmem.seeds import first_sample
 from cdmem.training.student import Student
 
 # ---- what the student is shown --------------------------------------------------------------------------------------
@@ -41,12 +42,12 @@ def test_ids_tell_where_the_images_come_from(seen):
 
 
 def test_a_pool_is_sampled_seed_by_seed():
-    """More samples than are made at once; seeds apart from those of evaluations, which start at seed * 1,000,000."""
+    """More samples than are made at once; seeds apart from those of evaluations."""
     data = support.make_data()
     module = support.make_student(data="teacher_samples", teacher_sample_count=300, sampling_seed=3)
     support.fit(module, 1, data)
     pool, labels = module._teacher_images()
-    expected = module.teacher_sampler()(range(3_500_000, 3_500_300))
+    expected = module.teacher_sampler()(range(first_sample(3) + 500_000, first_sample(3) + 500_300))
     assert torch.equal(pool, to_uint8(expected)) and not labels.any()
 
 

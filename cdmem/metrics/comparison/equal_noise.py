@@ -29,7 +29,6 @@ from cdmem.metrics.memorization.extraction import conformal_threshold
 from cdmem.metrics.memorization.ratio import memorized
 from cdmem.metrics.neighbors.index import GroupIndex
 
-NOISE_STREAM = 0x5EED
 MAX_NOISE = 128.0
 FALSE_POSITIVES = 0.01
 WITHOUT_CONTROL = 1 / 2
@@ -157,8 +156,7 @@ def fidelity_matched(
     record |= {"common": int(common.sum()), "noise": None, "teacher_f_mem": None, "difference": None}
     if record["common"] < MIN_SEEDS:
         return record
-    seeds = [s ^ NOISE_STREAM for s in teacher[SEEDS].tolist()]
-    noise = NoiseSource(seeds, tuple(teacher_images.shape[1:])).next()
+    noise = NoiseSource(teacher[SEEDS].tolist(), tuple(teacher_images.shape[1:]), stream="equal_noise").next()
     targets = _copied_images(teacher_images[common], search)
     level = copy_noise(teacher_images[common], noise[common], targets, student["squared"][common, 0])
     if level > 0:

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from cdmem.diffusion.noise import SIGMA_MIN, sampler_sigmas
 from cdmem.diffusion.preconditioning import DenoiserLike
-from cdmem.diffusion.sampling import NoiseSource, first_seed, sample_ode
+from cdmem.diffusion.sampling import NoiseSource, sample_ode
 from cdmem.diffusion.solvers import heun_step
 from cdmem.errors import InputError
 from cdmem.images import to_float
@@ -70,7 +70,7 @@ def noisy_batches(
     Args:
         images: uint8 (n, C, H, W).
         sigmas: positive noise levels.
-        seed: a sampling seed.
+        seed: first sample seed of the run.
         draws: noises per image.
         batch_size: images at once.
         labels: classes int64 (n,), for conditional models.
@@ -83,7 +83,7 @@ def noisy_batches(
         raise InputError("images", 0, "a loss is a mean over images", "give at least one")
     if not len(sigmas) or min(sigmas) <= 0:
         raise InputError("sigmas", list(sigmas), "noise levels must be positive", "e.g. [0.1, 0.5, 2.0]")
-    start = first_seed(seed) + SEED_OFFSET
+    start = seed + SEED_OFFSET
     for k in range(0, len(images), batch_size):
         rows = slice(k, min(k + batch_size, len(images)))
         clean = to_float(images[rows]).double().to(device)

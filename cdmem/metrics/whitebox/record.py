@@ -16,7 +16,7 @@ from torch import Tensor
 
 from cdmem.data.subset import TrainingSet
 from cdmem.diffusion.preconditioning import DenoiserLike
-from cdmem.diffusion.sampling import SEEDS_PER_RUN, NoiseSource
+from cdmem.diffusion.sampling import NoiseSource
 from cdmem.metrics.whitebox.empirical_optimum import OptimumDistance, distance_to_optimum, training_optimum
 from cdmem.metrics.whitebox.intrinsic_dimension import lid
 from cdmem.metrics.whitebox.loss_gap import LossGap, OdeEndpoint, denoising_losses, endpoint_losses, loss_gap
@@ -52,7 +52,7 @@ class Whitebox:
         sigmas: noise levels.
         images: how many of T, and of H, the first ones.
         weights: ``raw`` or ``ema_<half-life>``; None is the model's choice.
-        seed: sampling seed, of the noise.
+        seed: first sample seed of the run, of the noise.
         batch_size: images at once.
         device: where the model is.
     """
@@ -174,7 +174,7 @@ def whitebox_record(
     t, classes = training_set, model.num_classes
     if classes and (t.num_classes != classes or int(t.labels.max()) >= classes):
         return {"unavailable": f"the model has {classes} classes, the training set names {t.num_classes}"}
-    whitebox = Whitebox(model, t, seed=int(seeds[0]) // SEEDS_PER_RUN, device=device)
+    whitebox = Whitebox(model, t, seed=int(seeds[0]), device=device)
     record: dict[str, Any] = {"images": {name: len(images) for name, (images, _) in whitebox.sides.items()}}
     if whitebox.lacks_labels:
         record["unavailable"] = "held-out images without labels, for a model with classes"

@@ -96,9 +96,9 @@ def confounds(run: RunData) -> list[Table]:
         "the same by chance": [number(_at(p, "identity", "chance")) for p in pairs],
         "median log d1/d2, student minus teacher": [number(_at(p, "log_ratio", "median")) for p in pairs],
         "weights": [m["weights"] for m in students],
-        "distillation saw": [_setting(run, m, "data", "same") for m in students],
-        "preset": [_setting(run, m, "preset", NOTHING) for m in students],
-        "learning rate": [_setting(run, m, "lr_schedule", NOTHING) for m in students],
+        "distillation saw": [_setting(run, m, ("data", "images"), "data", "same") for m in students],
+        "method": [_setting(run, m, ("method", "class_path"), "preset").rpartition(".")[2] for m in students],
+        "learning rate": [_setting(run, m, ("optimization", "schedule"), "lr_schedule") for m in students],
     }
     rows += [[text, *cells] for text, cells in numbers.items()]
     return [Table(["check", *map(model_label, students)], rows)] if students else []
@@ -111,10 +111,12 @@ def _at(record: Any, *path: str) -> Any:
     return record
 
 
-def _setting(run: RunData, m: dict[str, Any], key: str, default: str) -> str:
-    """A setting of the stage that made a student."""
+def _setting(run: RunData, m: dict[str, Any], path: tuple[str, ...], old: str, default: str = NOTHING) -> str:
+    """A setting of the stage that made a student; ``old`` is its key in runs of the first format."""
     config = next((s.config for s in run.stages if s.name == m["name"]), {})
-    return str(config.get("model", {}).get("init_args", {}).get(key) or default)
+    settings = config.get("model", {}).get("init_args", {})
+    earlier = settings.get(old)
+    return str(_at(settings, *path) or (earlier if isinstance(earlier, str) else None) or default)
 
 
 def made(run: RunData) -> Iterator[Text | Table]:

@@ -15,6 +15,8 @@ from torch import Tensor
 
 from cdmem.seeds import generator_seed
 
+STEPS = 2**22  # of a run; dropout masks of a part have numbers of their own up to here
+
 
 class StepNoise:
     """Draws for one part of an optimizer step's batch.
@@ -42,7 +44,7 @@ class StepNoise:
         device: torch.device | str = "cpu",
     ) -> None:
         self.seed = generator_seed(seed, "training", step)
-        self.dropout_seed = generator_seed(seed, "dropout", step * parts + part)
+        self.dropout_seed = generator_seed(seed, "dropout", step + part * STEPS)
         self.generator = torch.Generator(device=device).manual_seed(self.seed)
         self.total, self.device = local_batch * parts, device
         self.mine = slice(part * local_batch, (part + 1) * local_batch)

@@ -87,6 +87,7 @@ def prepare(module: DiffusionModule, weights: str | None = None, n: int | None =
     edm = isinstance(scaling, EDMScaling)
     metadata = module.record.plain() | {
         "form": form,
+        "teacher": None,  # a path of the machine it was trained on
         "weights": name,
         "digest": weights_digest(network),
         "n": n,

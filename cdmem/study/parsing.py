@@ -34,6 +34,8 @@ UNKNOWN = re.compile(r"(?:unrecognized arguments?: -*|nested key ')([\w.+]+)(?:[
 KEY = re.compile(r'(?:Parser key "|are required: )([\w.]+)')
 NESTED = re.compile(r"NestedArg\(key='([\w.]+)', val='?([^')]*)")
 VALUE = re.compile(r"(?:Got value|Given value): (\S+)")
+# A value deep inside: the key within a class's settings, what was expected, what was given.
+INNER = re.compile(r'Parser key "([\w.]+)":\s+(Expected [^\n]*?)\. Got value: (\S+)')
 LIMIT = 2**63
 Kind = TypeVar("Kind")
 
@@ -209,6 +211,9 @@ def explain(error: BaseException) -> InputError:
         return InputError(missing[1], missing[2] or "", "no such setting", "check the spelling; --help lists all")
     key, nested, value = KEY.search(text), NESTED.search(text), VALUE.search(text)
     name = key[1] if key else "config"
+    deep = INNER.search(text)
+    if deep and deep[1] != name:
+        return InputError(f"{name}.{deep[1]}", deep[3], deep[2], HINT)
     if nested:
         return InputError(f"{name}.{nested[1]}", nested[2], one_line(text), HINT)
     return InputError(name, value[1] if value else "", one_line(text), HINT)

@@ -114,7 +114,7 @@ def runs(tmp_path_factory):
     torch.set_num_threads(1)
     run_jobs(jobs_of(folder / "one", []))
     (folder / "jobs.json").write_text(json.dumps(jobs_of(folder / "two", TWO)))
-    launch(torchrun(2, ROOT / "tests/spying.py", folder / "jobs.json"), folder / "log")
+    launch(torchrun(2, ROOT / "tests/support/spying.py", folder / "jobs.json"), folder / "log")
     return folder
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import time
 
 import numpy as np
 import pytest
@@ -318,14 +317,18 @@ def test_the_extractor_stays_out_of_checkpoints():
     assert not metric.state_dict() and not list(metric.parameters()) and len(list(metric.modules())) == 1
 
 
-def test_pixels_of_cifar_size_are_cheap():
+def test_pixels_of_cifar_size_are_cheap(monkeypatch):
+    """3,072 dimensions, and no decomposition of more than the rows: 600 in T and H, 256 samples."""
+    sizes = []
+    for name in ("svd", "svdvals", "eigh", "eigvalsh"):
+        real = getattr(torch.linalg, name)
+        monkeypatch.setattr(torch.linalg, name, lambda x, *a, real=real, **k: sizes.append(x.shape) or real(x, *a, **k))
     train, held_out = (torch.randint(0, 256, (600, 3, 32, 32), dtype=torch.uint8) for _ in range(2))
     metric = Fidelity(PixelFeatures())
     metric.prepare(training_set(train, held_out))
     metric.update(held_out[:256].flip(0), torch.arange(256))
-    start = time.perf_counter()
     assert math.isfinite(metric.compute()["fd_pixels"])
-    assert time.perf_counter() - start < 10  # seconds; 16 in the dense form
+    assert sizes and max(max(shape) for shape in sizes) <= 600
 
 
 def one_rank(rank, folder):

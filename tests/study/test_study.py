@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -369,3 +370,14 @@ def test_analytic_teachers_are_teachers(tmp_path, name):
     run("fit", "--config", write(tmp_path / "c.yaml", config), "--run_dir", str(tmp_path / "r"))
     measured = [r for r in rows(tmp_path / "r") if "distillation/rmse_to_teacher" in r]
     assert measured and all(math.isfinite(r["distillation/rmse_to_teacher"]) for r in measured)
+
+
+def test_a_resume_reads_its_checkpoint_once(study, tmp_path, monkeypatch):
+    """Found, checked and handed to Lightning: one read of the file."""
+    folder = Path(shutil.copytree(study[0] / "runs/tiny/teacher", tmp_path / "teacher"))
+    (folder / "finished.json").unlink()
+    reads, load = [], torch.load
+    monkeypatch.setattr(torch, "load", lambda file, *a, **k: reads.append(Path(str(file)).name) or load(file, *a, **k))
+    config = str(study[0] / "configs/tiny/teacher.yaml")
+    run("fit", "--config", config, "--run_dir", str(folder), "--seed", "3", "--ckpt_path", "last")
+    assert reads == ["last.ckpt"] and json.loads((folder / "finished.json").read_text())["step"] == STEPS

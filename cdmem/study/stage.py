@@ -213,9 +213,8 @@ class Stage(LightningCLI):
                 how = "stopped" if why else "finished"
                 print(f"      {how} before, at step {done['step']}{why}", flush=True)
                 return
-            if writes:
-                self._prepare_folder(folder)
-            self._hand_over(folder, checkpoint)
+            written = self._prepare_folder(folder) if writes and self.trainer.is_global_zero else []
+            self._hand_over(folder, checkpoint, written)
 
     def _prepare_model(self) -> None:
         """Build the network; a student is handed its teacher, which may not exist before now."""
@@ -226,7 +225,7 @@ class Stage(LightningCLI):
             self.model.receive(load_teacher(self.model.teacher_name, training_set, self.model.teacher_weights))
         self.model.prepare(training_set)
 
-    def _hand_over(self, folder: RunFolder, checkpoint: dict[str, Any] | None) -> None:
+    def _hand_over(self, folder: RunFolder, checkpoint: dict[str, Any] | None, written: Sequence[Path]) -> None:
         self._tell_loggers_the_teacher()
         self.trainer.strategy.checkpoint_io = DurableCheckpointIO(checkpoint)
         # Lightning reads the instantiated copy of the settings.
@@ -240,6 +239,8 @@ class Stage(LightningCLI):
         except INVALID as error:
             if checkpoint is None or self.model.started:
                 raise
+            for file in written:  # a refusal leaves nothing behind
+                file.unlink(missing_ok=True)
             reason = f"{type(error).__name__}: {' '.join(str(error).split())[:120]}"
             problem = f"cannot be restored ({reason})"
             raise InputError("ckpt_path", self.settings.ckpt_path, problem, "use another checkpoint") from None
@@ -294,16 +295,19 @@ class Stage(LightningCLI):
         self._checkpoint_step = int(checkpoint["global_step"]) if checkpoint else 0
         return checkpoint
 
-    def _prepare_folder(self, folder: RunFolder) -> None:
-        if not self.trainer.is_global_zero:
-            return
-        if not (folder / CONFIG).is_file():
+    def _prepare_folder(self, folder: RunFolder) -> list[Path]:
+        """Write what the run is; the files of a folder that had no settings before."""
+        new = not (folder / CONFIG).is_file()
+        if new:
             folder.write_text(CONFIG, yaml.safe_dump(self.record, sort_keys=False))
-        folder.write_json("environment.json", environment(torch.get_num_threads()))
-        folder.write_json("training_set.json", self.datamodule.training_set.record())
+        written = [
+            folder.write_json("environment.json", environment(torch.get_num_threads())),
+            folder.write_json("training_set.json", self.datamodule.training_set.record()),
+        ]
         last = folder.last_checkpoint
         if last.is_file() and self.settings.ckpt_path == str(last.with_name(PREVIOUS)):
             last.replace(last.with_name("torn.ckpt"))  # or it would become the one to fall back on
+        return [folder / CONFIG, *written] if new else []
 
     def _check_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         path, step = self.settings.ckpt_path, checkpoint.get("global_step")

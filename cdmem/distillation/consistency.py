@@ -82,6 +82,8 @@ class ConsistencyTraining(DistillationMethod):
         if not 1 <= self.start_points <= self.points:
             problem = f"must be 1..{key}.points={self.points}"
             raise InputError(f"{key}.start_points", self.start_points, problem, "lower it")
+        if not 0 <= self.dropout < 1:
+            raise InputError(f"{key}.dropout", self.dropout, "must be in [0, 1)", "0 is usual")
         if self.mu != "adaptive" and not 0 <= self.mu < 1:
             hint = "0 for no target network, 0.95 for small runs"
             raise InputError(f"{key}.mu", self.mu, "must be in [0, 1)", hint)

@@ -85,6 +85,21 @@ class DiffusionModule(LightningModule):
         self.raw = function(network, record.make_scaling())
         self.ema = EMA(network, record.half_lives, self.averaging.ramp)
 
+    def build_network(self, record: ModelRecord) -> nn.Module:
+        """The configured network with random weights.
+
+        Raises:
+            InputError: settings that torch or diffusers make no network of.
+        """
+        config = self.network_config
+        try:
+            return config.build(record.shape, record.label_rows, self.training_seed)
+        except (ValueError, RuntimeError, TypeError, ArithmeticError) as error:
+            if not type(config).__module__.startswith("cdmem."):
+                raise  # a bug of a network of one's own shows where it is
+            reason = " ".join(str(error).split())[:160]
+            raise InputError("model.network", config, f"cannot be built ({reason})", "correct its settings") from None
+
     def new_record(self, training_set: TrainingSet, **about: Any) -> ModelRecord:
         """The record of a model of this configuration, trained on T, before its first step."""
         defaults = {

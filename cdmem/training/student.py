@@ -154,7 +154,7 @@ class Student(DiffusionModule):
             method=f"{type(self.method).__module__}.{type(self.method).__qualname__}",
         )
         if self.network_config is not None:
-            network = self.network_config.build(own.shape, own.label_rows, self.training_seed)
+            network = self.build_network(own)
         else:
             network = copy.deepcopy(teacher.denoiser.network).train().requires_grad_(True)
             own = replace(own, network=teacher.record.network)

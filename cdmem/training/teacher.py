@@ -107,7 +107,7 @@ class DiffusionTeacher(DiffusionModule):
             parameterization=self.parameterization,
             sampler={"solver": self.sampling.solver, "points": self.sampling.points},
         )
-        self.assemble(record, self.network_config.build(record.shape, record.label_rows, self.training_seed))
+        self.assemble(record, self.build_network(record))
 
     @classmethod
     def of(cls, record: ModelRecord, config: NetworkConfig) -> DiffusionTeacher:

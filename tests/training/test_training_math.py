@@ -435,6 +435,8 @@ def test_a_student_is_no_teacher(tmp_path):
         ({"start_points": 19}, "model.method.start_points"),
         ({"mu": 1.0}, "model.method.mu"),
         ({"mu": -0.1}, "model.method.mu"),
+        ({"dropout": -0.1}, "model.method.dropout"),
+        ({"dropout": 1.0}, "model.method.dropout"),
         ({"ema_half_lives": []}, "model.averaging.half_lives"),
         ({"ema_half_lives": [0]}, "model.averaging.half_lives"),
         ({"weights": "ema_7"}, "model.averaging.weights"),
@@ -452,6 +454,13 @@ def test_a_network_of_its_own_starts_from_random_weights(teacher_file):
     fresh = config.build(module.shape, module.record.label_rows, module.training_seed)
     assert torch.equal(support.flat_weights(module.raw.network), support.flat_weights(fresh))
     assert module.record.network["init_args"]["width"] == 32 and module.teacher_digest is not None
+
+
+@pytest.mark.parametrize("network", [MLP(width=16, depth=1, dropout=-0.1), UNet(channels=[8], dropout=1.5)])
+def test_a_network_that_torch_refuses_is_one_line(network):
+    with pytest.raises(InputError, match="cannot be built") as caught:
+        support.make_teacher(network=network).prepare(support.make_data().training_set)
+    assert caught.value.key == "model.network"
 
 
 def test_a_student_is_handed_its_teacher(teacher_file):

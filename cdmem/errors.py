@@ -1,4 +1,4 @@
-"""One kind of error for everything that the user, not the program, has to mend."""
+"""One kind of error for everything that the user, not the program, has to correct."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ def _short(value: object) -> str:
 
 
 class InputError(Exception):
-    """A setting or file that cannot be used; the text is one line naming key, value and mend.
+    """A setting or file that cannot be used; the text is one line naming key, value and hint.
 
     Args:
         key: the setting as the user would write it, for example ``data.n``.
         value: what was given.
         problem: what is wrong with it.
-        mend: what to do instead, as an imperative.
+        hint: what to do instead, as an imperative.
     """
 
-    def __init__(self, key: str, value: object, problem: str, mend: str) -> None:
-        text = f"{_short(key)}={_short(value)}: {problem}; {mend}"
+    def __init__(self, key: str, value: object, problem: str, hint: str) -> None:
+        text = f"{_short(key)}={_short(value)}: {problem}; {hint}"
         # What a file says must not move the cursor or rename the window of a terminal.
         super().__init__("".join(c if c.isprintable() else "?" for c in " ".join(text.split())))
-        self.key, self.value, self.problem, self.mend = key, value, problem, mend
+        self.key, self.value, self.problem, self.hint = key, value, problem, hint
 
 
 class RunFailure(Exception):

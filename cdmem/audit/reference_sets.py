@@ -37,7 +37,7 @@ def read_images(path: str | Path, key: str) -> Tensor:
     except InputError as error:
         if error.key == "data.resolution":  # no option of an audit resizes
             raise InputError(key, path, error.problem, "give images of one size") from None
-        raise InputError(key, error.value, error.problem, error.mend) from None
+        raise InputError(key, error.value, error.problem, error.hint) from None
 
 
 def match_channels(images: Tensor, shape: tuple[int, ...], key: str) -> Tensor:
@@ -89,7 +89,7 @@ def _checked(path: str | Path, key: str) -> dict[str, Any]:
     try:
         record = load_record(path)
     except InputError as error:
-        raise InputError(key, error.value, error.problem, error.mend) from None
+        raise InputError(key, error.value, error.problem, error.hint) from None
     about, names = record.get("provenance"), record.get("class_names", [])
     right = {
         "indices": _whole(record["indices"], 0),
@@ -168,7 +168,7 @@ def _source_of(record: dict[str, Any], data: dict[str, Any], data_path: str | No
         return load_source(source, where, classes=record["provenance"].get("classes"), **_pixel_options(record))
     except InputError as error:
         name = "data_path" if error.key == "data.path" else error.key
-        raise InputError(name, error.value, error.problem, f"{error.mend}, or say by --data_path where it is") from None
+        raise InputError(name, error.value, error.problem, f"{error.hint}, or say by --data_path where it is") from None
     except RuntimeError as error:  # ~ of a user that is not there
         raise InputError("data_path", where, str(error), "give --data_path") from None
 

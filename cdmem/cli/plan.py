@@ -83,8 +83,8 @@ def is_study(files: Sequence[str]) -> bool:
         raise InputError("config", files[-1], problem, "give a config of fit or study") from None
     keys = set(content) if isinstance(content, dict) else set()
     if not keys & {"teacher", "students", "model"}:
-        mend = "give a config of a stage (model: ...) or of a study (teacher: ..., students: ...)"
-        raise InputError("config", files[-1], f"has keys {sorted(map(str, keys))[:6]}, so it is neither", mend)
+        hint = "give a config of a stage (model: ...) or of a study (teacher: ..., students: ...)"
+        raise InputError("config", files[-1], f"has keys {sorted(map(str, keys))[:6]}, so it is neither", hint)
     return bool(keys & {"teacher", "students"})
 
 
@@ -98,8 +98,8 @@ def run_plan(args: Sequence[str]) -> int:
     if options.sweep and not study:
         raise InputError("sweep", " ".join(options.sweep), "a sweep is one of studies", "give the config of a study")
     if study and options.teacher_config is not None:
-        mend = "use --teacher.config FILE, or leave it out"
-        raise InputError("teacher_config", options.teacher_config, "a study names its teacher itself", mend)
+        hint = "use --teacher.config FILE, or leave it out"
+        raise InputError("teacher_config", options.teacher_config, "a study names its teacher itself", hint)
     from cdmem.study.plan import PlanSettings
 
     settings = PlanSettings(options.devices, options.tflops)
@@ -139,8 +139,8 @@ def _lone(args: list[str], teacher_config: str | None, settings: PlanSettings) -
     except InputError as error:
         if error.key != "model.teacher" or error.value is not None:
             raise
-        mend = "add --teacher_config FILE, the teacher's config, or --model.teacher with its checkpoint"
-        raise InputError("model.teacher", None, "the teacher's network is part of the cost", mend) from None
+        hint = "add --teacher_config FILE, the teacher's config, or --model.teacher with its checkpoint"
+        raise InputError("model.teacher", None, "the teacher's network is part of the cost", hint) from None
     return [plan_stage(stage.model.role, stage, settings, teacher if stage.model.role == "student" else None)]
 
 

@@ -47,8 +47,8 @@ def read_cifar10(path: Path | None, options: PixelOptions, download: bool) -> Im
         _download(path)
         folder = _find(path)
     if folder is None:
-        mend = f"put {LAYOUT}, or set data.download=true to fetch the official archive"
-        raise InputError("data.path", path, "the CIFAR-10 binary batches are not there", mend)
+        hint = f"put {LAYOUT}, or set data.download=true to fetch the official archive"
+        raise InputError("data.path", path, "the CIFAR-10 binary batches are not there", hint)
     records = np.concatenate([_read_batch(folder / name, md5) for name, md5 in MD5.items()])
     pixels = records[:, 1:].reshape(-1, *SHAPE)
     return ImagePool(
@@ -71,10 +71,10 @@ def _find(path: Path) -> Path | None:
 def _read_batch(file: Path, md5: str) -> np.ndarray:
     """One batch as uint8 (10000, 3073): label, then pixels."""
     content = file.read_bytes()
-    found = hashlib.md5(content, usedforsecurity=False).hexdigest()
-    if found != md5:
-        mend = "remove the file and fetch the official binary version again (data.download=true)"
-        raise InputError("data.path", file.name, f"MD5 {found} is not the published {md5}", mend)
+    digest = hashlib.md5(content, usedforsecurity=False).hexdigest()
+    if digest != md5:
+        hint = "remove the file and fetch the official binary version again (data.download=true)"
+        raise InputError("data.path", file.name, f"MD5 {digest} is not the published {md5}", hint)
     return np.frombuffer(content, np.uint8).reshape(-1, RECORD)
 
 
@@ -86,5 +86,5 @@ def _download(path: Path) -> None:
         download_and_extract_archive(URL, str(path), md5=ARCHIVE_MD5)
     except (OSError, RuntimeError, EOFError, tarfile.TarError) as error:
         problem = f"CIFAR-10 could not be fetched ({type(error).__name__}: {error})"
-        mend = f"check the network and retry, or fetch {URL} elsewhere and unpack it into data.path"
-        raise InputError("data.download", True, problem, mend) from error
+        hint = f"check the network and retry, or fetch {URL} elsewhere and unpack it into data.path"
+        raise InputError("data.download", True, problem, hint) from error

@@ -109,8 +109,8 @@ def _from_file(path: Path, n: int) -> list[int]:
         problem = f"not readable as multiplicities ({type(error).__name__})"
         raise InputError(KEY, path, problem, f"write {n} positive integers") from error
     if not isinstance(values, list) or len(values) != n or not all(_is_whole(v) and v >= 1 for v in values):
-        found = len(values) if isinstance(values, list) else "no list of"
-        raise InputError(KEY, path, f"{found} entries", f"write {n} positive integers, one for each image")
+        count = len(values) if isinstance(values, list) else "no list of"
+        raise InputError(KEY, path, f"{count} entries", f"write {n} positive integers, one for each image")
     return values
 
 

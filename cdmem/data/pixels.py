@@ -125,8 +125,8 @@ def decode_files(root: Path, names: Sequence[str], options: PixelOptions) -> Ten
         if pixels.shape != stack.shape[1:]:
             first, here = (f"{x.shape[-1]}x{x.shape[-2]}" for x in (stack, pixels))
             problem = f"images of different sizes: {first} px in {names[0]}, {here} px in {name}"
-            mend = "set data.resolution so that all get one size"
-            raise InputError("data.resolution", options.resolution, problem, mend)
+            hint = "set data.resolution so that all get one size"
+            raise InputError("data.resolution", options.resolution, problem, hint)
         stack[k] = pixels
     if stack is None:
         raise InputError("data.path", root.name, "no images to read", "choose a folder that holds images")
@@ -162,8 +162,8 @@ def _open(path: Path, name: str) -> Image.Image:
         problem = f"image too large to decode safely ({error})"
         raise InputError("data.path", name, problem, "shrink it or remove it") from error
     except Exception as error:  # a hostile file chooses which one
-        mend = f"replace or remove the file ({', '.join(FORMATS)} are read)"
-        raise InputError("data.path", name, f"not a readable image ({type(error).__name__})", mend) from error
+        hint = f"replace or remove the file ({', '.join(FORMATS)} are read)"
+        raise InputError("data.path", name, f"not a readable image ({type(error).__name__})", hint) from error
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

@@ -196,16 +196,16 @@ def load_record(path: str | Path) -> dict[str, object]:
     """
     file = usable_path("training_set", path)
     file = file / "training_set.json" if file.is_dir() else file
-    mend = "name the training_set.json that a run wrote"
+    hint = "name the training_set.json that a run wrote"
     try:
         record = parse_json(read_text(file, MAX_RECORD))
     except (OSError, ValueError) as error:
-        raise InputError("training_set", path, f"unreadable ({type(error).__name__})", mend) from error
+        raise InputError("training_set", path, f"unreadable ({type(error).__name__})", hint) from error
     known = isinstance(record, dict) and record.keys() >= RECORD_KEYS
     if not known or not all(isinstance(record[key], list) for key in LISTS):
-        raise InputError("training_set", path, "not a record of a training set", mend)
+        raise InputError("training_set", path, "not a record of a training set", hint)
     if not len(record["indices"]) == len(record["multiplicities"]) == record["n"]:
-        raise InputError("training_set", path, "its lists do not have n entries", mend)
+        raise InputError("training_set", path, "its lists do not have n entries", hint)
     return record
 
 
@@ -238,8 +238,8 @@ def _split(pool: ImagePool, distinct: Tensor, spec: SubsetSpec) -> tuple[Tensor,
     if rest is None or front is None:
         kind = "distinct images" + (", balanced" if spec.balance else "")
         problem = f"training and held-out would overlap: {len(order)} {kind}, {spec.held_out} held out"
-        mend = f"use at most {room}" if room >= 2 else "lower data.held_out"
-        raise InputError("data.n", spec.n, problem, mend)
+        hint = f"use at most {room}" if room >= 2 else "lower data.held_out"
+        raise InputError("data.n", spec.n, problem, hint)
     return order[front], order[rest]
 
 

@@ -59,13 +59,13 @@ def read_arrays(path: Path, names: Collection[str] | None = None) -> dict[str, n
         packed, total = path.stat().st_size, sum(info.file_size for info in members.values())
         if total > FREE and total > MAX_RATIO * packed:
             raise ValueError(f"would unpack {packed:,} bytes to {total:,}")
-        found = {}
+        arrays = {}
         for name, info in members.items():
             if info.file_size > FREE and info.file_size > MAX_RATIO * info.compress_size:
                 raise ValueError(f"{name} would unpack {info.compress_size:,} bytes to {info.file_size:,}")
             with archive.open(info) as member:
-                found[name] = _read(member, info.file_size)
-        return found
+                arrays[name] = _read(member, info.file_size)
+        return arrays
 
 
 def _read(stream: IO[bytes], size: int) -> np.ndarray:

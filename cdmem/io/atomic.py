@@ -68,8 +68,8 @@ def keep_inside(folder: Path, target: Path) -> Path:
         InputError: the target, or a folder on the way to it, is a link that leads out, or the target is a link.
     """
     if target.is_symlink() or not target.parent.resolve().is_relative_to(folder.resolve()):
-        mend = "remove the link; to keep runs elsewhere, make the whole run folder a link"
-        raise InputError("run_dir", target, "is a link, or lies behind one that leaves the run folder", mend)
+        hint = "remove the link; to keep runs elsewhere, make the whole run folder a link"
+        raise InputError("run_dir", target, "is a link, or lies behind one that leaves the run folder", hint)
     return target
 
 
@@ -113,8 +113,8 @@ def _lock(folder: Path) -> int | None:
         who = os.read(handle, 100).decode(errors="replace").strip()
         os.close(handle)
         if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
-            mend = "wait for it, stop it, or give another --run_dir"
-            raise InputError("run_dir", folder, f"is in use by another process ({who})", mend) from None
+            hint = "wait for it, stop it, or give another --run_dir"
+            raise InputError("run_dir", folder, f"is in use by another process ({who})", hint) from None
         return None  # a file system without locks
     with suppress(OSError):
         os.ftruncate(handle, 0)

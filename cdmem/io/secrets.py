@@ -15,7 +15,7 @@ LEAST = 12  # characters; W&B's keys have 40 and more, and a shorter one would h
 
 def secrets() -> list[str]:
     """The key of ``WANDB_API_KEY`` and those of W&B hosts in the netrc file, the longest first."""
-    found = {os.environ.get("WANDB_API_KEY") or ""}
+    keys = {os.environ.get("WANDB_API_KEY") or ""}
     own = os.environ.get("WANDB_BASE_URL", "").rpartition("://")[2].split("/")[0]
     try:
         files = (
@@ -28,8 +28,8 @@ def secrets() -> list[str]:
             hosts = netrc.netrc(file).hosts
         except (OSError, UnicodeDecodeError, netrc.NetrcParseError):
             continue
-        found |= {password or "" for host, (_, _, password) in hosts.items() if "wandb" in host or host == own}
-    return sorted((s for s in found if len(s) >= LEAST), key=len, reverse=True)
+        keys |= {password or "" for host, (_, _, password) in hosts.items() if "wandb" in host or host == own}
+    return sorted((s for s in keys if len(s) >= LEAST), key=len, reverse=True)
 
 
 def redact(value: Any, hidden: list[str] | None = None) -> Any:

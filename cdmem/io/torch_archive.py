@@ -58,10 +58,10 @@ def _structure(infos: list[zipfile.ZipInfo], size: int) -> zipfile.ZipInfo:
     second = {name.split("/")[1] for name in names if "/" in name}
     if second & {"code", "constants.pkl"}:
         raise zipfile.BadZipFile("a TorchScript program")
-    found = [info for info in infos if info.filename.split("/")[1:] == ["data.pkl"]]
-    if len(found) != 1 or found[0].file_size > MAX_PICKLE:
+    pickles = [info for info in infos if info.filename.split("/")[1:] == ["data.pkl"]]
+    if len(pickles) != 1 or pickles[0].file_size > MAX_PICKLE:
         raise zipfile.BadZipFile("no structure of usual size")
-    return found[0]
+    return pickles[0]
 
 
 def check_names(content: bytes) -> None:

@@ -126,11 +126,11 @@ def nearest_indices(metadata: dict[str, Any]) -> list[tuple[float, int, float]]:
     """For each mid sigma of a student: itself, the index of the nearest point of the pipeline's grid, that point."""
     m = metadata
     grid = karras_sigmas(m["sampler"]["points"], m["sigma_min"], m["sigma_max"], m["rho"]).log()
-    found = []
+    nearest = []
     for sigma in m["sampler"]["mid_sigmas"]:
         k = int((grid - math.log(sigma)).abs().argmin())
-        found.append((sigma, k, float(grid[k].exp())))
-    return found
+        nearest.append((sigma, k, float(grid[k].exp())))
+    return nearest
 
 
 def write(export: Export, card: str, out: Path) -> Path:

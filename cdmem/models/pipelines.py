@@ -167,8 +167,8 @@ def load_pipeline(path: str | Path, nfe: Sequence[int] | None) -> tuple[list[Pip
             sampler([0], steps=1)
         except Exception as error:
             reason = " ".join(str(error).split())[:160]
-            mend = "give another --nfe" if "num_inference_steps" in reason else "save the pipeline again"
-            raise InputError("generator", folder, f"cannot spend {sampler.nfe} steps ({reason})", mend) from None
+            hint = "give another --nfe" if "num_inference_steps" in reason else "save the pipeline again"
+            raise InputError("generator", folder, f"cannot spend {sampler.nfe} steps ({reason})", hint) from None
     return samplers, parts.name, parts.digest
 
 

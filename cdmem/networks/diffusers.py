@@ -99,7 +99,9 @@ def _plain_config(config: Any) -> dict[str, Any]:
         number = isinstance(value, int | float) and abs(value) <= limit
         if value is None or number or (isinstance(value, str) and len(value) <= MAX_NAME):
             return value
-        raise InputError(f"unet.{name}", str(value)[:80], "is no plain value of a usual size", "mend unet/config.json")
+        raise InputError(
+            f"unet.{name}", str(value)[:80], "is no plain value of a usual size", "correct unet/config.json"
+        )
 
     known = [name for name in inspect.signature(UNet2DModel.__init__).parameters if name != "self"]
     return {name: plain(name, config[name]) for name in known if name in config}
@@ -117,7 +119,7 @@ def read_config(folder: Path, key: str) -> DiffusersUNet:
         config.shape  # noqa: B018  (refuses an impossible size)
         config.make("meta")
     except InputError as error:
-        raise InputError(f"{key}.{error.key}", error.value, error.problem, error.mend) from None
+        raise InputError(f"{key}.{error.key}", error.value, error.problem, error.hint) from None
     return config
 
 
@@ -140,8 +142,8 @@ def load_diffusers(folder: str | Path, key: str = "model.network") -> UNetNetwor
     config = read_config(folder, key)
     weights = folder / WEIGHTS_FILE
     if not weights.is_file():
-        mend = "save the pipeline with safe_serialization=True; pickles are not read"
-        raise InputError(key, weights, "no such file", mend)
+        hint = "save the pipeline with safe_serialization=True; pickles are not read"
+        raise InputError(key, weights, "no such file", hint)
     # diffusers would follow the index to other files, and a digest of this one would be of weights that are not used.
     if (folder / f"{WEIGHTS_FILE}.index.json").exists():
         raise InputError(key, folder, "holds an index of several weight files", "save the network in one file")

@@ -84,13 +84,13 @@ class RunFolder:
             InputError: :data:`CONFIG` is missing, torn, or no mapping of usual size.
         """
         try:
-            found = parse_yaml(read_text(self.path / CONFIG))
-            if not isinstance(found, dict):
+            settings = parse_yaml(read_text(self.path / CONFIG))
+            if not isinstance(settings, dict):
                 raise ValueError("is no mapping")
         except (OSError, ValueError) as error:
             problem = f"cannot be read ({error.strerror if isinstance(error, OSError) else error})"
             raise InputError("run_dir", self.path / CONFIG, problem, "give another --run_dir") from None
-        return found
+        return settings
 
     def write_arrays(self, name: str, **arrays: np.ndarray) -> Path:
         """Write an ``.npz``, old or new after a crash."""
@@ -105,10 +105,10 @@ class RunFolder:
 
     def finished(self) -> dict[str, Any] | None:
         """What :data:`FINISHED` says, or None while the run is not complete."""
-        found = self.read_json(FINISHED) if (self.path / FINISHED).is_file() else None
-        if found is not None and (not isinstance(found, dict) or type(found.get("step")) is not int):
+        record = self.read_json(FINISHED) if (self.path / FINISHED).is_file() else None
+        if record is not None and (not isinstance(record, dict) or type(record.get("step")) is not int):
             raise InputError("run_dir", self.path, f"{FINISHED} names no step", "remove the file and run again")
-        return found
+        return record
 
     def wandb_id(self) -> str:
         """The W&B run id that belongs to this folder; made once, so that a resumed run continues the same W&B run."""

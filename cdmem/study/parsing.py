@@ -157,7 +157,7 @@ def read_settings(kind: type[Kind], values: Mapping[str, Any], section: str = ""
         told = explain(error)
         word = plain.get(told.key)
         value = word if isinstance(word, str) else told.value
-        raise InputError(f"{prefix}{told.key}", value, told.problem, told.mend) from None
+        raise InputError(f"{prefix}{told.key}", value, told.problem, told.hint) from None
 
 
 def unknown(key: str, value: object, known: Sequence[str]) -> InputError:

@@ -234,11 +234,11 @@ def plan_study(config: StudyConfig, settings: PlanSettings) -> tuple[list[dict[s
     for name, stage in stages.items():
         wanted = DiffusionTeacher if name == "teacher" else Student
         if not isinstance(stage.model, wanted):
-            problem, mend = "has the wrong part in a study", f"use {wanted.__name__}"
-            raise InputError(name, type(stage.model).__name__, problem, mend)
+            problem, hint = "has the wrong part in a study", f"use {wanted.__name__}"
+            raise InputError(name, type(stage.model).__name__, problem, hint)
         if stage.datamodule.training_set.hash != stages["teacher"].datamodule.training_set.hash:
-            mend = "share one data file between stages"
-            raise InputError(f"{name}.data", "...", "differs from the teacher's training set", mend)
+            hint = "share one data file between stages"
+            raise InputError(f"{name}.data", "...", "differs from the teacher's training set", hint)
     share = replace(settings, seconds=settings.seconds / len(stages))
     teacher: DiffusionTeacher = stages["teacher"].model
     plans = {"teacher": plan_stage("teacher", stages.pop("teacher"), share)}

@@ -64,8 +64,8 @@ def build_workspace(project: str, entity: str | None, name: str) -> Any:
         from wandb_workspaces.reports import v2 as panels
         from wandb_workspaces.workspaces import Section, Workspace
     except ImportError:
-        mend = "pip install wandb-workspaces"
-        raise InputError("wandb-workspaces", None, "is needed to make a workspace and not installed", mend) from None
+        hint = "pip install wandb-workspaces"
+        raise InputError("wandb-workspaces", None, "is needed to make a workspace and not installed", hint) from None
 
     def panel(spec: PanelSpec) -> Any:
         if spec.axis is None:

@@ -152,19 +152,19 @@ def test_the_documented_timeout_is_understood(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("options", "tasks", "nodes", "key", "mend"),
+    ("options", "tasks", "nodes", "key", "hint"),
     [
         ({"devices": 1}, 2, 1, "trainer.devices", "devices=2"),
         ({"devices": 2}, 2, 3, "trainer.num_nodes", "num_nodes=3"),
         ({"devices": 3, "num_nodes": 1}, 3, 1, "data.batch_size", "multiple of 3"),
     ],
 )
-def test_processes_that_do_not_fit_are_refused(options, tasks, nodes, key, mend, monkeypatch):
+def test_processes_that_do_not_fit_are_refused(options, tasks, nodes, key, hint, monkeypatch):
     started = {"NTASKS": tasks * nodes, "NTASKS_PER_NODE": tasks, "NNODES": nodes, "NODEID": 0, "PROCID": 0}
     for name, value in (started | {"LOCALID": 0, "JOB_ID": 7, "JOB_NAME": "x", "NODELIST": "127.0.0.1"}).items():
         monkeypatch.setenv(f"SLURM_{name}", str(value))
     trainer = support.make_trainer(1, strategy="ddp", **options)
-    with pytest.raises(InputError, match=mend) as caught:
+    with pytest.raises(InputError, match=hint) as caught:
         check_launch(trainer, 4)
     assert caught.value.key == key
 

@@ -107,8 +107,8 @@ def int_mm_works(device: torch.device) -> bool:
     # Processors without VNNI add pairs of products in int16: only large values of both signs show that they saturate.
     a[:2] = b[:2] = torch.tensor([[-128], [127]])
     try:
-        found = torch._int_mm(a.to(device, torch.int8), b.to(device, torch.int8).t())
-        return torch.equal(found.cpu().long(), a @ b.t())
+        product = torch._int_mm(a.to(device, torch.int8), b.to(device, torch.int8).t())
+        return torch.equal(product.cpu().long(), a @ b.t())
     except (RuntimeError, AttributeError, NotImplementedError):
         return False
 

@@ -1,4 +1,4 @@
-"""Which stable recipe should `configs/methods/small.yaml` be? Chosen by rmse to the teacher's endpoints over seeds, never by f_mem.
+"""Which stable recipe should `configs/methods/small.yaml` be? Chosen by rmse to the teacher's endpoints, not by f_mem.
 
 For every seed the quick start is run (its teacher and its student), then the same teacher is distilled by the other
 candidates with the same steps. Run again, it skips what is finished::
@@ -18,7 +18,7 @@ from pathlib import Path
 CONFIG = "configs/quickstart.yaml"
 STUDENT = "configs/quickstart/student.yaml"
 CANDIDATES = {
-    "l2, log-normal": ["--model.method.distance", "cdmem.diffusion.L2"],
+    "l2, log-normal": ["--model.method.distance", "{class_path: cdmem.diffusion.L2}"],
 }
 COLUMNS = (
     "distillation/rmse_to_teacher",

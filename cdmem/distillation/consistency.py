@@ -82,6 +82,9 @@ class ConsistencyTraining(DistillationMethod):
         if not 1 <= self.start_points <= self.points:
             problem = f"must be 1..{key}.points={self.points}"
             raise InputError(f"{key}.start_points", self.start_points, problem, "lower it")
+        if not isinstance(self.distance, Distance):  # the parser passes a bare class path on as text
+            hint = "write {class_path: cdmem.diffusion.L2}, or the path of a Distance of yours"
+            raise InputError(f"{key}.distance", self.distance, "is no distance", hint)
         if not 0 <= self.dropout < 1:
             raise InputError(f"{key}.dropout", self.dropout, "must be in [0, 1)", "0 is usual")
         if self.mu != "adaptive" and not 0 <= self.mu < 1:

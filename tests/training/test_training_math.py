@@ -437,6 +437,7 @@ def test_a_student_is_no_teacher(tmp_path):
         ({"mu": -0.1}, "model.method.mu"),
         ({"dropout": -0.1}, "model.method.dropout"),
         ({"dropout": 1.0}, "model.method.dropout"),
+        ({"distance": 7}, "model.method.distance"),
         ({"ema_half_lives": []}, "model.averaging.half_lives"),
         ({"ema_half_lives": [0]}, "model.averaging.half_lives"),
         ({"weights": "ema_7"}, "model.averaging.weights"),

@@ -10,6 +10,7 @@ import re
 import typing
 import warnings
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -81,6 +82,14 @@ def one_value(key: str, values: Sequence[str]) -> str:
     if not values:
         raise InputError(key, "", "has no value", f"write --{key} VALUE")
     return values[0] if len(values) == 1 else f"[{', '.join(values)}]"
+
+
+def config_file(args: Sequence[str]) -> str | None:
+    """The last config file that a command line names."""
+    names = [value for option, value in pairwise(args) if option in ("--config", "-c")]
+    names += [arg.partition("=")[2] for arg in args if arg.startswith("--config=")]
+    files = [name for name in names if name.endswith((".yaml", ".yml")) and "\n" not in name]
+    return files[-1] if files else None
 
 
 def config_name(file: str | Path | None) -> str:

@@ -28,7 +28,16 @@ from cdmem.run.provenance import environment
 from cdmem.run.settings import check_same_settings
 from cdmem.seeds import check_seed, generator_seed
 from cdmem.study.consent import consent, split_consent
-from cdmem.study.parsing import PARSING, check_numbers, config_name, explain, joined, one_line, quiet_libraries
+from cdmem.study.parsing import (
+    PARSING,
+    check_numbers,
+    config_file,
+    config_name,
+    explain,
+    joined,
+    one_line,
+    quiet_libraries,
+)
 from cdmem.tracking.jsonl import JsonlLogger
 from cdmem.training.checkpoint import PREVIOUS, read_checkpoint, resumable_checkpoint
 from cdmem.training.checkpoint_callback import DurableCheckpointIO, RunCheckpoint
@@ -72,6 +81,7 @@ class Stage(LightningCLI):
     def __init__(self, command: str, args: Sequence[str]) -> None:
         self.command = command
         rest, allowed = split_consent(args)
+        self.config_file = config_file(rest)
         with consent(allowed):
             super().__init__(
                 model_class=DiffusionModule,
@@ -125,8 +135,7 @@ class Stage(LightningCLI):
             if s.model.init_args.seeds[name] is None:
                 s.model.init_args.seeds[name] = s.seed
         if s.run_dir is None:
-            files = [file for file in s.config or () if file is not None]
-            s.run_dir = f"runs/{config_name(files[-1].relative if files else None)}"
+            s.run_dir = f"runs/{config_name(self.config_file)}"
         possible_path("run_dir", s.run_dir)
         named = {"ckpt_path": s.ckpt_path, "data.path": s.data.path, "data.held_out_path": s.data.held_out_path}
         for key, value in (named | {"model.teacher": s.model.init_args.get("teacher")}).items():

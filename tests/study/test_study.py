@@ -372,6 +372,15 @@ def test_analytic_teachers_are_teachers(tmp_path, name):
     assert measured and all(math.isfinite(r["distillation/rmse_to_teacher"]) for r in measured)
 
 
+def test_a_config_with_interpolations_trains_in_the_folder_of_its_name(tmp_path, study, monkeypatch):
+    monkeypatch.setenv("IMAGES", "10")
+    config = yaml.safe_load((study[0] / "configs/tiny/teacher.yaml").read_text())
+    config["data"]["n"] = "${oc.decode:${oc.env:IMAGES}}"
+    config["trainer"] |= {"max_steps": 2, "callbacks": None}
+    run("fit", "--config", write(tmp_path / "mine.yaml", config), "--wandb", "false")
+    assert json.loads((tmp_path / "runs/mine/training_set.json").read_text())["n"] == 10
+
+
 def test_a_resume_reads_its_checkpoint_once(study, tmp_path, monkeypatch):
     """Found, checked and handed to Lightning: one read of the file."""
     folder = Path(shutil.copytree(study[0] / "runs/tiny/teacher", tmp_path / "teacher"))

@@ -4,8 +4,10 @@ VENV := .venv
 PY := $(VENV)/bin/python
 # Two files of tests at once, one thread each.
 TWO := -n 2 --dist loadfile
+FAULTS ?= 80
+SEED ?= 0
 
-.PHONY: quickstart test test-slow test-sensitive lint clean
+.PHONY: quickstart test test-slow test-sensitive lint mutants clean
 
 $(VENV)/installed: pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "cdmem needs Python 3.11 or newer; set PYTHON=python3.11")'
@@ -15,6 +17,10 @@ $(VENV)/installed: pyproject.toml
 
 $(VENV)/installed-test: $(VENV)/installed
 	$(PY) -m pip install --progress-bar off -e '.[test]'
+	touch $@
+
+$(VENV)/installed-mutants: $(VENV)/installed-test
+	$(PY) -m pip install --progress-bar off -e '.[mutants]'
 	touch $@
 
 # The whole experiment on scikit-learn's digits: no network, one core, minutes.
@@ -35,6 +41,10 @@ lint: $(VENV)/installed-test
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
+
+# How many of a sample of planted faults the tests of the pure rooms notice; two at once, about half an hour.
+mutants: $(VENV)/installed-mutants
+	$(PY) benchmarks/mutants.py $(FAULTS) $(SEED)
 
 clean:
 	rm -rf $(VENV) build *.egg-info

@@ -111,12 +111,13 @@ class RunFolder:
         return record
 
     def wandb_id(self) -> str:
-        """The W&B run id that belongs to this folder; made once, so that a resumed run continues the same W&B run."""
-        known = read_wandb_id(self.path)
-        if known is None:
-            known = uuid.uuid4().hex[:12]
-            self.write_text("wandb_id", known + "\n")
-        return known
+        """The W&B run id of this folder, a new one if it has none yet; :meth:`keep_wandb_id` makes it the folder's."""
+        return read_wandb_id(self.path) or uuid.uuid4().hex[:12]
+
+    def keep_wandb_id(self, run_id: str) -> None:
+        """Write the id down, so that a resumed run continues the same W&B run."""
+        if read_wandb_id(self.path) != run_id:
+            self.write_text("wandb_id", run_id + "\n")
 
 
 def read_wandb_id(folder: Path) -> str | None:

@@ -82,6 +82,8 @@ class SafeWandbLogger(WandbLogger):
         if OWN_DATA_DIR is None:
             # Pictures of tables wait for the sync outside the run's folder otherwise, in a home that may not last.
             os.environ["WANDB_DATA_DIR"] = str(Path(self.save_dir or ".").resolve() / "wandb")
+        # Not before the first log: a command that is refused leaves nothing behind.
+        RunFolder(self.save_dir or ".").keep_wandb_id(str(self._id))
         run = WandbLogger.experiment.fget(self)
         # Evaluations may be drawn against either axis; W&B's own counter is neither.
         for axis in (STEP, IMAGES):

@@ -350,4 +350,5 @@ def test_a_wandb_id_names_no_other_folder(text, tmp_path):
     assert read_wandb_id(tmp_path) is None
     assert teacher_link(type("M", (), {"teacher_name": str(tmp_path)}))["run_id"] is None
     made = RunFolder(tmp_path).wandb_id()
+    RunFolder(tmp_path).keep_wandb_id(made)
     assert made != text and RunFolder(tmp_path).wandb_id() == made

@@ -22,12 +22,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from cdmem.errors import InputError
 from cdmem.theory.edge.capacity_sweep import Problem
 from cdmem.theory.edge.denoisers import isotropic
 from cdmem.theory.edge.mixture import alpha, grid, noisy
-from cdmem.theory.edge.sampling import Copies, advance, copied, integrate, spread_ratio, tally
+from cdmem.theory.edge.sampling import Copies, advance, copied, integrate, ratio_numbers, spread_ratio, tally
 from cdmem.theory.edge.training import AveragedAdam, Learned, Training, padding
 from cdmem.theory.edge.transition import transition
 from cdmem.theory.settings import each, number
@@ -106,12 +107,9 @@ class Teachers:
     @classmethod
     def of(cls, models: Sequence[Learned]) -> Teachers:
         """Pad them to the largest M."""
-        capacities = [len(m.means) for m in models]
-        means = torch.zeros(len(models), max(capacities), models[0].means.shape[1])
-        for e, model in enumerate(models):
-            means[e, : capacities[e]] = model.means.float()
+        means = pad_sequence([m.means.float() for m in models], True)
         var = torch.tensor([m.var for m in models], dtype=torch.float32)
-        return cls(means, var, padding(capacities))
+        return cls(means, var, padding([len(m.means) for m in models]))
 
     def step(self, x: Tensor, t: Tensor, later: Tensor) -> Tensor:
         """One sampler step of points (R, d) or (E, R, d)."""
@@ -286,10 +284,7 @@ def curve_numbers(curves: Sequence[Curve], capacities: Sequence[int], n: int) ->
     rows = {
         c.name: {
             "steps": c.steps,
-            "ratio": [x.ratio for x in c.copies],
-            "ratio_low": [x.low for x in c.copies],
-            "ratio_high": [x.high for x in c.copies],
-            "samples": c.copies[0].samples,
+            **ratio_numbers(c.copies),
             "variance_ratio": c.spread,
             "kept": c.kept,
             "error": c.error,

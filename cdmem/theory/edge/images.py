@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from cdmem.data.sources import load_source
 from cdmem.theory.edge.capacity_sweep import Problem
@@ -130,13 +131,10 @@ def train_images(
     """
     data, shown, mask = problem.data, problem.shown, padding(capacities)
     start_colours = colours_of(data, shown).float()
-    shape = len(capacities), max(capacities)
+    rows = [starts(len(data), m, seed) for m in capacities]
     # Padding is a template of ones: a zero template has no direction, and its weight is -inf anyway.
-    pictures = torch.ones(*shape, data.shape[2])
-    colours = torch.zeros(*shape, CHANNELS)
-    for e, m in enumerate(capacities):
-        rows = starts(len(data), m, seed)
-        pictures[e, :m], colours[e, :m] = shown[rows].float(), start_colours[rows]
+    pictures = pad_sequence([shown[k].float() for k in rows], True, 1.0)
+    colours = pad_sequence([start_colours[k] for k in rows], True)
     std = torch.full((len(capacities),), INITIAL_VAR**0.5)
     parameters = [p.requires_grad_() for p in (pictures, colours, std)]
 

@@ -136,7 +136,7 @@ def isotropic(s: Settings, progress: Progress) -> tuple[CapacitySweep, Outcome]:
         "losses": losses.numbers(),
         "crossover": asdict(cross),
         "trained": sweep.numbers(),
-        "sizes": {"N": sizes.n, "d": sizes.d, "K": sizes.k},
+        "sizes": sizes.numbers(),
     }
     at = sweep.transition().shares(sizes.n)
     low, high = cross.uniform_formula_C_1_to_2
@@ -199,13 +199,13 @@ def scaling(s: Settings, progress: Progress) -> Outcome:
             f"lies between {line.smallest:.3f} and {line.largest:.3f}."
         )
     if fitted:
-        names = [{"N": c.sizes.n, "d": c.sizes.d, "K": c.sizes.k} for c in cells if c.case is not None]
+        names = [c.sizes.numbers() for c in cells if c.case is not None]
         results["weighting"] = {**asdict(fitted), "tuples": names, "t": grid().tolist()}
         results["status"] = {"weighting": "published form; scale and optimiser assumed"}
-        rest = "" if fitted.test is None else f", {fitted.test:.2g} on the other {fitted.fitted.count(False)}"
-        rest += "" if fitted.constant is None else f" (a constant M/N: {fitted.constant:.2g})"
-        said = f"squared error of M/N {fitted.train:.2g} on {sum(fitted.fitted)} tuples{rest}"
-        lead.append(f"Fitted lambda~: {said}.")
+        lead.append(
+            f"Fitted lambda~: squared error of M/N {fitted.train:.2g} on {sum(fitted.fitted)} tuples, "
+            f"{fitted.test:.2g} on the other {fitted.fitted.count(False)} (a constant M/N: {fitted.constant:.2g})."
+        )
     where = f"{s.sweep.seeds} data set(s) each, {s.training.steps} steps, {m.samples} samples per model"
     return Outcome(lead, results, [law_section(cells, line, fitted, f"{len(cells)} tuples, {where}")])
 

@@ -31,6 +31,10 @@ class Sizes:
     def __str__(self) -> str:
         return f"N = {self.n}, d = {self.d}, K = {self.k}"
 
+    def numbers(self) -> dict[str, int]:
+        """For results.json."""
+        return {"N": self.n, "d": self.d, "K": self.k}
+
 
 @dataclass(frozen=True)
 class Mixture:
@@ -44,15 +48,10 @@ class Mixture:
     means: Tensor
     variance: float = 1.0
 
-    @property
-    def dim(self) -> int:
-        """Dimension d."""
-        return self.means.shape[1]
-
     def sample(self, count: int, rng: np.random.Generator) -> Tensor:
         """(count, d) points, float64; the component of each is drawn."""
         labels = rng.integers(len(self.means), size=count)
-        noise = torch.from_numpy(rng.standard_normal((count, self.dim)))
+        noise = torch.from_numpy(rng.standard_normal((count, self.means.shape[1])))
         return self.means[labels] + self.variance**0.5 * noise
 
 
@@ -65,9 +64,9 @@ def on_sphere(dim: int, components: int, rng: np.random.Generator, variance: flo
 T_MAX, T_MIN, TIMES = 0.999, 0.001, 26
 
 
-def grid(count: int = TIMES) -> Tensor:
-    """The published times of training and sampling, .999 down to .001, float64 (count,)."""
-    return torch.linspace(T_MAX, T_MIN, count, dtype=torch.float64)
+def grid() -> Tensor:
+    """The published times of training and sampling, .999 down to .001, float64 (26,)."""
+    return torch.linspace(T_MAX, T_MIN, TIMES, dtype=torch.float64)
 
 
 def alpha(t: Tensor) -> Tensor:

@@ -47,12 +47,8 @@ def read_settings(laboratory: str, args: Sequence[str]) -> tuple[Any, Any]:
     from cdmem.theory.settings import check_settings
 
     kind = importlib.import_module(LABORATORIES[laboratory]).Settings
-    own = [
-        ("config", str | None, None),
-        ("out", str, f"runs/theory/{laboratory}"),
-        ("overwrite", bool, False),
-        ("quiet", bool, False),
-    ]
+    own = [("config", str | None, None), ("out", str, f"runs/theory/{laboratory}")]
+    own += [(name, bool, False) for name in ("overwrite", "quiet")]
     words = {"__doc__": kind.__doc__.rstrip() + OPTIONS}
     command = dataclasses.make_dataclass("Command", own, bases=(kind,), frozen=True, namespace=words)
     options = parse(command, args, f"theory {laboratory}", positional="run" if laboratory in WITH_RUN else "")

@@ -40,10 +40,6 @@ class MixtureSettings(Sizes):
     """The isotropic experiment.
 
     Attributes:
-        n: training points N.
-        d: dimension.
-        k: components of the true mixture.
-        variance: s*^2 of each, also of the sweep.
         seeds: data sets of n points, all with their own models; 0 leaves this part and the distillation out.
     """
 

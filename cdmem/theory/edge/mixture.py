@@ -20,7 +20,7 @@ class Sizes:
         n: training points N.
         d: dimension.
         k: components of the true mixture.
-        variance: s*^2 of each.
+        variance: s*^2 of each, also of the sweep.
     """
 
     n: int = number(60, 4, 2000)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from operator import attrgetter
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -41,21 +41,6 @@ class Measurement:
     loss_draws: int = number(20, 2, 10_000)
 
 
-class Model(Protocol):
-    """A trained model: a denoiser with means and a variance."""
-
-    @property
-    def means(self) -> Tensor:
-        """(M, ...)."""
-
-    @property
-    def var(self) -> float:
-        """Shared variance s^2."""
-
-    def __call__(self, x: Tensor, t: float) -> Tensor:
-        """Posterior means of points at a time."""
-
-
 @dataclass(frozen=True)
 class Problem:
     """Data and references of one seed.
@@ -79,7 +64,7 @@ class Problem:
     seed: int
 
 
-Trainer = Callable[[Any, Sequence[int], int], Sequence[Model]]  # problem, capacities, seed
+Trainer = Callable[[Any, Sequence[int], int], Sequence[Learned]]  # problem, capacities, seed
 
 
 @dataclass(frozen=True)
@@ -103,7 +88,7 @@ class CapacitySweep:
     times: list[float]
     capacities: list[int] = field(default_factory=list)
     rows: list[list[Row]] = field(init=False)
-    models: list[list[Model]] = field(init=False)
+    models: list[list[Learned]] = field(init=False)
 
     def __post_init__(self) -> None:
         self.rows, self.models = [[] for _ in self.problems], [[] for _ in self.problems]
@@ -183,7 +168,7 @@ def steps_of(n: int, count: int) -> list[int]:
     return sorted({max(1, round(n * k / count)) for k in range(1, count + 1)})
 
 
-def measure_model(model: Model, capacity: int, problem: Problem, times: Sequence[float], draws: int) -> Row:
+def measure_model(model: Learned, capacity: int, problem: Problem, times: Sequence[float], draws: int) -> Row:
     """Samples, learned means and losses of one trained model."""
     samples = integrate(model, problem.noise, grid())
     losses = [

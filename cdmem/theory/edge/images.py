@@ -22,7 +22,7 @@ from torch.nn.utils.rnn import pad_sequence
 from cdmem.data.sources import load_source
 from cdmem.theory.edge.capacity_sweep import Problem
 from cdmem.theory.edge.denoisers import low_rank
-from cdmem.theory.edge.training import INITIAL_VAR, Training, minimise, padding, starts
+from cdmem.theory.edge.training import INITIAL_VAR, Learned, Training, minimise, padding, starts
 from cdmem.theory.settings import number
 
 SIDE = 15
@@ -78,17 +78,11 @@ class ImageProblem(Problem):
 
 
 @dataclass(frozen=True)
-class LearnedImages:
-    """A trained model: templates (M, P), colours (M, 3), and the variance of the colours."""
+class LearnedImages(Learned):
+    """A trained model of mean images (M, 3, P), templates (M, P), colours (M, 3); ``var`` is that of the colours."""
 
     templates: Tensor
     colours: Tensor
-    var: float
-
-    @property
-    def means(self) -> Tensor:
-        """Mean images, (M, 3, P)."""
-        return self.colours[..., None] * self.templates[:, None]
 
     def __call__(self, x: Tensor, t: float) -> Tensor:
         """Its denoiser."""
@@ -122,7 +116,7 @@ def colours_of(data: Tensor, templates: Tensor) -> Tensor:
 
 
 def train_images(
-    problem: ImageProblem, capacities: Sequence[int], training: Training, seed: int
+    problem: ImageProblem, capacities: Sequence[int], seed: int, training: Training
 ) -> list[LearnedImages]:
     """As :func:`cdmem.theory.edge.training.train`, for images: templates and colours of random samples as a start.
 
@@ -143,4 +137,8 @@ def train_images(
 
     minimise(estimate, parameters, data, training, seed, "images.training.peak_lr")
     done, tints, deviations = (p.detach().double() for p in parameters)
-    return [LearnedImages(done[e, :m], tints[e, :m], float(deviations[e]) ** 2) for e, m in enumerate(capacities)]
+    means = tints[..., None] * done[:, :, None]
+    return [
+        LearnedImages(means[e, :m], float(deviations[e]) ** 2, done[e, :m], tints[e, :m])
+        for e, m in enumerate(capacities)
+    ]

@@ -8,6 +8,7 @@ distillation is a reconstruction: the paper does not distil.
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 
 import numpy as np
 import torch
@@ -214,10 +215,7 @@ def image_model(s: Settings, pictures: Tensor, progress: Progress) -> Outcome:
     seeds = [1000 * s.seed + 900 + k for k in range(i.seeds)]
     problems = [image_problem(pictures, i.n, m.fresh, m.samples, seed) for seed in seeds]
 
-    def trainer(problem: object, capacities: list[int], seed: int) -> object:
-        return train_images(problem, capacities, i.training, seed)
-
-    sweep = sweep_capacities(problems, trainer, replace(m, refine=0), times)
+    sweep = sweep_capacities(problems, partial(train_images, training=i.training), replace(m, refine=0), times)
     losses = untrained_losses(problems[0], times, m.capacities, m.loss_draws)
     numbers = {"losses": losses.numbers(), "templates": i.source, "N": i.n, "K": i.k}
     status = {"images": f"published model on templates of {i.source} instead of FashionMNIST"}

@@ -87,7 +87,7 @@ class Learned:
     """A trained model.
 
     Attributes:
-        means: (M, d), float64.
+        means: (M, ...), float64.
         var: the shared variance s^2.
     """
 

@@ -11,7 +11,7 @@ import torch
 from cdmem.metrics.statistics import wilson_interval
 from cdmem.theory.edge.capacity_sweep import Measurement, gaussian_problem, gaussian_trainer, steps_of, sweep_capacities
 from cdmem.theory.edge.denoisers import isotropic
-from cdmem.theory.edge.images import Images, colours_of, image_problem, templates, train_images
+from cdmem.theory.edge.images import Images, image_problem, templates, train_images
 from cdmem.theory.edge.losses import monte_carlo
 from cdmem.theory.edge.mixture import Sizes, alpha, grid, noisy
 from cdmem.theory.edge.sampling import Copies, copied, integrate, tally
@@ -176,7 +176,7 @@ def test_images_made_of_templates():
     problem = image_problem(pictures, 12, 5, 8, 0)
     assert problem.data.shape == (12, 3, 225) and problem.noise.shape == (8, 3, 225)
     assert all((picture == pictures).all(1).any() for picture in problem.shown)
-    colours = colours_of(problem.data, problem.shown)
+    colours = problem.data.sum(-1) / problem.shown.sum(-1, keepdim=True)
     torch.testing.assert_close(colours[..., None] * problem.shown[:, None], problem.data)
 
 

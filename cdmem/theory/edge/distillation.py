@@ -76,24 +76,17 @@ class Maps:
         return Maps(*(p[e : e + 1].detach().double() for p in (self.means, self.intercepts, self.scalars)))
 
 
-@dataclass(frozen=True)
-class Student:
-    """The maps of one teacher, ``maps[k]`` from ``times[k]``; regression knows the first only."""
+Student = list[Maps]  # of one teacher: of its k-th time, float64; regression knows the first only
 
-    maps: list[Maps]
-    times: Tensor
 
-    def __call__(self, x: Tensor, level: int = 0) -> Tensor:
-        """Points (R, d) at ``times[level]`` to data."""
-        return self.maps[level](x)[0]
-
-    def sample(self, x: Tensor, visits: Sequence[int], generator: torch.Generator) -> Tensor:
-        """One step from times[0], then for each visited level fresh noise and another step."""
-        clean = self(x)
-        for level in visits:
-            z = torch.randn(clean.shape, generator=generator, dtype=clean.dtype)
-            clean = self(noisy(clean, self.times[level].to(clean.dtype), z), level)
-        return clean
+def sample(student: Student, x: Tensor, visits: Sequence[int] = (), seed: int = 0) -> Tensor:
+    """One step of points (R, d) from the first time, then for each visited level fresh noise and another step."""
+    generator = torch.Generator().manual_seed(seed)
+    clean = student[0](x)[0]
+    for level in visits:
+        z = torch.randn(clean.shape, generator=generator, dtype=clean.dtype)
+        clean = student[level](noisy(clean, grid()[level], z))[0]
+    return clean
 
 
 @dataclass(frozen=True)
@@ -124,11 +117,7 @@ class Teachers:
 
 
 def consistency(
-    models: Sequence[Learned],
-    data: Tensor,
-    training: Training,
-    seed: int,
-    tick: Callable[[], None] = lambda: None,
+    models: Sequence[Learned], data: Tensor, training: Training, seed: int, tick: Callable[[], None] = lambda: None
 ) -> list[Student]:
     """One consistency student per model.
 
@@ -155,7 +144,7 @@ def consistency(
 
         done.insert(0, _fit(done[0] if done else teachers.maps(t), pairs, training))
         tick()
-    return [Student([m.member(e) for m in done], grid()) for e in range(len(models))]
+    return [[m.member(e) for m in done] for e in range(len(models))]
 
 
 def regression(models: Sequence[Learned], training: Training, rows: int, seed: int) -> list[Student]:
@@ -177,7 +166,7 @@ def regression(models: Sequence[Learned], training: Training, rows: int, seed: i
         return start[pick], end[:, pick]
 
     maps = _fit(teachers.maps(times[0]), pairs, training)
-    return [Student([maps.member(e)], grid()) for e in range(len(models))]
+    return [[maps.member(e)] for e in range(len(models))]
 
 
 def _fit(start: Maps, pairs: Callable[[], tuple[Tensor, Tensor]], training: Training) -> Maps:
@@ -226,11 +215,7 @@ def training_of(steps: int, rate: float, draws: int = 1) -> Training:
 
 
 def compare(
-    models: Sequence[Learned],
-    problem: Problem,
-    settings: Distillation,
-    draws: int,
-    tick: Callable[[], None] = lambda: None,
+    models: Sequence[Learned], problem: Problem, settings: Distillation, draws: int, tick: Callable[[], None]
 ) -> list[Curve]:
     """Teacher, its students, and the teacher at as few steps, on the same noise.
 
@@ -252,27 +237,23 @@ def compare(
     def few(model: Learned, nfe: int) -> Tensor:
         return integrate(model, z, times[torch.linspace(0, len(times) - 1, nfe + 1).round().long()])
 
-    def twice(student: Student) -> Tensor:
-        return student.sample(z, [VISIT], torch.Generator().manual_seed(seed))
-
     ends = [integrate(model, z, times) for model in models]
     samples = [
         ("teacher", "teacher, 25 steps", len(times) - 1, ends),
-        ("consistency_1", "consistency, 1 step", 1, [s(z) for s in students]),
-        ("consistency_2", "consistency, 2 steps", 2, [twice(s) for s in students]),
-        ("regression_1", "regression, 1 step", 1, [s(z) for s in direct]),
+        ("consistency_1", "consistency, 1 step", 1, [sample(s, z) for s in students]),
+        ("consistency_2", "consistency, 2 steps", 2, [sample(s, z, [VISIT], seed) for s in students]),
+        ("regression_1", "regression, 1 step", 1, [sample(s, z) for s in direct]),
         ("teacher_1", "teacher, 1 step", 1, [few(m, 1) for m in models]),
         ("teacher_2", "teacher, 2 steps", 2, [few(m, 2) for m in models]),
     ]
     for length, short in zip(lengths[:-1], by_length):
-        label = f"1 step, {length} per level"
-        samples.append((f"consistency_1_after_{length}", label, 1, [student(z) for student in short]))
+        made = [sample(s, z) for s in short]
+        samples.append((f"consistency_1_after_{length}", f"1 step, {length} per level", 1, made))
     return [_curve(name, label, nfe, of, ends, problem) for name, label, nfe, of in samples]
 
 
 def _curve(name: str, label: str, steps: int, samples: list[Tensor], ends: list[Tensor], problem: Problem) -> Curve:
-    flags = [copied(s, problem.data) for s in samples]
-    before = [copied(s, problem.data) for s in ends]
+    flags, before = ([copied(s, problem.data) for s in of] for of in (samples, ends))
     kept = [float((a & b).sum() / b.sum()) if b.any() else None for a, b in zip(flags, before)]
     error = [float(((a - b) ** 2).mean() / (b**2).mean()) ** 0.5 for a, b in zip(samples, ends)]
     spread = [spread_ratio(s, problem.reference) for s in samples]

@@ -110,11 +110,6 @@ def image_problem(templates: Tensor, n: int, fresh: int, samples: int, seed: int
     return ImageProblem(data, held, true_means, true, noise, draw(4096)[0], seed, templates[labels])
 
 
-def colours_of(data: Tensor, templates: Tensor) -> Tensor:
-    """Colours (N, 3) of images (N, 3, P) made of the templates (N, P)."""
-    return data.sum(-1) / templates.sum(-1, keepdim=True)
-
-
 def train_images(
     problem: ImageProblem, capacities: Sequence[int], seed: int, training: Training
 ) -> list[LearnedImages]:
@@ -124,7 +119,7 @@ def train_images(
         InputError: the training diverged.
     """
     data, shown, mask = problem.data, problem.shown, padding(capacities)
-    start_colours = colours_of(data, shown).float()
+    start_colours = (data.sum(-1) / shown.sum(-1, keepdim=True)).float()
     rows = [starts(len(data), m, seed) for m in capacities]
     # Padding is a template of ones: a zero template has no direction, and its weight is -inf anyway.
     pictures = pad_sequence([shown[k].float() for k in rows], True, 1.0)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
 
 from cdmem.metrics.statistics import wilson_interval
-from cdmem.theory.edge.capacity_sweep import Measurement, gaussian_problem, gaussian_trainer, steps_of, sweep_capacities
+from cdmem.theory.edge.capacity_sweep import Measurement, gaussian_problem, steps_of, sweep_capacities, train_gaussians
 from cdmem.theory.edge.denoisers import isotropic
 from cdmem.theory.edge.images import Images, image_problem, templates, train_images
 from cdmem.theory.edge.losses import monte_carlo
@@ -157,7 +158,7 @@ def test_the_transition_lies_near_four_fifths(sizes, samples, draws):
     data's 1, loss on the training points .005 to .23 (at N/5: 3.7 to 3.8), on fresh ones 5.9 to 11 times that at N/5.
     """
     problem = gaussian_problem(sizes, 10, samples, 0)
-    trainer = gaussian_trainer(replace(SHORT, draws=draws))
+    trainer = partial(train_gaussians, training=replace(SHORT, draws=draws))
     sweep = sweep_capacities([problem], trainer, Measurement(capacities=5, refine=0, loss_draws=10), [0.36])
     assert sweep.capacities == steps_of(sizes.n, 5) == [sizes.n * k // 5 for k in range(1, 6)]
     ratios, rows = [c.ratio for c in sweep.pooled()], sweep.rows[0]

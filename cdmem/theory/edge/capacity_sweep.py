@@ -152,15 +152,11 @@ def gaussian_problem(sizes: Sizes, fresh: int, samples: int, seed: int) -> Probl
     return Problem(data, held, mixture.means, true, noise, mixture.sample(4096, rng), seed)
 
 
-def gaussian_trainer(training: Training) -> Trainer:
-    """Trains M means and a variance, as many models side by side as pay."""
-
-    def run(problem: Problem, capacities: Sequence[int], seed: int) -> list[Learned]:
-        members = max(1, SIDE_BY_SIDE // (training.draws * len(problem.data) * max(capacities)))
-        parts = [capacities[k : k + members] for k in range(0, len(capacities), members)]
-        return [model for part in parts for model in train(problem.data, part, training, seed)]
-
-    return run
+def train_gaussians(problem: Problem, capacities: Sequence[int], seed: int, training: Training) -> list[Learned]:
+    """Models of M means and a variance, as many side by side as pay."""
+    members = max(1, SIDE_BY_SIDE // (training.draws * len(problem.data) * max(capacities)))
+    parts = [capacities[k : k + members] for k in range(0, len(capacities), members)]
+    return [model for part in parts for model in train(problem.data, part, training, seed)]
 
 
 def steps_of(n: int, count: int) -> list[int]:

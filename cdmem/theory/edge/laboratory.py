@@ -19,9 +19,9 @@ from cdmem.theory.edge.capacity_sweep import (
     CapacitySweep,
     Measurement,
     gaussian_problem,
-    gaussian_trainer,
     steps_of,
     sweep_capacities,
+    train_gaussians,
 )
 from cdmem.theory.edge.distillation import Distillation, compare, curve_numbers
 from cdmem.theory.edge.images import Images, image_problem, templates, train_images
@@ -124,7 +124,7 @@ def isotropic(s: Settings, progress: Progress) -> tuple[CapacitySweep, Outcome]:
     cross = crossovers(losses, problems[0].data, sizes.d, sizes.variance)
     seeds_and_steps = f"{sizes.seeds} seed(s), {s.training.steps} steps"
     progress(f"training {m.capacities} capacities, then {m.refine} more, {seeds_and_steps}")
-    sweep = sweep_capacities(problems, gaussian_trainer(s.training), m, times)
+    sweep = sweep_capacities(problems, partial(train_gaussians, training=s.training), m, times)
     published = replace(s.training, draws=100) == Training()
     trained = "published schedule" if published else "published loss, shorter schedule"
     draws = "" if s.training.draws == 100 else f", {s.training.draws} noises per sample and step, not 100"
@@ -141,17 +141,13 @@ def isotropic(s: Settings, progress: Progress) -> tuple[CapacitySweep, Outcome]:
         f"{sizes}: half of the samples are copies from M_pt/N = {_share(at['M_pt'])} on "
         f"(95 % interval {_share(at['low'])} to {_share(at['high'])}, {m.samples} samples per capacity, {sizes.seeds} "
         f"seed(s)); the transition runs from {_share(at['start'])} to {_share(at['end'])}.",
-        f"Crossover of losses: M*/N = {_share(cross.uniform)} for uniform lambda "
-        f"(formula {low:.3f} to {high:.3f}), {_share(cross.psi)} for the "
-        "training weight psi.",
+        f"Crossover of losses: M*/N = {_share(cross.uniform)} for uniform lambda (formula {low:.3f} to {high:.3f}), "
+        f"{_share(cross.psi)} for the training weight psi.",
     ]
     where = f"{sizes}, s*² = {sizes.variance:g}, one data set, {m.loss_draws} noises per sample"
     trained_where = f"{sizes}, {seeds_and_steps}, {m.samples} samples per model"
-    sections = [
-        losses_section(losses, cross, sizes, LEVEL, where),
-        trained_section(sweep, losses, LEVEL, trained_where),
-    ]
-    return sweep, Outcome(lead, results, sections)
+    untrained = losses_section(losses, cross, sizes, LEVEL, where)
+    return sweep, Outcome(lead, results, [untrained, trained_section(sweep, losses, LEVEL, trained_where)])
 
 
 def distilled(s: Settings, sweep: CapacitySweep, progress: Progress) -> Outcome:
@@ -186,7 +182,7 @@ def scaling(s: Settings, progress: Progress) -> Outcome:
     cells: list[Cell] = []
     for j, one in enumerate(progress.bar(sizes, "tuples")):
         seeds = [1000 * s.seed + 500 + j + 100 * e for e in range(s.sweep.seeds)]
-        cells.append(measure(one, gaussian_trainer(s.training), few, seeds))
+        cells.append(measure(one, partial(train_gaussians, training=s.training), few, seeds))
     line, fitted = law(cells, s.seed), weights(cells, s.seed)
     results = {"sweep": {"tuples": [c.numbers() for c in cells], "law": None if line is None else asdict(line)}}
     lead = []

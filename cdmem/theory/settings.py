@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 from cdmem.errors import InputError
 
@@ -47,12 +47,16 @@ def check_settings(settings: Any, group: str = "") -> None:
     """Check the ranges of a settings dataclass and of its groups.
 
     Raises:
-        InputError: a number lies outside its range, or a list of different ones is empty or repeats one.
+        InputError: a value is missing, a number lies outside its range, or a list of different ones is empty or
+            repeats one.
     """
+    hints = get_type_hints(type(settings))
     for field in dataclasses.fields(settings):
         key, value, allowed = f"{group}{field.name}", getattr(settings, field.name), field.metadata.get("range")
         if dataclasses.is_dataclass(value):
             check_settings(value, f"{key}.")
+        if value is None and type(None) not in get_args(hints[field.name]):
+            raise InputError(key, None, "is no value", "leave it out for the default")
         if allowed is None or value is None:
             continue
         several = isinstance(value, list | tuple)

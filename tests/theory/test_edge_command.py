@@ -17,7 +17,7 @@ from cdmem.theory.edge.mixture import grid
 from cdmem.theory.edge.sampling import integrate
 from cdmem.theory.edge.scaling_law import Grid
 from cdmem.theory.edge.training import Learned, Training
-from cdmem.theory.experiment import plain
+from cdmem.theory.experiment import Table, plain
 from support.laboratory import QUIET, tensor
 
 SMALL = Settings(
@@ -83,13 +83,22 @@ def test_results_have_every_part(outcome):
     results = json.loads(json.dumps(plain(outcome.results), allow_nan=False))
     assert {"losses", "crossover", "trained", "distillation", "sweep", "weighting", "images"} <= set(results)
     assert results["trained"]["capacity"][-1] == 12 and len(results["losses"]["t"]) == 26
-    assert len(results["trained"]["ratio"]) == len(results["trained"]["capacity"])
+    for part in (results["trained"], results["distillation"]["teacher"]):
+        ends = zip(part["ratio_low"], part["ratio"], part["ratio_high"])
+        assert all(low <= ratio <= high and low < high for low, ratio, high in ends)
     assert len(results["sweep"]["tuples"]) == 4 and results["images"]["templates"] == "digits"
     assert "reconstruction" in results["status"]["distillation"]
     names = {"teacher", "consistency_1", "consistency_2", "regression_1", "teacher_1", "teacher_2"}
     assert names | {"consistency_1_after_2"} <= set(results["distillation"])
     assert results["distillation"]["teacher"]["error"] == [0.0, 0.0, 0.0]
     assert [s.title for s in outcome.sections if s.reconstruction] == ["Does distillation move the transition?"]
+    tables = [part for section in outcome.sections for part in section.parts if isinstance(part, Table)]
+    many = [len(results[part]["capacity"]) for part in ("trained", "images")]
+    assert [len(table.rows) for table in tables] == [2, many[0], 7, 4, many[1]]
+    for table, part in ((tables[1], results["trained"]), (tables[4], results["images"])):
+        ratios = zip(part["ratio"], part["ratio_low"], part["ratio_high"])
+        shown = [row[table.head.index("ratio")] for row in table.rows]
+        assert shown == [f"{ratio:.3f} [{low:.3f}, {high:.3f}]" for ratio, low, high in ratios]
 
 
 def test_the_same_seed_gives_the_same_results(outcome):

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from cdmem.theory.edge.denoisers import isotropic
 from cdmem.theory.edge.losses import Denoiser, monte_carlo
-from cdmem.theory.edge.mixture import Sizes, grid, on_sphere
+from cdmem.theory.edge.mixture import Sizes, grid
 from cdmem.theory.edge.sampling import Copies, copied, integrate, pooled, ratio_numbers, spread_ratio, tally
 from cdmem.theory.edge.training import Learned, Training, train
 from cdmem.theory.edge.transition import Means, Transition, count_means, refined, transition
@@ -140,16 +140,24 @@ class CapacitySweep:
 
 
 def gaussian_problem(sizes: Sizes, fresh: int, samples: int, seed: int) -> Problem:
-    """A mixture with means on the sphere, and its data."""
+    """Data of a mixture whose means are uniform on the sphere of radius sqrt(d), as published."""
     rng = np.random.default_rng(seed)
-    mixture = on_sphere(sizes.d, sizes.k, rng, sizes.variance)
+
+    def normal(count: int) -> Tensor:
+        return torch.from_numpy(rng.standard_normal((count, sizes.d)))
+
+    directions = normal(sizes.k)
+    means = directions / directions.norm(dim=1, keepdim=True) * sizes.d**0.5
+
+    def draw(count: int) -> Tensor:
+        labels = rng.integers(sizes.k, size=count)
+        return means[labels] + sizes.variance**0.5 * normal(count)
 
     def true(x: Tensor, t: float) -> Tensor:
-        return isotropic(x, t, mixture.means, mixture.variance)
+        return isotropic(x, t, means, sizes.variance)
 
-    data, held = mixture.sample(sizes.n, rng), mixture.sample(fresh, rng)
-    noise = torch.from_numpy(rng.standard_normal((samples, sizes.d)))
-    return Problem(data, held, mixture.means, true, noise, mixture.sample(4096, rng), seed)
+    data, held, noise = draw(sizes.n), draw(fresh), normal(samples)
+    return Problem(data, held, means, true, noise, draw(4096), seed)
 
 
 def train_gaussians(problem: Problem, capacities: Sequence[int], seed: int, training: Training) -> list[Learned]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -34,31 +33,6 @@ class Sizes:
     def numbers(self) -> dict[str, int]:
         """For results.json."""
         return {"N": self.n, "d": self.d, "K": self.k}
-
-
-@dataclass(frozen=True)
-class Mixture:
-    """Equal parts N(mu_k, variance I).
-
-    Attributes:
-        means: (K, d), float64.
-        variance: s*^2.
-    """
-
-    means: Tensor
-    variance: float = 1.0
-
-    def sample(self, count: int, rng: np.random.Generator) -> Tensor:
-        """(count, d) points, float64; the component of each is drawn."""
-        labels = rng.integers(len(self.means), size=count)
-        noise = torch.from_numpy(rng.standard_normal((count, self.means.shape[1])))
-        return self.means[labels] + self.variance**0.5 * noise
-
-
-def on_sphere(dim: int, components: int, rng: np.random.Generator, variance: float = 1.0) -> Mixture:
-    """Means uniform on the sphere of radius sqrt(d), as in the published experiments."""
-    directions = torch.from_numpy(rng.standard_normal((components, dim)))
-    return Mixture(directions / directions.norm(dim=1, keepdim=True) * dim**0.5, variance)
 
 
 T_MAX, T_MIN, TIMES = 0.999, 0.001, 26

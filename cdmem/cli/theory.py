@@ -19,6 +19,7 @@ import shlex
 from collections.abc import Sequence
 from typing import Any
 
+from cdmem.cli.arguments import parse
 from cdmem.errors import InputError
 
 LABORATORIES = {
@@ -29,20 +30,31 @@ LABORATORIES = {
     "bridge": "cdmem.theory.bridge.laboratory",
 }
 WITH_RUN = ("bridge",)
+OPTIONS = """
+        config: YAML of these settings; flags go over it.
+        out: folder to write.
+        overwrite: replace the results of an earlier call there.
+        quiet: no progress.
+"""
 
 
-def read_settings(laboratory: str, args: Sequence[str]) -> tuple[Any, dict[str, Any]]:
-    """Settings of a laboratory, and the command's own options ``out``, ``overwrite`` and ``quiet``.
+def read_settings(laboratory: str, args: Sequence[str]) -> tuple[Any, Any]:
+    """Settings of a laboratory, and the same with the command's own options ``out``, ``overwrite`` and ``quiet``.
 
     Raises:
         InputError: an unknown key, a value of another type or outside its range, or a config that cannot be read.
     """
-    from cdmem.theory.settings import parse_settings
+    from cdmem.theory.settings import check_settings
 
-    args = list(args)
-    if laboratory in WITH_RUN and args and not args[0].startswith("-"):
-        args[0] = f"--run={args[0]}"
-    return parse_settings(importlib.import_module(LABORATORIES[laboratory]).Settings, args, laboratory)
+    kind = importlib.import_module(LABORATORIES[laboratory]).Settings
+    own = [("config", str | None, None), ("out", str, f"runs/theory/{laboratory}")]
+    own += [(name, bool, False) for name in ("overwrite", "quiet")]
+    words = {"__doc__": kind.__doc__.rstrip() + OPTIONS}
+    command = dataclasses.make_dataclass("Command", own, bases=(kind,), frozen=True, namespace=words)
+    options = parse(command, args, f"theory {laboratory}", positional="run" if laboratory in WITH_RUN else "")
+    settings = kind(**{field.name: getattr(options, field.name) for field in dataclasses.fields(kind)})
+    check_settings(settings)
+    return settings, options
 
 
 def run_theory(args: Sequence[str]) -> int:
@@ -56,8 +68,8 @@ def run_theory(args: Sequence[str]) -> int:
     settings, options = read_settings(laboratory, args[1:])
     from cdmem.theory.experiment import Progress, output_folder, write_outcome
 
-    out = output_folder(options["out"], options["overwrite"])
-    outcome = importlib.import_module(LABORATORIES[laboratory]).run(settings, Progress(options["quiet"]))
+    out = output_folder(options.out, options.overwrite)
+    outcome = importlib.import_module(LABORATORIES[laboratory]).run(settings, Progress(options.quiet))
     record = {"laboratory": laboratory, "settings": dataclasses.asdict(settings), **outcome.results}
     outcome = dataclasses.replace(outcome, results=record)
     page = write_outcome(outcome, out, shlex.join(["python", "-m", "cdmem", "theory", *args]))

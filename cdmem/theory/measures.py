@@ -30,6 +30,9 @@ class Interval:
     low: float
     high: float
 
+    def __str__(self) -> str:
+        return f"{self.mean:.3f} [{self.low:.3f}, {self.high:.3f}]"
+
 
 def mean_interval(values: Sequence[float] | np.ndarray, intervals: int = 1) -> Interval:
     """Mean with Student's t interval, infinite for one value; for ``intervals`` that hold together with 95 %."""

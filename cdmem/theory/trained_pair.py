@@ -102,14 +102,12 @@ def load_pair(run: str, student: str | None, alone: bool = False) -> tuple[Pair,
     if name not in names and not (name is None and alone):
         there = ", ".join(names) or "none"
         raise InputError("student", name, f"is no student of {run} (there: {there})", "distil one first, or name it")
-    subjects = study_generators(folder, [name] if name else [], None, "cpu")
-    teacher = next(s.module for s in subjects if s.role == "teacher")
-    last = next((s for s in reversed(subjects) if s.role == "student"), None)
-    assert teacher is not None
+    first, *others = study_generators(folder, [name] if name else [], None, "cpu")
+    assert first.module is not None
+    last = next((s for s in reversed(others) if s.role == "student"), None)
     function = last.module.function().eval() if last is not None and last.module is not None else None
     levels = tuple(last.sampler.mid_sigmas) if last is not None else ()  # type: ignore[attr-defined]
-    pair = _pair(teacher, subjects[0].sampler, from_record(folder, key="run"), function, levels)
-    return pair, name
+    return _pair(first.module, first.sampler, from_record(folder, key="run"), function, levels), name
 
 
 def load_teacher(path: str, training_set: str | None = None) -> Pair:

@@ -10,14 +10,14 @@ import torch
 
 from cdmem.errors import InputError
 from cdmem.theory.edge.capacity_sweep import Measurement
-from cdmem.theory.edge.distillation import Distillation, Teachers, consistency, regression, training_of
+from cdmem.theory.edge.distillation import Distillation, Teachers, consistency, regression, sample, training_of
 from cdmem.theory.edge.images import Images
 from cdmem.theory.edge.laboratory import MixtureSettings, Settings, run
 from cdmem.theory.edge.mixture import grid
 from cdmem.theory.edge.sampling import integrate
 from cdmem.theory.edge.scaling_law import Grid
 from cdmem.theory.edge.training import Learned, Training
-from cdmem.theory.experiment import plain
+from cdmem.theory.experiment import Table, plain
 from support.laboratory import QUIET, tensor
 
 SMALL = Settings(
@@ -61,7 +61,7 @@ def test_students_of_one_point_learn_its_flow():
         consistency([teacher], data, training_of(60, 1e-2, 8), 0)[0],
         regression([teacher], training_of(300, 3e-2), 32, 0)[0],
     ):
-        assert float((student(z) - exact).norm() / exact.norm()) < 0.12
+        assert float((sample(student, z) - exact).norm() / exact.norm()) < 0.12
 
 
 @pytest.mark.sensitive
@@ -73,24 +73,32 @@ def test_a_student_follows_a_teacher_of_two_far_points():
     z = tensor(400, 3, seed=1)
     teacher = Learned(data, 1e-4)
     end = integrate(teacher, z, grid())
-    map_of_one_step = consistency([teacher], data, training_of(60, 1e-2, 40), 0)[0]
-    student = map_of_one_step(z)
-    assert float((student[:, 0].sign() == end[:, 0].sign()).double().mean()) > 0.97
-    twice = map_of_one_step.sample(z, [12], torch.Generator().manual_seed(0))
-    assert float((twice.abs()[:, 0] - 4).abs().mean()) < float((student.abs()[:, 0] - 4).abs().mean())
+    student = consistency([teacher], data, training_of(60, 1e-2, 40), 0)[0]
+    once, twice = sample(student, z), sample(student, z, [12])
+    assert float((once[:, 0].sign() == end[:, 0].sign()).double().mean()) > 0.97
+    assert float((twice.abs()[:, 0] - 4).abs().mean()) < float((once.abs()[:, 0] - 4).abs().mean())
 
 
 def test_results_have_every_part(outcome):
     results = json.loads(json.dumps(plain(outcome.results), allow_nan=False))
     assert {"losses", "crossover", "trained", "distillation", "sweep", "weighting", "images"} <= set(results)
     assert results["trained"]["capacity"][-1] == 12 and len(results["losses"]["t"]) == 26
-    assert len(results["trained"]["ratio"]) == len(results["trained"]["capacity"])
+    for part in (results["trained"], results["distillation"]["teacher"]):
+        ends = zip(part["ratio_low"], part["ratio"], part["ratio_high"])
+        assert all(low <= ratio <= high and low < high for low, ratio, high in ends)
     assert len(results["sweep"]["tuples"]) == 4 and results["images"]["templates"] == "digits"
     assert "reconstruction" in results["status"]["distillation"]
     names = {"teacher", "consistency_1", "consistency_2", "regression_1", "teacher_1", "teacher_2"}
     assert names | {"consistency_1_after_2"} <= set(results["distillation"])
     assert results["distillation"]["teacher"]["error"] == [0.0, 0.0, 0.0]
     assert [s.title for s in outcome.sections if s.reconstruction] == ["Does distillation move the transition?"]
+    tables = [part for section in outcome.sections for part in section.parts if isinstance(part, Table)]
+    many = [len(results[part]["capacity"]) for part in ("trained", "images")]
+    assert [len(table.rows) for table in tables] == [2, many[0], 7, 4, many[1]]
+    for table, part in ((tables[1], results["trained"]), (tables[4], results["images"])):
+        ratios = zip(part["ratio"], part["ratio_low"], part["ratio_high"])
+        shown = [row[table.head.index("ratio")] for row in table.rows]
+        assert shown == [f"{ratio:.3f} [{low:.3f}, {high:.3f}]" for ratio, low, high in ratios]
 
 
 def test_the_same_seed_gives_the_same_results(outcome):

@@ -3,31 +3,25 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
 
-from cdmem.theory.edge.capacity_sweep import (
-    Measurement,
-    gaussian_problem,
-    gaussian_trainer,
-    steps_of,
-    sweep_capacities,
-)
+from cdmem.metrics.statistics import wilson_interval
+from cdmem.theory.edge.capacity_sweep import Measurement, gaussian_problem, steps_of, sweep_capacities, train_gaussians
 from cdmem.theory.edge.denoisers import isotropic
-from cdmem.theory.edge.images import Images, colours_of, image_problem, templates, train_images
+from cdmem.theory.edge.images import Images, image_problem, templates, train_images
 from cdmem.theory.edge.losses import monte_carlo
 from cdmem.theory.edge.mixture import Sizes, alpha, grid, noisy
-from cdmem.theory.edge.sampling import Copies, copied, copies, integrate
+from cdmem.theory.edge.sampling import Copies, copied, integrate, tally
 from cdmem.theory.edge.scaling_law import Case, fit
 from cdmem.theory.edge.training import AveragedAdam, Training, noise_loss, starts, train
 from cdmem.theory.edge.transition import count_means, refined, transition
 from support.laboratory import tensor
 
 SHORT = Training(1000, 1e-2, memory=0.9, draws=4)
-IMAGES = Images().training
-FIVE = Measurement(capacities=5, refine=0, loss_draws=10)
 
 
 def test_rates_of_the_published_schedule():
@@ -36,33 +30,22 @@ def test_rates_of_the_published_schedule():
     assert s.rate(50_000) == pytest.approx(1e-6) and s.rate(27_500) == pytest.approx((1e-3 + 1e-6) / 2)
 
 
-def test_without_average_it_is_torchs_adam():
-    """Constant rate 1e-2 from the first step on."""
-    mine, theirs = torch.ones(3, 2), torch.ones(3, 2, requires_grad=True)
-    ours = AveragedAdam([mine], Training(20, 1e-2, 1e-2, 0.0, average=0.0))
+@pytest.mark.parametrize("average", [0.0, 0.5])
+def test_the_average_is_over_the_updates_of_torchs_adam_and_the_clip_per_member(average):
+    """Constant rate 1e-2 from the first step on; the second member's gradients are beyond the largest norm 1."""
+    where, theirs = torch.ones(2, 3), torch.ones(2, 3, requires_grad=True)
+    ours = AveragedAdam([where], Training(20, 1e-2, 1e-2, 0.0, average=average, clip=1.0))
     other = torch.optim.Adam([theirs], lr=1e-2, betas=(0.9, 0.999))
-    for k in range(20):
-        gradient = tensor(3, 2, seed=k).float()
-        theirs.grad = gradient
-        other.step()
+    mean, expected = torch.zeros(2, 3), torch.ones(2, 3)
+    for k in range(1, 21):
+        gradient = tensor(2, 3, seed=k).float() * torch.tensor([[0.05], [300.0]])
         ours.step([gradient])
-    torch.testing.assert_close(mine, theirs.detach(), rtol=1e-5, atol=1e-6)
-
-
-def test_the_average_is_over_updates_and_the_clip_per_member():
-    p, plain = torch.zeros(2, 1), torch.zeros(2, 1)
-    averaged = AveragedAdam([p], Training(5, 1e-2, 1e-2, 0.0, average=0.5, clip=1.0))
-    alone = AveragedAdam([plain], Training(5, 1e-2, 1e-2, 0.0, average=0.0))
-    moved, mean, where = [], 0.0, torch.zeros(2, 1)
-    for k in range(1, 4):
-        gradient = torch.tensor([[0.5 * k], [300.0 * k]])
-        averaged.step([gradient])
-        before = plain.clone()
-        alone.step([torch.tensor([[min(1.0, 0.5 * k)], [1.0]])])  # the clip acts on each member's own norm
-        moved.append(plain - before)
-        mean = 0.5 * mean + 0.5 * moved[-1]
-        where = where + mean / (1 - 0.5**k)
-    torch.testing.assert_close(p, where)
+        theirs.grad = torch.stack([gradient[0], gradient[1] / gradient[1].norm()])
+        before = theirs.detach().clone()
+        other.step()
+        mean = average * mean + (1 - average) * (theirs.detach() - before)
+        expected = expected + mean / (1 - average**k)
+    torch.testing.assert_close(where, expected, rtol=1e-5, atol=1e-6)
 
 
 def test_the_loss_is_that_of_noise_prediction():
@@ -119,9 +102,10 @@ def test_copies_by_hand():
     """Distances 1 and 3 are a copy (squared 1/9), 1 and 2.9 are not."""
     data = torch.tensor([[0.0], [4.0], [103.0], [106.9]])
     samples = torch.tensor([[1.0], [104.0], [2.0]])
-    assert copied(samples, data).tolist() == [True, False, False]
-    share = copies(samples, data)
-    assert share.ratio == pytest.approx(1 / 3) and share.low < 1 / 3 < share.high
+    flags = copied(samples, data)
+    assert flags.tolist() == [True, False, False]
+    share = tally(flags)
+    assert share.ratio == pytest.approx(1 / 3) and (share.low, share.high) == wilson_interval(1, 3)
 
 
 def test_transition_by_hand():
@@ -152,9 +136,9 @@ def test_the_fitted_weight_recovers_a_planted_crossover():
     """Gaps of the theory's form whose crossover differs by tuple; the planted weight sits at one time."""
     share, times = np.linspace(0.05, 1, 20), np.linspace(0.05, 0.95, 10)
     cases = []
-    for n, d, c in ((50, 30, 1.2), (100, 40, 1.4), (150, 50, 1.6), (200, 60, 1.8), (100, 30, 2.0), (50, 60, 1.3)):
+    for d, c in ((30, 1.2), (40, 1.4), (50, 1.6), (60, 1.8), (30, 2.0), (60, 1.3)):
         gap = (c * (1 - share)[:, None] - times[None] ** 2) * d
-        cases.append(Case(n, d, 3, share * n, gap, 1 - times[5] ** 2 / c))
+        cases.append(Case(d, share, gap, 1 - times[5] ** 2 / c))
     fitted = fit(cases, [True, True, True, True, False, False])
     assert fitted.train < 2e-4 and fitted.test < 2e-4
     assert sum(fitted.weights) == pytest.approx(1)
@@ -162,20 +146,27 @@ def test_the_fitted_weight_recovers_a_planted_crossover():
 
 
 @pytest.mark.sensitive
-def test_the_transition_lies_near_four_fifths():
-    """N = 40, d = 30, K = 4 (published: M_pt = 4N/5): below 3/5 nothing is copied, at N everything; s^2 falls.
+@pytest.mark.parametrize(
+    ("sizes", "samples", "draws"),
+    [(Sizes(40, 30, 4), 300, 4), pytest.param(Sizes(200, 50, 12), 200, 2, marks=pytest.mark.slow)],
+    ids=["small", "published"],
+)
+def test_the_transition_lies_near_four_fifths(sizes, samples, draws):
+    """Published: M_pt = 4N/5. Below 3/5 nothing is copied, at N everything; s^2 falls by M/N.
 
-    Six kinds of processors and four seeds: M_pt/N .766 to .794; at M = N s^2 .000 to .043 of the data's 1, loss on the
-    training points .005 to .23 (at N/5: 3.7 to 3.8), on fresh ones 5.9 to 11 times that at N/5.
+    Six kinds of processors and four seeds of the small sizes: M_pt/N .766 to .794; at M = N s^2 .000 to .043 of the
+    data's 1, loss on the training points .005 to .23 (at N/5: 3.7 to 3.8), on fresh ones 5.9 to 11 times that at N/5.
     """
-    problem = gaussian_problem(Sizes(40, 30, 4), 10, 300, 0)
-    sweep = sweep_capacities([problem], gaussian_trainer(SHORT), FIVE, [0.36])
-    assert sweep.capacities == steps_of(40, 5) == [8, 16, 24, 32, 40]
+    problem = gaussian_problem(sizes, 10, samples, 0)
+    trainer = partial(train_gaussians, training=replace(SHORT, draws=draws))
+    sweep = sweep_capacities([problem], trainer, Measurement(capacities=5, refine=0, loss_draws=10), [0.36])
+    assert sweep.capacities == steps_of(sizes.n, 5) == [sizes.n * k // 5 for k in range(1, 6)]
     ratios, rows = [c.ratio for c in sweep.pooled()], sweep.rows[0]
     assert max(ratios[:2]) < 0.05 and ratios[2] < 0.35 and ratios[4] > 0.95
-    assert sweep.transition().middle / 40 == pytest.approx(0.8, abs=0.1)  # half a step between the capacities
+    assert sweep.transition().middle / sizes.n == pytest.approx(0.8, abs=0.1)  # half a step between the capacities
     # A memoriser keeps a small part of the data's variance and of the loss, and pays for it on fresh points.
-    assert np.all(np.diff([r.var for r in rows]) < 0) and rows[4].var < 0.1
+    var = np.array([r.var for r in rows])
+    assert np.all(np.diff(var) < 0) and var[4] < 0.1 and var[1:4] == pytest.approx([0.6, 0.4, 0.2], abs=0.25)
     assert rows[4].fresh[0] > 4 * rows[0].fresh[0] and rows[4].train[0] < 0.1 * rows[0].train[0]
     assert np.all(np.diff([r.means.to_sample for r in rows]) < 0)
 
@@ -186,8 +177,16 @@ def test_images_made_of_templates():
     problem = image_problem(pictures, 12, 5, 8, 0)
     assert problem.data.shape == (12, 3, 225) and problem.noise.shape == (8, 3, 225)
     assert all((picture == pictures).all(1).any() for picture in problem.shown)
-    colours = colours_of(problem.data, problem.shown)
+    colours = problem.data.sum(-1) / problem.shown.sum(-1, keepdim=True)
     torch.testing.assert_close(colours[..., None] * problem.shown[:, None], problem.data)
+
+
+def image_models(n, k, fresh, samples, capacities, steps):
+    """Image models of N images from K templates, and how often they copy."""
+    problem = image_problem(templates(Images(k=k), np.random.default_rng(0)), n, fresh, samples, 0)
+    models = train_images(problem, capacities, 0, replace(Images().training, steps=steps))
+    flags = [copied(integrate(model, problem.noise, grid()), problem.data) for model in models]
+    return problem, models, [tally(f).ratio for f in flags]
 
 
 @pytest.mark.sensitive
@@ -195,39 +194,22 @@ def test_the_image_model_with_every_image_memorises():
     """At M = N the start is the memorising denoiser and training keeps it (1.00 are copies on six kinds of processors);
     few templates do not copy (.19 to .20).
     """
-    problem = image_problem(templates(Images(k=2), np.random.default_rng(0)), 10, 5, 100, 0)
-    all_of_them, few = train_images(problem, [10, 2], replace(IMAGES, steps=300), 0)
-    assert copies(integrate(all_of_them, problem.noise, grid()), problem.data).ratio > 0.9
-    assert copies(integrate(few, problem.noise, grid()), problem.data).ratio < 0.5
-    assert all_of_them.means.shape == (10, 3, 225)
-
-
-@pytest.mark.slow
-@pytest.mark.sensitive
-def test_published_sizes_of_the_isotropic_experiment():
-    """Rows 13 and 16 at N = 200, d = 50, K = 12 with the short schedule."""
-    torch.set_num_threads(2)
-    problem = gaussian_problem(Sizes(200, 50, 12), 100, 200, 0)
-    sweep = sweep_capacities([problem], gaussian_trainer(replace(SHORT, draws=2)), FIVE, [float(grid()[16])])
-    ratios = [c.ratio for c in sweep.pooled()]
-    assert max(ratios[:2]) < 0.02 and ratios[-1] > 0.95
-    assert 0.75 < sweep.transition().middle / 200 < 0.88
-    var = np.array([r.var for r in sweep.rows[0]])
-    assert var[1:4] == pytest.approx(1 - np.array([0.4, 0.6, 0.8]), abs=0.25)
-    assert sweep.rows[0][-1].fresh[0] > 5 * sweep.rows[0][0].fresh[0]
+    _, models, ratios = image_models(10, 2, 5, 100, [10, 2], 300)
+    assert ratios[0] > 0.9 and ratios[1] < 0.5
+    assert models[0].means.shape == (10, 3, 225)
+    torch.testing.assert_close(models[1].means, models[1].colours[..., None] * models[1].templates[:, None])
 
 
 @pytest.mark.slow
 @pytest.mark.sensitive
 def test_the_shape_of_the_published_image_table():
     """Row 15 (theory 3.5): .06 or less up to M/N = .5, .58 at .9, 1 at 1; train loss near the generalising one."""
-    problem = image_problem(templates(Images(k=4), np.random.default_rng(0)), 40, 50, 300, 0)
-    t = float(grid()[16])
-    models = train_images(problem, [8, 20, 36, 40], replace(IMAGES, steps=1200), 0)
-    ratios = [copies(integrate(m, problem.noise, grid()), problem.data).ratio for m in models]
+    problem, models, ratios = image_models(40, 4, 50, 300, [8, 20, 36, 40], 1200)
     assert max(ratios[:2]) < 0.15 and 0.2 < ratios[2] < 0.9 and ratios[3] > 0.97
-    train_loss = [monte_carlo(m, problem.data, t, 20, 0).mean for m in models]
-    fresh_loss = [monte_carlo(m, problem.fresh, t, 20, 0).mean for m in models]
+    t = float(grid()[16])
+    train_loss, fresh_loss = (
+        [monte_carlo(m, points, t, 20, 0).mean for m in models] for points in (problem.data, problem.fresh)
+    )
     gen = monte_carlo(problem.true, problem.data, t, 50, 0).mean
     assert gen == pytest.approx(0.4479, abs=0.03) and train_loss[0] == pytest.approx(gen, rel=0.1)
     assert train_loss[3] < 0.02 and fresh_loss[3] > 20 and fresh_loss[1] < 0.7

@@ -20,12 +20,9 @@ def rng(seed=0):
     return torch.Generator().manual_seed(seed)
 
 
-def test_the_network_has_the_published_size():
-    assert StackedMLP(3, 8, 128, rng()).size() == 102_024
-
-
 def test_members_are_networks_of_their_own():
-    """Each against one written with torch's own layers."""
+    """Each of the published size, and against one written with torch's own layers."""
+    assert StackedMLP(3, 8, 128, rng()).size() == 102_024
     stacked = StackedMLP(3, 8, 16, rng())
     x, time = torch.randn(3, 5, 8, generator=rng(1)), torch.rand(3, 5, 1, generator=rng(2))
     for e in range(3):
@@ -109,8 +106,7 @@ def test_training_learns_and_a_few_points_are_learned_by_heart():
     samples (.013). Three seeds and two kinds of processors: 0 to .002 before, .31 to .67 after; the loss on the points
     falls to .32 to .47 of itself and is 6 to 10 times as high on fresh ones.
     """
-    plan = Plan(4, 32, [50, 6000], 2, 8, 6e-3, 0.95, 500, 50, 100, 0)
-    run_of_few = train(plan)
+    run_of_few = train(Plan(4, 32, [50, 6000], 0), Settings(samples=500))
     assert max(run_of_few.f_mem[0]) < 0.05 and min(run_of_few.f_mem[1]) > 0.15
     assert np.mean(run_of_few.loss_train[1]) < 0.6 * np.mean(run_of_few.loss_train[0])
     assert np.mean(run_of_few.loss_test[1]) > 1.5 * np.mean(run_of_few.loss_train[1])

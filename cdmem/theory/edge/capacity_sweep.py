@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from operator import attrgetter
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,14 +13,13 @@ from torch import Tensor
 
 from cdmem.theory.edge.denoisers import isotropic
 from cdmem.theory.edge.losses import Denoiser, monte_carlo
-from cdmem.theory.edge.mixture import Sizes, grid, on_sphere
-from cdmem.theory.edge.sampling import Copies, copies, integrate, pooled, spread_ratio
+from cdmem.theory.edge.mixture import Sizes, grid
+from cdmem.theory.edge.sampling import Copies, copied, integrate, pooled, ratio_numbers, spread_ratio, tally
 from cdmem.theory.edge.training import Learned, Training, train
 from cdmem.theory.edge.transition import Means, Transition, count_means, refined, transition
 from cdmem.theory.settings import number
 
 SIDE_BY_SIDE = 400_000  # weights of a step; beyond, the padding costs more than the calls
-MEANS = ("near_true", "near_sample", "to_true", "to_sample", "to_true_percentiles", "to_sample_percentiles")
 
 
 @dataclass(frozen=True)
@@ -40,21 +39,6 @@ class Measurement:
     samples: int = number(500, 10, 20_000)
     fresh: int = number(100, 2, 10_000)
     loss_draws: int = number(20, 2, 10_000)
-
-
-class Model(Protocol):
-    """A trained model: a denoiser with means and a variance."""
-
-    @property
-    def means(self) -> Tensor:
-        """(M, ...)."""
-
-    @property
-    def var(self) -> float:
-        """Shared variance s^2."""
-
-    def __call__(self, x: Tensor, t: float) -> Tensor:
-        """Posterior means of points at a time."""
 
 
 @dataclass(frozen=True)
@@ -80,7 +64,7 @@ class Problem:
     seed: int
 
 
-Trainer = Callable[[Any, Sequence[int], int], Sequence[Model]]  # problem, capacities, seed
+Trainer = Callable[[Any, Sequence[int], int], Sequence[Learned]]  # problem, capacities, seed
 
 
 @dataclass(frozen=True)
@@ -103,13 +87,21 @@ class CapacitySweep:
     problems: list[Problem]
     times: list[float]
     capacities: list[int] = field(default_factory=list)
-    rows: list[list[Row]] = field(default_factory=list)
-    models: list[list[Model]] = field(default_factory=list)
+    rows: list[list[Row]] = field(init=False)
+    models: list[list[Learned]] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.rows, self.models = [[] for _ in self.problems], [[] for _ in self.problems]
 
     @property
     def n(self) -> int:
         """Training points N."""
         return len(self.problems[0].data)
+
+    @property
+    def shares(self) -> list[float]:
+        """The capacities as M/N."""
+        return [m / self.n for m in self.capacities]
 
     def pooled(self) -> list[Copies]:
         """Memorisation ratio per capacity, all seeds together."""
@@ -130,13 +122,9 @@ class CapacitySweep:
 
     def numbers(self) -> dict[str, Any]:
         """For results.json."""
-        ratios = self.pooled()
         return {
             "capacity": self.capacities,
-            "ratio": [c.ratio for c in ratios],
-            "ratio_low": [c.low for c in ratios],
-            "ratio_high": [c.high for c in ratios],
-            "samples": ratios[0].samples,
+            **ratio_numbers(self.pooled()),
             "seeds": len(self.problems),
             "ratio_of_each_seed": [[row.copies.ratio for row in rows] for rows in self.rows],
             "transition": asdict(self.transition()),
@@ -144,7 +132,7 @@ class CapacitySweep:
             "M_pt_over_n_of_each_seed": [t.shares(self.n)["M_pt"] for t in self.each()],
             "variance": self.average("var"),
             "variance_ratio": self.average("spread"),
-            "means": {key: self.average(f"means.{key}") for key in MEANS},
+            "means": {key: self.average(f"means.{key}") for key in Means.__annotations__},
             "t": self.times,
             "train_loss": self.average("train"),
             "test_loss": self.average("fresh"),
@@ -152,27 +140,31 @@ class CapacitySweep:
 
 
 def gaussian_problem(sizes: Sizes, fresh: int, samples: int, seed: int) -> Problem:
-    """A mixture with means on the sphere, and its data."""
+    """Data of a mixture whose means are uniform on the sphere of radius sqrt(d), as published."""
     rng = np.random.default_rng(seed)
-    mixture = on_sphere(sizes.d, sizes.k, rng, sizes.variance)
+
+    def normal(count: int) -> Tensor:
+        return torch.from_numpy(rng.standard_normal((count, sizes.d)))
+
+    directions = normal(sizes.k)
+    means = directions / directions.norm(dim=1, keepdim=True) * sizes.d**0.5
+
+    def draw(count: int) -> Tensor:
+        labels = rng.integers(sizes.k, size=count)
+        return means[labels] + sizes.variance**0.5 * normal(count)
 
     def true(x: Tensor, t: float) -> Tensor:
-        return isotropic(x, t, mixture.means, mixture.variance)
+        return isotropic(x, t, means, sizes.variance)
 
-    data, held = mixture.sample(sizes.n, rng), mixture.sample(fresh, rng)
-    noise = torch.from_numpy(rng.standard_normal((samples, sizes.d)))
-    return Problem(data, held, mixture.means, true, noise, mixture.sample(4096, rng), seed)
+    data, held, noise = draw(sizes.n), draw(fresh), normal(samples)
+    return Problem(data, held, means, true, noise, draw(4096), seed)
 
 
-def gaussian_trainer(training: Training) -> Trainer:
-    """Trains M means and a variance, as many models side by side as pay."""
-
-    def run(problem: Problem, capacities: Sequence[int], seed: int) -> list[Learned]:
-        members = max(1, SIDE_BY_SIDE // (training.draws * len(problem.data) * max(capacities)))
-        parts = [capacities[k : k + members] for k in range(0, len(capacities), members)]
-        return [model for part in parts for model in train(problem.data, part, training, seed)]
-
-    return run
+def train_gaussians(problem: Problem, capacities: Sequence[int], seed: int, training: Training) -> list[Learned]:
+    """Models of M means and a variance, as many side by side as pay."""
+    members = max(1, SIDE_BY_SIDE // (training.draws * len(problem.data) * max(capacities)))
+    parts = [capacities[k : k + members] for k in range(0, len(capacities), members)]
+    return [model for part in parts for model in train(problem.data, part, training, seed)]
 
 
 def steps_of(n: int, count: int) -> list[int]:
@@ -180,7 +172,7 @@ def steps_of(n: int, count: int) -> list[int]:
     return sorted({max(1, round(n * k / count)) for k in range(1, count + 1)})
 
 
-def measure_model(model: Model, capacity: int, problem: Problem, times: Sequence[float], draws: int) -> Row:
+def measure_model(model: Learned, capacity: int, problem: Problem, times: Sequence[float], draws: int) -> Row:
     """Samples, learned means and losses of one trained model."""
     samples = integrate(model, problem.noise, grid())
     losses = [
@@ -189,7 +181,7 @@ def measure_model(model: Model, capacity: int, problem: Problem, times: Sequence
     ]
     means = count_means(model.means, problem.true_means, problem.data)
     spread = spread_ratio(samples, problem.reference)
-    return Row(capacity, copies(samples, problem.data), model.var, means, spread, *losses)
+    return Row(capacity, tally(copied(samples, problem.data)), model.var, means, spread, *losses)
 
 
 def sweep_capacities(
@@ -198,21 +190,16 @@ def sweep_capacities(
     """All capacities n/count ... n, then about ``refine`` more inside the transition, on every seed."""
     sweep = CapacitySweep(list(problems), list(times))
     _add(sweep, steps_of(sweep.n, measurement.capacities), trainer, measurement.loss_draws, 0)
-    more = refined(sweep.capacities, sweep.pooled(), measurement.refine) if measurement.refine else []
-    if more:
+    if measurement.refine and (more := refined(sweep.capacities, sweep.pooled(), measurement.refine)):
         _add(sweep, more, trainer, measurement.loss_draws, 1)
     return sweep
 
 
 def _add(sweep: CapacitySweep, capacities: list[int], trainer: Trainer, draws: int, part: int) -> None:
-    order = np.argsort(sweep.capacities + capacities, kind="stable")
-    for s, problem in enumerate(sweep.problems):
-        models = list(trainer(problem, capacities, problem.seed * 2 + part))
-        rows = [measure_model(model, m, problem, sweep.times, draws) for model, m in zip(models, capacities)]
-        if len(sweep.rows) <= s:
-            sweep.rows.append([])
-            sweep.models.append([])
-        all_rows, all_models = sweep.rows[s] + rows, sweep.models[s] + models
-        sweep.rows[s] = [all_rows[k] for k in order]
-        sweep.models[s] = [all_models[k] for k in order]
+    order = np.argsort(sweep.capacities + capacities)
+    for problem, rows, models in zip(sweep.problems, sweep.rows, sweep.models):
+        more = trainer(problem, capacities, problem.seed * 2 + part)
+        measured = [measure_model(model, m, problem, sweep.times, draws) for model, m in zip(more, capacities)]
+        rows[:] = [[*rows, *measured][k] for k in order]
+        models[:] = [[*models, *more][k] for k in order]
     sweep.capacities = sorted(sweep.capacities + capacities)

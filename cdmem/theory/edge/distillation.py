@@ -22,12 +22,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from cdmem.errors import InputError
 from cdmem.theory.edge.capacity_sweep import Problem
 from cdmem.theory.edge.denoisers import isotropic
 from cdmem.theory.edge.mixture import alpha, grid, noisy
-from cdmem.theory.edge.sampling import Copies, advance, copied, integrate, spread_ratio, tally
+from cdmem.theory.edge.sampling import Copies, advance, copied, integrate, ratio_numbers, spread_ratio, tally
 from cdmem.theory.edge.training import AveragedAdam, Learned, Training, padding
 from cdmem.theory.edge.transition import transition
 from cdmem.theory.settings import each, number
@@ -75,24 +76,17 @@ class Maps:
         return Maps(*(p[e : e + 1].detach().double() for p in (self.means, self.intercepts, self.scalars)))
 
 
-@dataclass(frozen=True)
-class Student:
-    """The maps of one teacher, ``maps[k]`` from ``times[k]``; regression knows the first only."""
+Student = list[Maps]  # of one teacher: of its k-th time, float64; regression knows the first only
 
-    maps: list[Maps]
-    times: Tensor
 
-    def __call__(self, x: Tensor, level: int = 0) -> Tensor:
-        """Points (R, d) at ``times[level]`` to data."""
-        return self.maps[level](x)[0]
-
-    def sample(self, x: Tensor, visits: Sequence[int], generator: torch.Generator) -> Tensor:
-        """One step from times[0], then for each visited level fresh noise and another step."""
-        clean = self(x)
-        for level in visits:
-            z = torch.randn(clean.shape, generator=generator, dtype=clean.dtype)
-            clean = self(noisy(clean, self.times[level].to(clean.dtype), z), level)
-        return clean
+def sample(student: Student, x: Tensor, visits: Sequence[int] = (), seed: int = 0) -> Tensor:
+    """One step of points (R, d) from the first time, then for each visited level fresh noise and another step."""
+    generator = torch.Generator().manual_seed(seed)
+    clean = student[0](x)[0]
+    for level in visits:
+        z = torch.randn(clean.shape, generator=generator, dtype=clean.dtype)
+        clean = student[level](noisy(clean, grid()[level], z))[0]
+    return clean
 
 
 @dataclass(frozen=True)
@@ -106,12 +100,9 @@ class Teachers:
     @classmethod
     def of(cls, models: Sequence[Learned]) -> Teachers:
         """Pad them to the largest M."""
-        capacities = [len(m.means) for m in models]
-        means = torch.zeros(len(models), max(capacities), models[0].means.shape[1])
-        for e, model in enumerate(models):
-            means[e, : capacities[e]] = model.means.float()
+        means = pad_sequence([m.means.float() for m in models], True)
         var = torch.tensor([m.var for m in models], dtype=torch.float32)
-        return cls(means, var, padding(capacities))
+        return cls(means, var, padding([len(m.means) for m in models]))
 
     def step(self, x: Tensor, t: Tensor, later: Tensor) -> Tensor:
         """One sampler step of points (R, d) or (E, R, d)."""
@@ -126,11 +117,7 @@ class Teachers:
 
 
 def consistency(
-    models: Sequence[Learned],
-    data: Tensor,
-    training: Training,
-    seed: int,
-    tick: Callable[[], None] = lambda: None,
+    models: Sequence[Learned], data: Tensor, training: Training, seed: int, tick: Callable[[], None] = lambda: None
 ) -> list[Student]:
     """One consistency student per model.
 
@@ -157,7 +144,7 @@ def consistency(
 
         done.insert(0, _fit(done[0] if done else teachers.maps(t), pairs, training))
         tick()
-    return [Student([m.member(e) for m in done], grid()) for e in range(len(models))]
+    return [[m.member(e) for m in done] for e in range(len(models))]
 
 
 def regression(models: Sequence[Learned], training: Training, rows: int, seed: int) -> list[Student]:
@@ -179,7 +166,7 @@ def regression(models: Sequence[Learned], training: Training, rows: int, seed: i
         return start[pick], end[:, pick]
 
     maps = _fit(teachers.maps(times[0]), pairs, training)
-    return [Student([maps.member(e)], grid()) for e in range(len(models))]
+    return [[maps.member(e)] for e in range(len(models))]
 
 
 def _fit(start: Maps, pairs: Callable[[], tuple[Tensor, Tensor]], training: Training) -> Maps:
@@ -228,11 +215,7 @@ def training_of(steps: int, rate: float, draws: int = 1) -> Training:
 
 
 def compare(
-    models: Sequence[Learned],
-    problem: Problem,
-    settings: Distillation,
-    draws: int,
-    tick: Callable[[], None] = lambda: None,
+    models: Sequence[Learned], problem: Problem, settings: Distillation, draws: int, tick: Callable[[], None]
 ) -> list[Curve]:
     """Teacher, its students, and the teacher at as few steps, on the same noise.
 
@@ -254,27 +237,23 @@ def compare(
     def few(model: Learned, nfe: int) -> Tensor:
         return integrate(model, z, times[torch.linspace(0, len(times) - 1, nfe + 1).round().long()])
 
-    def twice(student: Student) -> Tensor:
-        return student.sample(z, [VISIT], torch.Generator().manual_seed(seed))
-
     ends = [integrate(model, z, times) for model in models]
     samples = [
         ("teacher", "teacher, 25 steps", len(times) - 1, ends),
-        ("consistency_1", "consistency, 1 step", 1, [s(z) for s in students]),
-        ("consistency_2", "consistency, 2 steps", 2, [twice(s) for s in students]),
-        ("regression_1", "regression, 1 step", 1, [s(z) for s in direct]),
+        ("consistency_1", "consistency, 1 step", 1, [sample(s, z) for s in students]),
+        ("consistency_2", "consistency, 2 steps", 2, [sample(s, z, [VISIT], seed) for s in students]),
+        ("regression_1", "regression, 1 step", 1, [sample(s, z) for s in direct]),
         ("teacher_1", "teacher, 1 step", 1, [few(m, 1) for m in models]),
         ("teacher_2", "teacher, 2 steps", 2, [few(m, 2) for m in models]),
     ]
     for length, short in zip(lengths[:-1], by_length):
-        label = f"1 step, {length} per level"
-        samples.append((f"consistency_1_after_{length}", label, 1, [student(z) for student in short]))
+        made = [sample(s, z) for s in short]
+        samples.append((f"consistency_1_after_{length}", f"1 step, {length} per level", 1, made))
     return [_curve(name, label, nfe, of, ends, problem) for name, label, nfe, of in samples]
 
 
 def _curve(name: str, label: str, steps: int, samples: list[Tensor], ends: list[Tensor], problem: Problem) -> Curve:
-    flags = [copied(s, problem.data) for s in samples]
-    before = [copied(s, problem.data) for s in ends]
+    flags, before = ([copied(s, problem.data) for s in of] for of in (samples, ends))
     kept = [float((a & b).sum() / b.sum()) if b.any() else None for a, b in zip(flags, before)]
     error = [float(((a - b) ** 2).mean() / (b**2).mean()) ** 0.5 for a, b in zip(samples, ends)]
     spread = [spread_ratio(s, problem.reference) for s in samples]
@@ -286,10 +265,7 @@ def curve_numbers(curves: Sequence[Curve], capacities: Sequence[int], n: int) ->
     rows = {
         c.name: {
             "steps": c.steps,
-            "ratio": [x.ratio for x in c.copies],
-            "ratio_low": [x.low for x in c.copies],
-            "ratio_high": [x.high for x in c.copies],
-            "samples": c.copies[0].samples,
+            **ratio_numbers(c.copies),
             "variance_ratio": c.spread,
             "kept": c.kept,
             "error": c.error,

@@ -17,11 +17,12 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from cdmem.data.sources import load_source
 from cdmem.theory.edge.capacity_sweep import Problem
 from cdmem.theory.edge.denoisers import low_rank
-from cdmem.theory.edge.training import INITIAL_VAR, Training, minimise, padding, starts
+from cdmem.theory.edge.training import INITIAL_VAR, Learned, Training, minimise, padding, starts
 from cdmem.theory.settings import number
 
 SIDE = 15
@@ -77,17 +78,11 @@ class ImageProblem(Problem):
 
 
 @dataclass(frozen=True)
-class LearnedImages:
-    """A trained model: templates (M, P), colours (M, 3), and the variance of the colours."""
+class LearnedImages(Learned):
+    """A trained model of mean images (M, 3, P), templates (M, P), colours (M, 3); ``var`` is that of the colours."""
 
     templates: Tensor
     colours: Tensor
-    var: float
-
-    @property
-    def means(self) -> Tensor:
-        """Mean images, (M, 3, P)."""
-        return self.colours[..., None] * self.templates[:, None]
 
     def __call__(self, x: Tensor, t: float) -> Tensor:
         """Its denoiser."""
@@ -115,13 +110,8 @@ def image_problem(templates: Tensor, n: int, fresh: int, samples: int, seed: int
     return ImageProblem(data, held, true_means, true, noise, draw(4096)[0], seed, templates[labels])
 
 
-def colours_of(data: Tensor, templates: Tensor) -> Tensor:
-    """Colours (N, 3) of images (N, 3, P) made of the templates (N, P)."""
-    return data.sum(-1) / templates.sum(-1, keepdim=True)
-
-
 def train_images(
-    problem: ImageProblem, capacities: Sequence[int], training: Training, seed: int
+    problem: ImageProblem, capacities: Sequence[int], seed: int, training: Training
 ) -> list[LearnedImages]:
     """As :func:`cdmem.theory.edge.training.train`, for images: templates and colours of random samples as a start.
 
@@ -129,14 +119,11 @@ def train_images(
         InputError: the training diverged.
     """
     data, shown, mask = problem.data, problem.shown, padding(capacities)
-    start_colours = colours_of(data, shown).float()
-    shape = len(capacities), max(capacities)
+    start_colours = (data.sum(-1) / shown.sum(-1, keepdim=True)).float()
+    rows = [starts(len(data), m, seed) for m in capacities]
     # Padding is a template of ones: a zero template has no direction, and its weight is -inf anyway.
-    pictures = torch.ones(*shape, data.shape[2])
-    colours = torch.zeros(*shape, CHANNELS)
-    for e, m in enumerate(capacities):
-        rows = starts(len(data), m, seed)
-        pictures[e, :m], colours[e, :m] = shown[rows].float(), start_colours[rows]
+    pictures = pad_sequence([shown[k].float() for k in rows], True, 1.0)
+    colours = pad_sequence([start_colours[k] for k in rows], True)
     std = torch.full((len(capacities),), INITIAL_VAR**0.5)
     parameters = [p.requires_grad_() for p in (pictures, colours, std)]
 
@@ -145,4 +132,8 @@ def train_images(
 
     minimise(estimate, parameters, data, training, seed, "images.training.peak_lr")
     done, tints, deviations = (p.detach().double() for p in parameters)
-    return [LearnedImages(done[e, :m], tints[e, :m], float(deviations[e]) ** 2) for e, m in enumerate(capacities)]
+    means = tints[..., None] * done[:, :, None]
+    return [
+        LearnedImages(means[e, :m], float(deviations[e]) ** 2, done[e, :m], tints[e, :m])
+        for e, m in enumerate(capacities)
+    ]

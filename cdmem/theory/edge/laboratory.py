@@ -8,6 +8,7 @@ distillation is a reconstruction: the paper does not distil.
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 
 import numpy as np
 import torch
@@ -18,9 +19,9 @@ from cdmem.theory.edge.capacity_sweep import (
     CapacitySweep,
     Measurement,
     gaussian_problem,
-    gaussian_trainer,
     steps_of,
     sweep_capacities,
+    train_gaussians,
 )
 from cdmem.theory.edge.distillation import Distillation, compare, curve_numbers
 from cdmem.theory.edge.images import Images, image_problem, templates, train_images
@@ -40,10 +41,6 @@ class MixtureSettings(Sizes):
     """The isotropic experiment.
 
     Attributes:
-        n: training points N.
-        d: dimension.
-        k: components of the true mixture.
-        variance: s*^2 of each, also of the sweep.
         seeds: data sets of n points, all with their own models; 0 leaves this part and the distillation out.
     """
 
@@ -127,7 +124,7 @@ def isotropic(s: Settings, progress: Progress) -> tuple[CapacitySweep, Outcome]:
     cross = crossovers(losses, problems[0].data, sizes.d, sizes.variance)
     seeds_and_steps = f"{sizes.seeds} seed(s), {s.training.steps} steps"
     progress(f"training {m.capacities} capacities, then {m.refine} more, {seeds_and_steps}")
-    sweep = sweep_capacities(problems, gaussian_trainer(s.training), m, times)
+    sweep = sweep_capacities(problems, partial(train_gaussians, training=s.training), m, times)
     published = replace(s.training, draws=100) == Training()
     trained = "published schedule" if published else "published loss, shorter schedule"
     draws = "" if s.training.draws == 100 else f", {s.training.draws} noises per sample and step, not 100"
@@ -136,7 +133,7 @@ def isotropic(s: Settings, progress: Progress) -> tuple[CapacitySweep, Outcome]:
         "losses": losses.numbers(),
         "crossover": asdict(cross),
         "trained": sweep.numbers(),
-        "sizes": {"N": sizes.n, "d": sizes.d, "K": sizes.k},
+        "sizes": sizes.numbers(),
     }
     at = sweep.transition().shares(sizes.n)
     low, high = cross.uniform_formula_C_1_to_2
@@ -144,17 +141,13 @@ def isotropic(s: Settings, progress: Progress) -> tuple[CapacitySweep, Outcome]:
         f"{sizes}: half of the samples are copies from M_pt/N = {_share(at['M_pt'])} on "
         f"(95 % interval {_share(at['low'])} to {_share(at['high'])}, {m.samples} samples per capacity, {sizes.seeds} "
         f"seed(s)); the transition runs from {_share(at['start'])} to {_share(at['end'])}.",
-        f"Crossover of losses: M*/N = {_share(cross.uniform)} for uniform lambda "
-        f"(formula {low:.3f} to {high:.3f}), {_share(cross.psi)} for the "
-        "training weight psi.",
+        f"Crossover of losses: M*/N = {_share(cross.uniform)} for uniform lambda (formula {low:.3f} to {high:.3f}), "
+        f"{_share(cross.psi)} for the training weight psi.",
     ]
     where = f"{sizes}, s*² = {sizes.variance:g}, one data set, {m.loss_draws} noises per sample"
     trained_where = f"{sizes}, {seeds_and_steps}, {m.samples} samples per model"
-    sections = [
-        losses_section(losses, cross, sizes, LEVEL, where),
-        trained_section(sweep, losses, LEVEL, trained_where),
-    ]
-    return sweep, Outcome(lead, results, sections)
+    untrained = losses_section(losses, cross, sizes, LEVEL, where)
+    return sweep, Outcome(lead, results, [untrained, trained_section(sweep, losses, LEVEL, trained_where)])
 
 
 def distilled(s: Settings, sweep: CapacitySweep, progress: Progress) -> Outcome:
@@ -189,7 +182,7 @@ def scaling(s: Settings, progress: Progress) -> Outcome:
     cells: list[Cell] = []
     for j, one in enumerate(progress.bar(sizes, "tuples")):
         seeds = [1000 * s.seed + 500 + j + 100 * e for e in range(s.sweep.seeds)]
-        cells.append(measure(one, gaussian_trainer(s.training), few, seeds))
+        cells.append(measure(one, partial(train_gaussians, training=s.training), few, seeds))
     line, fitted = law(cells, s.seed), weights(cells, s.seed)
     results = {"sweep": {"tuples": [c.numbers() for c in cells], "law": None if line is None else asdict(line)}}
     lead = []
@@ -199,13 +192,13 @@ def scaling(s: Settings, progress: Progress) -> Outcome:
             f"lies between {line.smallest:.3f} and {line.largest:.3f}."
         )
     if fitted:
-        names = [{"N": c.sizes.n, "d": c.sizes.d, "K": c.sizes.k} for c in cells if c.case is not None]
+        names = [c.sizes.numbers() for c in cells if c.case is not None]
         results["weighting"] = {**asdict(fitted), "tuples": names, "t": grid().tolist()}
         results["status"] = {"weighting": "published form; scale and optimiser assumed"}
-        rest = "" if fitted.test is None else f", {fitted.test:.2g} on the other {fitted.fitted.count(False)}"
-        rest += "" if fitted.constant is None else f" (a constant M/N: {fitted.constant:.2g})"
-        said = f"squared error of M/N {fitted.train:.2g} on {sum(fitted.fitted)} tuples{rest}"
-        lead.append(f"Fitted lambda~: {said}.")
+        lead.append(
+            f"Fitted lambda~: squared error of M/N {fitted.train:.2g} on {sum(fitted.fitted)} tuples, "
+            f"{fitted.test:.2g} on the other {fitted.fitted.count(False)} (a constant M/N: {fitted.constant:.2g})."
+        )
     where = f"{s.sweep.seeds} data set(s) each, {s.training.steps} steps, {m.samples} samples per model"
     return Outcome(lead, results, [law_section(cells, line, fitted, f"{len(cells)} tuples, {where}")])
 
@@ -218,10 +211,7 @@ def image_model(s: Settings, pictures: Tensor, progress: Progress) -> Outcome:
     seeds = [1000 * s.seed + 900 + k for k in range(i.seeds)]
     problems = [image_problem(pictures, i.n, m.fresh, m.samples, seed) for seed in seeds]
 
-    def trainer(problem: object, capacities: list[int], seed: int) -> object:
-        return train_images(problem, capacities, i.training, seed)
-
-    sweep = sweep_capacities(problems, trainer, replace(m, refine=0), times)
+    sweep = sweep_capacities(problems, partial(train_images, training=i.training), replace(m, refine=0), times)
     losses = untrained_losses(problems[0], times, m.capacities, m.loss_draws)
     numbers = {"losses": losses.numbers(), "templates": i.source, "N": i.n, "K": i.k}
     status = {"images": f"published model on templates of {i.source} instead of FashionMNIST"}

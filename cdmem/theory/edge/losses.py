@@ -32,15 +32,13 @@ def monte_carlo(denoise: Denoiser, data: Tensor, t: float, draws: int, seed: int
     per_draw = max(1, BLOCK // len(data))
     errors = []
     for start in range(0, draws, per_draw):
-        count = min(per_draw, draws - start)
-        z = torch.randn(count, *data.shape, generator=generator, dtype=data.dtype)
-        flat = data.flatten(1)
-        x = noisy(flat, torch.tensor(t, dtype=data.dtype), z.flatten(2)).reshape(-1, *data.shape[1:])
+        z = torch.randn(min(per_draw, draws - start), *data.shape, generator=generator, dtype=data.dtype)
+        x = noisy(data.flatten(1), torch.tensor(t, dtype=data.dtype), z.flatten(2)).reshape(-1, *data.shape[1:])
         off = (denoise(x, t).reshape(z.shape) - data).flatten(2)
         errors.append((off**2).sum(-1))
     table = torch.cat(errors)  # (draws, N)
     mean = float(table.mean())
-    half = Z95 * math.sqrt(float(table.var(0).sum()) / draws) / len(data) if draws > 1 else math.nan
+    half = Z95 * math.sqrt(float(table.var(0).sum()) / draws) / len(data)
     return Interval(mean, mean - half, mean + half)
 
 

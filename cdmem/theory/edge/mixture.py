@@ -5,7 +5,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -20,7 +19,7 @@ class Sizes:
         n: training points N.
         d: dimension.
         k: components of the true mixture.
-        variance: s*^2 of each.
+        variance: s*^2 of each, also of the sweep.
     """
 
     n: int = number(60, 4, 2000)
@@ -31,43 +30,17 @@ class Sizes:
     def __str__(self) -> str:
         return f"N = {self.n}, d = {self.d}, K = {self.k}"
 
-
-@dataclass(frozen=True)
-class Mixture:
-    """Equal parts N(mu_k, variance I).
-
-    Attributes:
-        means: (K, d), float64.
-        variance: s*^2.
-    """
-
-    means: Tensor
-    variance: float = 1.0
-
-    @property
-    def dim(self) -> int:
-        """Dimension d."""
-        return self.means.shape[1]
-
-    def sample(self, count: int, rng: np.random.Generator) -> Tensor:
-        """(count, d) points, float64; the component of each is drawn."""
-        labels = rng.integers(len(self.means), size=count)
-        noise = torch.from_numpy(rng.standard_normal((count, self.dim)))
-        return self.means[labels] + self.variance**0.5 * noise
-
-
-def on_sphere(dim: int, components: int, rng: np.random.Generator, variance: float = 1.0) -> Mixture:
-    """Means uniform on the sphere of radius sqrt(d), as in the published experiments."""
-    directions = torch.from_numpy(rng.standard_normal((components, dim)))
-    return Mixture(directions / directions.norm(dim=1, keepdim=True) * dim**0.5, variance)
+    def numbers(self) -> dict[str, int]:
+        """For results.json."""
+        return {"N": self.n, "d": self.d, "K": self.k}
 
 
 T_MAX, T_MIN, TIMES = 0.999, 0.001, 26
 
 
-def grid(count: int = TIMES) -> Tensor:
-    """The published times of training and sampling, .999 down to .001, float64 (count,)."""
-    return torch.linspace(T_MAX, T_MIN, count, dtype=torch.float64)
+def grid() -> Tensor:
+    """The published times of training and sampling, .999 down to .001, float64 (26,)."""
+    return torch.linspace(T_MAX, T_MIN, TIMES, dtype=torch.float64)
 
 
 def alpha(t: Tensor) -> Tensor:

@@ -50,16 +50,14 @@ class Case:
     """One (N, d, K) for the fit.
 
     Attributes:
-        n, d, k: the sizes.
-        capacities: M of the losses.
+        d: dimension.
+        shares: (M,) M/N of the losses.
         gap: (M, times) L_pmem - L_gen.
         target: measured M_pt / N.
     """
 
-    n: int
     d: int
-    k: int
-    capacities: np.ndarray
+    shares: np.ndarray
     gap: np.ndarray
     target: float
 
@@ -77,9 +75,8 @@ class Cell:
 
     def numbers(self) -> dict[str, Any]:
         """For results.json."""
-        sizes = {"N": self.sizes.n, "d": self.sizes.d, "K": self.sizes.k}
         return {
-            **sizes,
+            **self.sizes.numbers(),
             "capacity": self.capacities,
             "ratio": self.ratios,
             "transition": asdict(self.transition),
@@ -93,13 +90,12 @@ def measure(sizes: Sizes, trainer: Trainer, measurement: Measurement, seeds: Seq
     problems = [gaussian_problem(sizes, measurement.fresh, measurement.samples, seed) for seed in seeds]
     sweep = sweep_capacities(problems, trainer, measurement, [])
     losses = untrained_losses(problems[0], grid().tolist(), COUNT, measurement.loss_draws)
-    middle = sweep.transition().middle
+    found, ratios = sweep.transition(), [c.ratio for c in sweep.pooled()]
     gap = losses.pmem_mean - np.array([e.mean for e in losses.gen])
-    n, d, k = sizes.n, sizes.d, sizes.k
-    case = None if middle is None else Case(n, d, k, np.array(losses.capacities), gap, middle / n)
-    uniform = crossovers(losses, problems[0].data, d, sizes.variance).uniform
-    ratios = [c.ratio for c in sweep.pooled()]
-    return Cell(sizes, sweep.transition(), sweep.capacities, ratios, uniform, case)
+    target, shares = found.shares(sizes.n)["M_pt"], np.array(losses.capacities) / sizes.n
+    case = None if target is None else Case(sizes.d, shares, gap, target)
+    uniform = crossovers(losses, problems[0].data, sizes.d, sizes.variance).uniform
+    return Cell(sizes, found, sweep.capacities, ratios, uniform, case)
 
 
 @dataclass(frozen=True)
@@ -140,7 +136,7 @@ class Fit:
         scale: their sum before that.
         predicted: M/N of every case, also of those not fitted.
         train: mean squared error of M/N over the fitted cases.
-        test: over the others; None without any.
+        test: over the others.
         constant: the same as test for the mean M_pt/N of the fitted cases, which uses no loss at all.
         fitted: which cases.
     """
@@ -149,8 +145,8 @@ class Fit:
     scale: float
     predicted: list[float]
     train: float
-    test: float | None
-    constant: float | None
+    test: float
+    constant: float
     fitted: list[bool]
 
 
@@ -166,10 +162,11 @@ def weights(cells: Sequence[Cell], seed: int) -> Fit | None:
 def fit(cases: Sequence[Case], fitted: Sequence[bool], steps: int = 1500, rate: float = 0.05) -> Fit:
     """Fit lambda~ on the cases marked in ``fitted`` and predict all."""
     share = np.linspace(0.02, 1, FINE)
-    gaps = torch.stack([torch.from_numpy(_resampled(case, share)) for case in cases])  # (cases, FINE, times)
+    shares, use = torch.from_numpy(share), torch.tensor(list(fitted))
+    # Gaps per d at the same shares M/N for every case, interpolated: (cases, FINE, times).
+    even = [np.stack([np.interp(share, c.shares, column) for column in c.gap.T], 1) / c.d for c in cases]
+    gaps = torch.from_numpy(np.stack(even))
     target = torch.tensor([case.target for case in cases], dtype=torch.float64)
-    use = torch.tensor(list(fitted))
-    shares = torch.from_numpy(share)
     theta = torch.full((gaps.shape[2],), float(np.log(1 / gaps.shape[2])), dtype=torch.float64, requires_grad=True)
     optimiser = torch.optim.Adam([theta], lr=rate)
 
@@ -187,19 +184,12 @@ def fit(cases: Sequence[Case], fitted: Sequence[bool], steps: int = 1500, rate: 
         predicted, _ = soft(theta)
         error = (predicted - target) ** 2
         weights = theta.exp()
-    rest = ~use
     return Fit(
         weights=(weights / weights.sum()).tolist(),
         scale=float(weights.sum()),
         predicted=predicted.tolist(),
         train=float(error[use].mean()),
-        test=float(error[rest].mean()) if rest.any() else None,
-        constant=float(((target[rest] - target[use].mean()) ** 2).mean()) if rest.any() else None,
+        test=float(error[~use].mean()),
+        constant=float(((target[~use] - target[use].mean()) ** 2).mean()),
         fitted=list(fitted),
     )
-
-
-def _resampled(case: Case, share: np.ndarray) -> np.ndarray:
-    """Gaps per d at the same shares M/N for every case, interpolated."""
-    at = np.asarray(case.capacities) / case.n
-    return np.stack([np.interp(share, at, column) for column in case.gap.T], 1) / case.d

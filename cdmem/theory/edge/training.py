@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from cdmem.errors import InputError
 from cdmem.theory.edge.denoisers import isotropic
@@ -86,7 +87,7 @@ class Learned:
     """A trained model.
 
     Attributes:
-        means: (M, d), float64.
+        means: (M, ...), float64.
         var: the shared variance s^2.
     """
 
@@ -100,8 +101,7 @@ class Learned:
 
 def padding(capacities: Sequence[int]) -> Tensor:
     """Log weights (E, max M): 0 for a member's own means, -inf for the padding."""
-    used = torch.arange(max(capacities)) < torch.tensor(capacities)[:, None]
-    return torch.zeros(used.shape).masked_fill(~used, -torch.inf)
+    return pad_sequence([torch.zeros(m) for m in capacities], True, -torch.inf)
 
 
 def starts(count: int, capacity: int, seed: int) -> Tensor:
@@ -173,9 +173,7 @@ def train(data: Tensor, capacities: Sequence[int], training: Training, seed: int
         InputError: the training diverged.
     """
     small, mask = data.float(), padding(capacities)
-    means = torch.zeros(len(capacities), max(capacities), data.shape[1])
-    for e, m in enumerate(capacities):
-        means[e, :m] = small[starts(len(data), m, seed)]
+    means = pad_sequence([small[starts(len(data), m, seed)] for m in capacities], True)
     std = torch.full((len(capacities),), INITIAL_VAR**0.5)
     parameters = [means.requires_grad_(), std.requires_grad_()]
     minimise(lambda x, t: isotropic(x, t, means, std**2, mask), parameters, data, training, seed, "training.peak_lr")

@@ -27,19 +27,16 @@ from cdmem.theory.measures import Interval
 
 @dataclass(frozen=True)
 class UntrainedLosses:
-    """Losses of one seed.
+    """Losses of one seed on the training points.
 
     Attributes:
         times: of the losses.
         capacities: M of the partly memorising denoisers, ascending, the last is N.
-        gen: on the training points, per time.
-        gen_fresh: on fresh points.
-        mem: on the training points.
-        mem_fresh: on fresh points.
-        pmem: (M, times) on the training points.
-        pmem_fresh: (M, times) on fresh points.
-        pmem_mean: (M, times) on the training points, the mean over all choices of M samples: what one choice differs
-            from it by where there is little noise is known exactly and taken off.
+        gen, mem: generalising and memorising, per time.
+        pmem: (M, times) partly memorising.
+        gen_fresh, mem_fresh, pmem_fresh: the same on fresh points.
+        pmem_mean: the mean of ``pmem`` over all choices of M samples: what one choice differs from it by where there is
+            little noise is known exactly and taken off.
     """
 
     times: list[float]
@@ -57,8 +54,8 @@ class UntrainedLosses:
         single = {"gen": self.gen, "gen_test": self.gen_fresh, "mem": self.mem, "mem_test": self.mem_fresh}
         keys = ("mean", "low", "high")
         ends = {name: {key: [getattr(e, key) for e in of] for key in keys} for name, of in single.items()}
-        both = {"pmem": self.pmem, "pmem_test": self.pmem_fresh}
-        return {"t": self.times, **ends, "capacity": self.capacities, **both}
+        partly = {"pmem": self.pmem, "pmem_test": self.pmem_fresh}
+        return {"t": self.times, **ends, "capacity": self.capacities, **partly}
 
 
 def untrained_losses(problem: Problem, times: Sequence[float], count: int, draws: int) -> UntrainedLosses:
@@ -83,8 +80,7 @@ def untrained_losses(problem: Problem, times: Sequence[float], count: int, draws
     pmem, pmem_fresh = (np.array([[e.mean for e in of(memorised(m), points)] for m in capacities]) for points in both)
     chosen = np.array([nearest_loss(data, order[:m]) for m in capacities])
     mean = pmem + (partly_memorising(data, np.array(capacities)) - chosen)[:, None]
-    times = [float(t) for t in times]
-    return UntrainedLosses(times, capacities, gen, gen_fresh, mem, mem_fresh, pmem, pmem_fresh, mean)
+    return UntrainedLosses(list(times), capacities, gen, gen_fresh, mem, mem_fresh, pmem, pmem_fresh, mean)
 
 
 def weighted(capacities: Sequence[float], partly: np.ndarray, general: np.ndarray, weights: np.ndarray) -> float | None:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import torch
+from scipy.special import digamma
 from torch import Tensor
 
 from cdmem.theory.measures import COPY_RATIO, nearest_two
-
-EULER = 0.5772156649015329
 
 
 def draw(count: int, dim: int, generator: torch.Generator) -> Tensor:
@@ -34,8 +34,7 @@ def entropy(x: Tensor) -> Tensor:
     far.diagonal(dim1=-2, dim2=-1).fill_(math.inf)
     radius = far.amin(-1).clamp_min(1e-300)
     ball = dim / 2 * math.log(math.pi) - math.lgamma(dim / 2 + 1)
-    digamma = float(torch.digamma(torch.tensor(float(count), dtype=torch.float64)))
-    return digamma + EULER + ball + dim * radius.log().mean(-1)
+    return float(digamma(count)) + np.euler_gamma + ball + dim * radius.log().mean(-1)
 
 
 def divergence(samples: Tensor) -> Tensor:
@@ -46,8 +45,8 @@ def divergence(samples: Tensor) -> Tensor:
     return -log_density(samples).mean(-1) - entropy(samples)
 
 
-def copied(samples: Tensor, data: Tensor, ratio: float = COPY_RATIO) -> Tensor:
-    """Share of samples (..., S, d) whose nearest training point (..., n, d) is nearer than ``ratio`` times the second;
-    plain distances, not squared. Shape (...)."""
+def copied(samples: Tensor, data: Tensor) -> Tensor:
+    """Share of samples (..., S, d) whose nearest training point (..., n, d) is nearer than a third of the second's
+    distance, not squared. Shape (...)."""
     distances, _ = nearest_two(samples, data)
-    return (distances[..., 0] < ratio * distances[..., 1]).double().mean(-1)
+    return (distances[..., 0] < COPY_RATIO * distances[..., 1]).double().mean(-1)

@@ -100,7 +100,7 @@ def _late(trained: Sequence[Trained]) -> list[Series]:
     """The divergence from within four times its least value on: the first steps would hide the rest."""
     made = []
     for s in _series(trained, "kl"):
-        bar = 4 * max(min(v for v in s.y if v is not None), 0.5)
-        k = next(i for i, v in enumerate(s.y) if v is not None and v <= bar)
+        y = np.array(s.y, dtype=float)
+        k = int((y <= 4 * max(y.min(), 0.5)).argmax())
         made.append(Series(s.label, s.kind, s.x[k:], s.y[k:], s.low and s.low[k:], s.high and s.high[k:]))
     return made

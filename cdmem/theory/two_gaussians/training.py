@@ -6,11 +6,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
 
+from cdmem.theory.settings import each, number, seed
 from cdmem.theory.two_gaussians.measures import copied, divergence, draw
 
 
@@ -105,45 +106,74 @@ class Run:
 
 
 @dataclass(frozen=True)
+class Settings:
+    """Settings of two-gaussians.
+
+    Attributes:
+        n: numbers of training points.
+        widths: widths W of the network.
+        steps_per_point: a training of n points at width W takes steps_per_point n (128 / W) optimizer steps.
+        points: measurements along each, geometric in steps.
+        seeds: independent networks and training sets per setting.
+        dim: dimension d of the data.
+        lr: learning rate of SGD.
+        momentum: of SGD.
+        samples: made at each measurement, per network.
+        nfe: DDIM steps.
+        level: f_mem at which memorisation has set in.
+        loss_step: diffusion step, 0 to 999, at which train and test losses are compared.
+        seed: of everything.
+    """
+
+    n: list[int] = field(default_factory=lambda: [16, 32, 48], metadata=each(2, 10**6))
+    widths: list[int] = field(default_factory=lambda: [128], metadata=each(1, 10**6))
+    steps_per_point: int = number(400, 1, 10**6)
+    points: int = number(12, 3, 200)
+    seeds: int = number(2, 1, 64)
+    dim: int = number(8, 1, 256)
+    lr: float = number(6e-3, 0, open=True)
+    momentum: float = number(0.95, 0, 0.999)
+    samples: int = number(1000, 10, 20_000)
+    nfe: int = number(50, 1, STEPS)
+    level: float = number(0.1, 0, 1, open=True)
+    loss_step: int = number(100, 0, STEPS - 1)
+    seed: int = seed()
+
+
+@dataclass(frozen=True)
 class Plan:
-    """How one training goes; see the laboratory's settings."""
+    """One training: n points, width W, the steps at which it is measured, and its seed."""
 
     n: int
     width: int
     steps: list[int]
-    members: int
-    dim: int
-    lr: float
-    momentum: float
-    samples: int
-    nfe: int
-    loss_step: int
     seed: int
 
 
-def train(plan: Plan, tick: Callable[[], None] = lambda: None) -> Run:
-    """Train ``members`` networks, each on its own points, and measure at ``steps``; ``tick`` is called at each.
+def train(plan: Plan, settings: Settings, tick: Callable[[], None] = lambda: None) -> Run:
+    """Train a network per seed, each on its own points, and measure; ``tick`` is called at each measurement.
 
     Noise predictor, mean squared error, time uniform in 0..999, fresh noise in every step, all points in every step.
     """
+    members, dim = settings.seeds, settings.dim
     generator = torch.Generator().manual_seed(plan.seed)
-    data = torch.stack([draw(plan.n, plan.dim, generator) for _ in range(plan.members)])
-    fresh = torch.stack([draw(2048, plan.dim, generator) for _ in range(plan.members)])
-    network = StackedMLP(plan.members, plan.dim, plan.width, generator)
-    start = torch.randn(plan.members, plan.samples, plan.dim, generator=generator)
+    data = torch.stack([draw(plan.n, dim, generator) for _ in range(members)])
+    fresh = torch.stack([draw(2048, dim, generator) for _ in range(members)])
+    network = StackedMLP(members, dim, plan.width, generator)
+    start = torch.randn(members, settings.samples, dim, generator=generator)
     noises = [torch.randn(5, *points.shape, generator=generator) for points in (data, fresh)]
-    optimizer = torch.optim.SGD(network.parameters(), lr=plan.lr, momentum=plan.momentum)
+    optimizer = torch.optim.SGD(network.parameters(), lr=settings.lr, momentum=settings.momentum)
     bars = alpha_bars()
     run = Run(plan.n, plan.width, network.size(), [], [], [], [], [])
 
     @torch.no_grad()
     def loss_at(points: Tensor, noise: Tensor) -> list[float]:
-        bar, time = bars[plan.loss_step], torch.tensor(plan.loss_step / STEPS).expand(*points.shape[:-1], 1)
+        bar, time = bars[settings.loss_step], torch.tensor(settings.loss_step / STEPS).expand(*points.shape[:-1], 1)
         errors = [((network(bar.sqrt() * points + (1 - bar).sqrt() * z, time) - z) ** 2).mean((1, 2)) for z in noise]
         return torch.stack(errors).mean(0).tolist()
 
     for step in range(1, plan.steps[-1] + 1):
-        time = torch.randint(0, STEPS, (plan.members, plan.n, 1), generator=generator)
+        time = torch.randint(0, STEPS, (members, plan.n, 1), generator=generator)
         noise = torch.randn(data.shape, generator=generator)
         bar = bars[time]
         error = network(bar.sqrt() * data + (1 - bar).sqrt() * noise, time / STEPS) - noise
@@ -151,7 +181,7 @@ def train(plan: Plan, tick: Callable[[], None] = lambda: None) -> Run:
         (error**2).mean((1, 2)).sum().backward()
         optimizer.step()
         if step in plan.steps:
-            made = sample(network, start, plan.nfe)
+            made = sample(network, start, settings.nfe)
             run.steps.append(step)
             run.f_mem.append(copied(made, data).tolist())
             run.kl.append(divergence(made).tolist())

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
 from cdmem.errors import InputError
-from cdmem.theory.curves import PowerLaw, power_law_of_seeds
+from cdmem.theory.curves import power_law_of_seeds
 from cdmem.theory.experiment import Outcome, Progress, combine
 from cdmem.theory.random_features.distillation.laboratory import Distillation
 from cdmem.theory.random_features.distillation.laboratory import check as check_distillation
@@ -25,7 +24,7 @@ from cdmem.theory.random_features.page import (
     training_section,
 )
 from cdmem.theory.random_features.spectrum import Theory, describe, measure, rho_1_edges, theory, training_time
-from cdmem.theory.random_features.sweep import Onset, Sweep, least_score, onsets, run_sweep, times_for
+from cdmem.theory.random_features.sweep import least_score, onsets, run_sweep, times_for
 from cdmem.theory.settings import check_settings, each, number, seed
 
 MATRICES = 8  # p x p at a time, at most
@@ -37,10 +36,6 @@ class Settings(Network):
     """Settings of random-features.
 
     Attributes:
-        d: dimension of the data.
-        psi_p: p / d, features per dimension.
-        psi_n: n / d of the spectrum.
-        t: Ornstein-Uhlenbeck time.
         activation: of the features.
         sigma: spectrum of the data's covariance; images give their d leading principal directions.
         sigma_x: scales it so that tr Sigma / d = sigma_x^2; none leaves levels as they are, else means 1.
@@ -151,34 +146,24 @@ def training(s: Settings, sigma: np.ndarray, c: Constants, limit: Theory, progre
     ratios = [round(x * s.d) / s.d for x in sorted(s.psi_ns)]
     tau_mem = [training_time(c, psi_p, rho_1_edges(c, psi_p, x)[0]) for x in ratios]
     tau = times_for(0.03 * limit.tau_gen, 30 * training_time(c, psi_p, c.s2))
-    work = iter(progress.bar(range(len(ratios) * s.seeds), "trainings"))
     progress(f"training: psi_n = {', '.join(f'{x:g}' for x in ratios)}, {s.seeds} seeds")
-    sweep = run_sweep(s.d, s.p, ratios, sigma, s.t, s.activation, tau, s.seeds, s.seed, lambda: next(work, None))
+    sweep = run_sweep(s.d, s.p, ratios, sigma, s.t, s.activation, tau, s.seeds, s.seed, progress)
     begun, least = onsets(sweep), least_score(sweep)
     law = power_law_of_seeds(sweep.psi_n, least)
     section = training_section(sweep, f"d = {s.d}, p = {s.p}, t = {s.t:g}", limit.tau_gen, tau_mem, begun, law)
     lead = f"E_score* ~ psi_n^{exponent(law)} over psi_n = {ratios[0]:g} to {ratios[-1]:g}" if law else "One psi_n"
     lead += f" (d = {s.d}, psi_p = {psi_p:g}, t = {s.t:g}, {s.seeds} seeds)."
-    results = {"training": _numbers(sweep, tau_mem, begun), "score": _power(sweep, least, law)}
-    return Outcome([lead], results, [section])
-
-
-def _numbers(sweep: Sweep, tau_mem: Sequence[float], begun: Sequence[Onset]) -> dict[str, Any]:
-    return {
-        "psi_n": sweep.psi_n,
-        "tau_mem": tau_mem,
-        "tau_onset": [b.begun for b in begun],
-        "tau_half": [b.half for b in begun],
-        "tau_best": [b.best for b in begun],
-        "tau": sweep.tau,
-        "train": sweep.train.mean(1),
-        "test": sweep.test.mean(1),
-        "score": sweep.score.mean(1),
-        "seeds": sweep.train.shape[1],
-        "series_error": sweep.error,
+    ends = {"low": least.min(1), "high": least.max(1)} if s.seeds > 1 else {}
+    results = {
+        "training": {
+            "psi_n": sweep.psi_n,
+            "tau_mem": tau_mem,
+            **{f"tau_{key}": [getattr(b, key) for b in begun] for key in ("onset", "half", "best")},
+            "tau": sweep.tau,
+            **{key: getattr(sweep, key).mean(1) for key in ("train", "test", "score")},
+            "seeds": s.seeds,
+            "series_error": sweep.error,
+        },
+        "score": {"psi_n": sweep.psi_n, "least": least.mean(1), **ends, "law": asdict(law) if law else None},
     }
-
-
-def _power(sweep: Sweep, least: np.ndarray, law: PowerLaw | None) -> dict[str, Any]:
-    ends = {"low": least.min(1), "high": least.max(1)} if least.shape[1] > 1 else {}
-    return {"psi_n": sweep.psi_n, "least": least.mean(1), **ends, "law": asdict(law) if law else None}
+    return Outcome([lead], results, [section])

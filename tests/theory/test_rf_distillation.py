@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from scipy.integrate import solve_ivp
 
-from cdmem.theory.random_features.distillation.experiment import Design, chain_of, decide, measure
+from cdmem.theory.random_features.distillation.experiment import Distillation, chain_of, decide, measure
 from cdmem.theory.random_features.distillation.laboratory import Distillation, run
 from cdmem.theory.random_features.distillation.leakage import (
     Transport,

@@ -10,14 +10,14 @@ from cdmem.report.charts.curves import Series
 from cdmem.theory.curves import PowerLaw
 from cdmem.theory.experiment import Figure, Section, Table
 from cdmem.theory.random_features.charts import ORDER, paths, power_chart, spectrum_chart
-from cdmem.theory.random_features.model import Constants
+from cdmem.theory.random_features.model import Constants, Network
 from cdmem.theory.random_features.spectrum import Measured, Spectrum, Theory, shape_of
 from cdmem.theory.random_features.sweep import ONSET, Onset, Sweep, least_score
 
 
-def edges_text(edges: Sequence[float]) -> str:
+def edges(ends: Sequence[float]) -> str:
     """Edges of an interval."""
-    return f"[{edges[0]:.4g}, {edges[1]:.4g}]"
+    return f"[{ends[0]:.4g}, {ends[1]:.4g}]"
 
 
 def constants_section(c: Constants) -> Section:
@@ -36,13 +36,13 @@ def constants_section(c: Constants) -> Section:
 
 
 def spectrum_section(
-    c: Constants, sigma: np.ndarray, sizes: dict[str, int], limit: Theory,
+    s: Network, c: Constants, sigma: np.ndarray, limit: Theory,
     spectrum: Spectrum, measured: Measured, equivalent: Measured,
 ) -> Section:  # fmt: skip
     """The two bulks and the atom."""
-    psi_p, psi_n = sizes["p"] / sizes["d"], sizes["n"] / sizes["d"]
-    chart, seeds = spectrum_chart(spectrum, limit, c, shape_of(psi_p, psi_n, sigma)), len(spectrum.exact)
-    where = f"d = {sizes['d']}, p = {sizes['p']}, n = {sizes['n']}, t = {c.t:g}, {seeds} seed{'s' * (seeds > 1)}"
+    psi_p = s.p / s.d
+    chart, seeds = spectrum_chart(spectrum, limit, c, shape_of(psi_p, s.n / s.d, sigma)), len(spectrum.exact)
+    where = f"d = {s.d}, p = {s.p}, n = {s.n}, t = {c.t:g}, {seeds} seed{'s' * (seeds > 1)}"
     caption = (
         f"{where}. Bars: eigenvalues of U; outline: its Gaussian equivalent (2.8); line: the limit (2.9). Shaded: the "
         "intervals of the limit; dotted: the edges of rho_1 by (2.10); bars of the atom are cut off. Two groups of "
@@ -56,12 +56,12 @@ def spectrum_section(
             "half the difference of two halves): eigenvalues below it mean nothing."
         )
     rows = [
-        ("generalisation, d largest", edges_text(limit.rho_2), edges_text(equivalent.gen), edges_text(measured.gen)),
-        ("memorisation, next n", edges_text(limit.rho_1), edges_text(equivalent.mem), edges_text(measured.mem)),
+        ("generalisation, d largest", edges(limit.rho_2), edges(equivalent.gen), edges(measured.gen)),
+        ("memorisation, next n", edges(limit.rho_1), edges(equivalent.mem), edges(measured.mem)),
         ("atom", f"{c.s2:.4g}", f"{equivalent.atom:.4g}", f"{measured.atom:.4g} (median)"),
     ]
     if measured.mean is not None:
-        rows.append(("the features' mean", f"{sizes['p'] * c.mu_0**2:.4g}", "-", f"{measured.mean:.4g}"))
+        rows.append(("the features' mean", f"{s.p * c.mu_0**2:.4g}", "-", f"{measured.mean:.4g}"))
     head = ("group", "theory", "Gaussian equivalent", "U")
     note = (
         "Theory of rho_2: the solved limit at this psi_n; of rho_1: eq. (2.10). By index, the n eigenvalues after the "

@@ -16,9 +16,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from scipy.linalg import eigh
 from scipy.special import softmax
 
+from cdmem.theory.measures import COPY_RATIO, nearest_two
 from cdmem.theory.random_features.distillation.leakage import BATCH, ddim
 from cdmem.theory.random_features.flow import Filter, Modes
 from cdmem.theory.random_features.model import Features, delta, noised
@@ -47,14 +49,8 @@ class Level:
 
 @dataclass(frozen=True)
 class Chain:
-    """A teacher on a grid of times and the pairs between them.
-
-    Attributes:
-        times: (K,), ascending.
-        modes: of the teacher at every time.
-        readouts: M_k (d, p) of the teacher that is distilled.
-        levels: for k = 1 .. K - 1.
-    """
+    """A teacher on a grid of times (K,), ascending: its modes and readouts M_k (d, p) at each, and the pairs between
+    them, levels k = 1 .. K - 1."""
 
     features: Features
     data: np.ndarray
@@ -145,23 +141,24 @@ def teacher_start(chain: Chain, apply: Filter) -> Readouts:
     return readouts
 
 
-def flow_student(chain: Chain, taus: np.ndarray, start: Readouts | None = None, substeps: int = 3) -> list[Readouts]:
+def flow_student(
+    chain: Chain, taus: Sequence[float], start: Readouts | None = None, substeps: int = 3
+) -> list[Readouts]:
     """Readouts at each time of ``taus`` (ascending, > 0), all levels trained together from ``start`` (default 0).
 
     Returns:
         readouts of every level, per time.
     """
-    psi_p = chain.features.psi_p
-    grid = [0.0]
+    grid, ends = [0.0], []  # ends: where the times of taus lie in the grid
     for tau in taus:
-        low = grid[-1] if grid[-1] > 0 else tau / 50
-        grid += list(np.geomspace(low, tau, substeps + 1)[1 if grid[-1] > 0 else 0 :])
-    wanted = {int(np.argmin(np.abs(np.array(grid) - tau))): i for i, tau in enumerate(taus)}
+        between = np.geomspace(grid[-1] or tau / 50, tau, substeps + 1)
+        grid += list(between[between > grid[-1]])
+        ends.append(len(grid) - 1)
     kept: list[Readouts] = [[] for _ in taus]
     path: list[np.ndarray] | None = None  # of the level below, at every time of the grid
     for k, level in enumerate(chain.levels, 1):
-        rate = 2 * delta(level.t) / psi_p * np.maximum(level.eigenvalues, 1e-300)
-        force = 2 * delta(level.t) / psi_p
+        force = 2 * delta(level.t) / chain.features.psi_p
+        rate = force * np.maximum(level.eigenvalues, 1e-300)
         b = np.zeros_like(level.x) if start is None else start[k - 1] @ level.Q
         now = force * regression(chain, k, None if path is None else path[0])
         ours = [b @ level.Q.T]
@@ -175,8 +172,8 @@ def flow_student(chain: Chain, taus: np.ndarray, start: Readouts | None = None, 
             b = b * decay + h * (first * now + second * (nxt - now))
             now = nxt
             ours.append(b @ level.Q.T)
-            if i in wanted:
-                kept[wanted[i]].append(ours[-1])
+        for readouts, end in zip(kept, ends):
+            readouts.append(ours[end])
         path = ours
     return kept
 
@@ -226,11 +223,10 @@ def student_samples(chain: Chain, B: Readouts, x: np.ndarray, renoise: np.ndarra
     return f(middle, chain.c_skip(middle) * clean + chain.c_out(middle) * renoise)
 
 
-def f_mem(samples: np.ndarray, data: np.ndarray, ratio: float = 1 / 3) -> float:
-    """Share of samples (S, d) nearer to a training point (n, d) than ``ratio`` times the second-nearest, unsquared."""
-    square = (samples**2).sum(1)[:, None] + (data**2).sum(1) - 2 * samples @ data.T
-    two = np.sqrt(np.clip(np.partition(square, 1, axis=1)[:, :2], 0, None))
-    return float((two.min(1) < ratio * two.max(1)).mean())
+def f_mem(samples: np.ndarray, data: np.ndarray) -> float:
+    """Share of samples (S, d) nearer to a training point (n, d) than a third of the distance to the second-nearest."""
+    nearest, second = nearest_two(torch.from_numpy(samples), torch.from_numpy(data))[0].T
+    return float((nearest < COPY_RATIO * second).double().mean())
 
 
 def variance_ratio(samples: np.ndarray) -> float:

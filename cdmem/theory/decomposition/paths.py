@@ -10,6 +10,7 @@ from torch import Tensor
 
 from cdmem.diffusion.analytic import EmpiricalDenoiser
 from cdmem.diffusion.preconditioning import DenoiserLike
+from cdmem.diffusion.sampling import NoiseSource
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,11 @@ class Path:
     def alphas(self) -> Tensor:
         """alpha = 1 / sqrt(1 + sigma^2) of each level: alpha times a state is the variance-preserving x_t."""
         return 1 / (1 + self.sigmas**2).sqrt()
+
+
+def noise_of(seed: int, count: int, images: Tensor) -> NoiseSource:
+    """The noise of ``count`` paths of a seed, in the shape of the images (n, C, H, W)."""
+    return NoiseSource(range(seed * 10**6, seed * 10**6 + count), tuple(images.shape[1:]), "cpu")
 
 
 @torch.no_grad()

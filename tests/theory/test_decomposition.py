@@ -46,7 +46,7 @@ def test_a_sampler_that_knows_its_target_follows_the_exact_schedule():
     images, start = make()
     path = walk(knowing(images[2]), start, SIGMAS)
     flat, index = images.flatten(1), torch.full((6,), 2)
-    parts = decompose(path, flat[index], flat, torch.ones(5), index)
+    parts = decompose(path, flat, torch.ones(5), index)
     w_0, w_T = exact_schedule(SIGMAS[:-1])
     torch.testing.assert_close(parts.w_0, w_0[:, None].expand(-1, 6), atol=1e-9, rtol=0)
     torch.testing.assert_close(parts.w_T, w_T[:, None].expand(-1, 6), atol=1e-9, rtol=0)
@@ -73,7 +73,7 @@ def test_an_overshooting_estimate_is_seen():
     mean = images.mean(0)
     path = walk(knowing(mean + 3 * (images[1] - mean)), start, SIGMAS)
     flat, index = images.flatten(1), torch.full((6,), 1)
-    parts = decompose(path, flat[index], flat, torch.ones(5), index)
+    parts = decompose(path, flat, torch.ones(5), index)
     torch.testing.assert_close(parts.a, torch.full_like(parts.a, 3.0))
     assert (parts.D_1 > 1).all() and float(parts.across.max()) < 1e-9
 
@@ -83,7 +83,7 @@ def test_the_weights_by_least_squares():
     weights = torch.tensor([1.0, 2, 3, 1, 1])
     path = walk(EmpiricalDenoiser(images, weights), start, SIGMAS)
     flat, index = images.flatten(1), torch.tensor([0, 1, 2, 3, 4, 0])
-    parts = decompose(path, flat[index], flat, weights, index)
+    parts = decompose(path, flat, weights, index)
     mean = np.average(flat.numpy(), axis=0, weights=weights.numpy())
     for k, sigma in enumerate(SIGMAS[:-1].tolist()):
         alpha, alpha_T = 1 / math.sqrt(1 + sigma**2), 1 / math.sqrt(1 + 20.0**2)
@@ -111,7 +111,7 @@ def test_the_posterior_is_that_of_the_exact_denoiser():
     mass = posterior(path.states[:-1], path.sigmas[:-1], images.flatten(1), weights)
     torch.testing.assert_close(mass @ images.flatten(1), path.clean, atol=1e-9, rtol=0)
     ends = nearest_two(path.states[-1], images.flatten(1))[1][:, 0]
-    parts = decompose(path, images.flatten(1)[ends], images.flatten(1), weights, ends)
+    parts = decompose(path, images.flatten(1), weights, ends)
     for b in range(6):
         own = mass[:, b, ends[b]]
         first = next(s for s, m in zip(SIGMAS.tolist(), own.tolist()) if m > 0.5)
@@ -141,7 +141,7 @@ def test_guidance_towards_a_class_of_one_image_overestimates_by_g(g):
     path = walk(
         exact_guided(images, weights, torch.tensor([2]), g), start * 100, torch.tensor([far, 1.0], dtype=torch.float64)
     )
-    parts = decompose(path, images[2].flatten().expand(6, -1), images.flatten(1), weights)
+    parts = decompose(path, images.flatten(1), weights, torch.full((6,), 2))
     torch.testing.assert_close(parts.a[0], torch.full((6,), g, dtype=torch.float64), atol=0.05, rtol=0)
 
 

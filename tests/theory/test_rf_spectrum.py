@@ -19,9 +19,9 @@ from cdmem.theory.random_features.spectrum import (
     find_bulks,
     mass,
     measure,
+    memorising,
     rho_1_edges,
     rho_2_edges,
-    roles,
     shape_of,
     stieltjes,
     theory,
@@ -54,9 +54,7 @@ def test_published_figure_4():
     assert found.rho_2 == pytest.approx((9.84, 44.69), abs=0.01)
     assert c.s2 == pytest.approx(0.0019, abs=5e-5)
     assert sum(b.mass for b in found.bulks) == pytest.approx((1 + 8) / 64, abs=1e-6)
-    assert found.roles is not None
-    assert sum(b.mass for b in found.roles.generalisation) == pytest.approx(1 / 64, abs=1e-6)
-    assert [round(b.mass * 64, 4) for b in found.roles.memorisation] == [1.0, 7.0]
+    assert [round(b.mass * 64, 4) for b in found.bulks] == [1.0, 7.0, 1.0] and found.memorising == 2
 
 
 SHAPES = [(16.0, 4.0, [1.0]), (16.0, 4.0, [0.5, 1.5]), (6.0, 12.0, [1.0]), (12.0, 0.5, [0.2, 2.0])]
@@ -138,8 +136,8 @@ def test_edges_are_those_of_the_density():
 def test_bulks_that_touch_have_no_roles():
     """Directions of almost no variance lie among those that memorise."""
     c, spread = constants(0.01), np.geomspace(0.001, 3, 64)
-    assert roles(find_bulks(c, shape_of(16, 4, spread)), 16) is None
-    assert roles(find_bulks(c, shape_of(16, 4, np.ones(4))), 16) is not None
+    assert memorising(find_bulks(c, shape_of(16, 4, spread)), 16) is None
+    assert memorising(find_bulks(c, shape_of(16, 4, np.ones(4))), 16) == 2
 
 
 def test_eigenvalues_by_the_small_matrix():

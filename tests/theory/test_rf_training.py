@@ -163,7 +163,7 @@ def test_exponent_of_figure_13():
     """psi_p = 32, t = .01; published -.59 within .05 (d and the range of psi_n are ours)."""
     c = constants(0.01)
     tau = times_for(5.0, 1e4)
-    sweep = run_sweep(40, 1280, [8, 16, 32, 64], np.ones(40), c.t, "tanh", tau, 2, 0)
+    sweep = run_sweep(40, 1280, [8, 16, 32, 64], np.ones(40), c.t, "tanh", tau, 2, 0, QUIET)
     law = power_law_of_seeds(sweep.psi_n, least_score(sweep))
     assert law.exponent == pytest.approx(-0.59, abs=0.05)
 

@@ -15,12 +15,8 @@ from cdmem.diffusion.sampling import NoiseSource
 
 @dataclass(frozen=True)
 class Path:
-    """Euler's walk of the probability-flow ODE (DDIM with eta = 0).
-
-    Attributes:
-        sigmas: (K + 1,), decreasing, the last 0.
-        states: x at each of the K + 1 levels, variance-exploding frame (x_0 + sigma noise), (K + 1, B, size), float64.
-        clean: D(x; sigma) at the first K levels, (K, B, size).
+    """Euler's walk of the probability-flow ODE (DDIM with eta = 0): decreasing levels (K + 1,), the last 0; x at each,
+    variance-exploding frame (x_0 + sigma noise), (K + 1, B, size), float64; D(x; sigma) at the first K, (K, B, size).
     """
 
     sigmas: Tensor

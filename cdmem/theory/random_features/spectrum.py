@@ -222,14 +222,8 @@ def theory(c: Constants, psi_p: float, psi_n: float, spectrum: np.ndarray) -> Th
 
 @dataclass(frozen=True)
 class Spectrum:
-    """Eigenvalues of several seeds, ascending.
-
-    Attributes:
-        exact: of U (seeds, p).
-        equivalent: of its Gaussian equivalent (seeds, p).
-        error: largest bound on an entry of U by its truncated series; NaN with draws.
-        floor: with draws, the spectral norm of half the difference of two halves: smaller eigenvalues mean nothing.
-    """
+    """Eigenvalues of U and of its Gaussian equivalent (seeds, p), ascending; the largest bound on an entry of U by its
+    truncated series, NaN with draws; and with draws the noise floor: smaller eigenvalues mean nothing."""
 
     exact: np.ndarray
     equivalent: np.ndarray
@@ -262,7 +256,7 @@ def measure(
 def _drawn(
     features: Features, data: np.ndarray, t: float, draws: int, rng: np.random.Generator
 ) -> tuple[np.ndarray, float]:
-    """U from noise draws, a few at a time, and its noise floor."""
+    """U from noise draws, a few at a time, and the spectral norm of half the difference of two halves."""
     first, second = (
         sum(drawn_moments(features, data, t, rng.standard_normal((1, *data.shape))).U / count for _ in range(count))
         for count in (draws // 2, draws - draws // 2)

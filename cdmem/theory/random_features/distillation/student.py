@@ -27,21 +27,15 @@ from cdmem.theory.random_features.model import Features, delta, noised
 
 
 @dataclass(frozen=True)
-class Level:
-    """One time t_k > t_0, in the basis Q of its U.
+class Level(Modes):
+    """The teacher's modes at one time t_k > t_0, and the pairs in their basis Q.
 
     Attributes:
-        t: OU time.
-        eigenvalues: (p,), ascending.
-        Q: (p, p), eigenvectors as columns.
         x: E[x phi^T] Q, (d, p).
         target: E[x^ phi^T] Q, (d, p), where x^ is the teacher's step to t_(k-1); at k = 1 its clean estimate.
         after: E[phi(x^) phi(x)^T] Q, (p, p); None at k = 1, where the target is no student.
     """
 
-    t: float
-    eigenvalues: np.ndarray
-    Q: np.ndarray
     x: np.ndarray
     target: np.ndarray
     after: np.ndarray | None
@@ -86,8 +80,9 @@ def build(
         x = noised(data, t, noise).reshape(-1, features.d)
         phi, xi = features(x), noise.reshape(-1, features.d)
         eigenvalues, Q = eigh(phi.T @ phi / len(x), check_finite=False)
-        modes.append(Modes(t, eigenvalues, Q, Q.T @ (phi.T @ xi) / len(x)))
-        readouts.append(modes[-1].readout(teacher))
+        own = Modes(t, eigenvalues, Q, Q.T @ (phi.T @ xi) / len(x))
+        modes.append(own)
+        readouts.append(own.readout(teacher))
         if k == 0:
             continue
         earlier = float(times[k - 1])
@@ -102,7 +97,7 @@ def build(
             else:
                 after += arrived.T @ phi[part] / len(x)
             target += stepped.T @ phi[part] / len(x)
-        levels.append(Level(t, eigenvalues, Q, seen @ Q, target @ Q, None if after is None else after @ Q))
+        levels.append(Level(**vars(own), x=seen @ Q, target=target @ Q, after=None if after is None else after @ Q))
     return Chain(features, data, times, modes, readouts, levels)
 
 
@@ -126,7 +121,7 @@ def ridge_student(chain: Chain, filters: Sequence[Filter] | Filter) -> Readouts:
     for k, level in enumerate(chain.levels, 1):
         apply = filters if callable(filters) else filters[k - 1]
         y = regression(chain, k, readouts[-1] if readouts else None)
-        readouts.append((y * apply(level.eigenvalues)) @ level.Q.T)
+        readouts.append((y * apply(level.eigenvalues)) @ level.vectors.T)
     return readouts
 
 
@@ -135,9 +130,9 @@ def teacher_start(chain: Chain, apply: Filter) -> Readouts:
     readouts: Readouts = []
     for k, level in enumerate(chain.levels, 1):
         grown = np.exp(level.t)
-        denoised = grown * (level.x + delta(level.t) * (chain.readouts[k] @ level.Q) * level.eigenvalues)
+        denoised = grown * (level.x + delta(level.t) * (chain.readouts[k] @ level.vectors) * level.eigenvalues)
         y = (denoised - chain.c_skip(k) * level.x) / chain.c_out(k)
-        readouts.append((y * apply(level.eigenvalues)) @ level.Q.T)
+        readouts.append((y * apply(level.eigenvalues)) @ level.vectors.T)
     return readouts
 
 
@@ -159,9 +154,9 @@ def flow_student(
     for k, level in enumerate(chain.levels, 1):
         force = 2 * delta(level.t) / chain.features.psi_p
         rate = force * np.maximum(level.eigenvalues, 1e-300)
-        b = np.zeros_like(level.x) if start is None else start[k - 1] @ level.Q
+        b = np.zeros_like(level.x) if start is None else start[k - 1] @ level.vectors
         now = force * regression(chain, k, None if path is None else path[0])
-        ours = [b @ level.Q.T]
+        ours = [b @ level.vectors.T]
         for i in range(1, len(grid)):
             nxt = now if path is None else force * regression(chain, k, path[i])
             h = grid[i] - grid[i - 1]
@@ -171,7 +166,7 @@ def flow_student(
             second = np.where(z > 1e-4, (z + np.expm1(-z)) / np.maximum(z, 1e-8) ** 2, 0.5 - z / 6)
             b = b * decay + h * (first * now + second * (nxt - now))
             now = nxt
-            ours.append(b @ level.Q.T)
+            ours.append(b @ level.vectors.T)
         for readouts, end in zip(kept, ends):
             readouts.append(ours[end])
         path = ours

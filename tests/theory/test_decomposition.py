@@ -44,7 +44,7 @@ def knowing(target):
 
 
 @pytest.mark.parametrize("g", [1.0, 3.0])
-def test_a_sampler_that_knows_its_target_follows_the_exact_schedule_unless_it_overshoots(g):
+def test_a_sampler_that_knows_its_target_follows_the_exact_schedule(g):
     """An estimate mu + g (x* - mu) has a = g at every step; with g = 3, w_0 lies above the schedule."""
     images, start = make()
     mean = images.mean(0)

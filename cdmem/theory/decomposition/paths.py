@@ -60,13 +60,8 @@ def exact_schedule(sigmas: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class Guided:
-    """D_u + g (D_c - D_u); g = 1 is the conditional model, g = 0 the unconditional one.
-
-    Args:
-        unconditional: D of the whole training law.
-        conditional: D of one class, labels ignored, or of all classes by label.
-        scale: g.
-    """
+    """D_u + g (D_c - D_u); g = 1 is the conditional model, g = 0 the unconditional one, D of the whole training law.
+    D_c is D of one class, labels ignored, or of all classes by label."""
 
     def __init__(self, unconditional: DenoiserLike, conditional: DenoiserLike, scale: float) -> None:
         self.unconditional, self.conditional, self.scale = unconditional, conditional, scale

@@ -53,12 +53,8 @@ def targets(labels: Tensor, weights: Tensor, num_classes: int) -> list[Target]:
 def guided_teacher(pair: Pair, sigmas: Tensor, scales: Sequence[float], samples: int, seed: int) -> dict[str, Any]:
     """Paths towards each known target at each scale, by the trained and by the exact denoisers from the same noise.
 
-    Args:
-        pair: a class-conditional teacher with a null label.
-        sigmas: levels of the Euler walk, (K + 1,).
-        scales: g.
-        samples: paths of each scale, dealt out over the classes, at least :data:`LEAST_SEEDS` each.
-        seed: of the noise.
+    The pair is a class-conditional teacher with a null label; ``samples`` paths of each scale are dealt out over the
+    classes, at least :data:`LEAST_SEEDS` each.
 
     Returns:
         classes, seeds of each, and by scale the parts of both; no rows without a known target.

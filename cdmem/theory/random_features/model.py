@@ -27,17 +27,8 @@ NODES, WEIGHTS = np.polynomial.legendre.leggauss(96)
 
 
 def gaussian_rule(mean: np.ndarray, sd: float | np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Nodes and weights of E[f(mean + sd g)], exact for smooth f and for f with a kink at 0.
-
-    Gauss-Legendre on two panels that meet at 0 where 0 is in reach, else at the mean.
-
-    Args:
-        mean: any shape.
-        sd: positive, broadcasts against ``mean``.
-
-    Returns:
-        nodes and weights, each of the broadcast shape + (192,).
-    """
+    """Nodes and weights of E[f(mean + sd g)], each of the broadcast shape + (192,), exact for smooth f and for f with a
+    kink at 0: Gauss-Legendre on two panels that meet at 0 where 0 is in reach, else at the mean; sd is positive."""
     mean, sd = np.broadcast_arrays(np.asarray(mean, float), np.asarray(sd, float))
     low, high = mean - REACH * sd, mean + REACH * sd
     cut = np.where((low < 0) & (high > 0), 0.0, mean)

@@ -157,16 +157,9 @@ Kind = Literal["isotropic", "levels", "digits", "cifar10"]
 def spectrum_of(
     kind: Kind, d: int, sigma_x: float | None, levels: Sequence[float], images: str | None, subset: int
 ) -> np.ndarray:
-    """The d eigenvalues of Sigma, descending.
-
-    Args:
-        kind: ``isotropic``; ``levels``, each for an equal share of the d directions; or the covariance of the first
-            ``subset`` grey images of ``digits`` or ``cifar10``, in its d leading principal directions.
-        d: dimension.
-        sigma_x: scales the spectrum so that tr Sigma / d = sigma_x^2; None leaves levels as they are, else means 1.
-        levels: for ``levels``.
-        images: folder of ``cifar10``.
-        subset: number of images.
+    """The d eigenvalues of Sigma, descending: ``isotropic``; ``levels``, each for an equal share of the directions; or
+    of the covariance of the first ``subset`` grey images of ``digits`` or ``cifar10`` (folder ``images``), in its d
+    leading principal directions. Scaled so that tr Sigma / d = sigma_x^2; None leaves levels as they are, else means 1.
 
     Raises:
         InputError: levels that do not divide d, more directions than pixels or images, images that cannot be read.

@@ -136,15 +136,16 @@ def stopping_results(
     teacher = f_mem[f"teacher_{s.levels}"]["per_seed"]
     flow, ridge = f_mem["student_flow"], f_mem["student_matched_ridge"]
     gap = [a["mean"] - b["mean"] for a, b in zip(flow, ridge)]
-    last = max(row["mean"] for row in flow)
     out: dict[str, Any] = {"status": "reconstruction", "rule": " ".join((experiment.decide.__doc__ or "").split())}
     for name in ("student_1", "student_2"):
         out[name] = experiment.decide(teacher, f_mem[name]["per_seed"])
-    out["ridge_against_flow"] = {"rms": float(np.sqrt(np.mean(np.square(gap)))), "largest_f_mem": last}
-    rows = []
-    for n in progress.bar(sorted(s.n), "student's times"):
-        rows += [{"n": n, "seed": k, **student_onsets(s, n, seed)} for k, seed in enumerate(seeds)]
-    out["times"] = rows
+    rms, largest = float(np.sqrt(np.mean(np.square(gap)))), max(row["mean"] for row in flow)
+    out["ridge_against_flow"] = {"rms": rms, "largest_f_mem": largest}
+    rows = out["times"] = [
+        {"n": n, "seed": k, **student_onsets(s, n, seed)}
+        for n in progress.bar(sorted(s.n), "student's times")
+        for k, seed in enumerate(seeds)
+    ]
     for key in ("tau_mem", "gen_linear", "mem_linear"):
         kept = [r for r in rows if r[key]]
         law = power_law({"n": [r["n"] for r in kept]}, [r[key] for r in kept])["n"]

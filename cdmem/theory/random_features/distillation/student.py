@@ -65,15 +65,8 @@ class Chain:
 def build(
     features: Features, data: np.ndarray, times: np.ndarray, teacher: Filter, draws: int, rng: np.random.Generator
 ) -> Chain:
-    """Fresh noise for every level, and the same draws within a level for teacher and pair.
-
-    Args:
-        features: shared by all times; each time has a readout of its own.
-        data: training points (n, d), for teacher and student.
-        times: ascending, (K,).
-        teacher: filter of the teacher's readouts.
-        draws: noise draws per training point and level; draws * n should be several times p.
-    """
+    """Fresh noise for every level, and the same draws within a level for teacher and pair, ``draws`` for each of the
+    training points (n, d): draws * n should be several times p. ``teacher`` is the filter of the teacher's readouts."""
     modes, readouts, levels = [], [], []
     for k, t in enumerate(map(float, times)):
         noise = rng.standard_normal((draws, *data.shape))
@@ -139,11 +132,8 @@ def teacher_start(chain: Chain, apply: Filter) -> Readouts:
 def flow_student(
     chain: Chain, taus: Sequence[float], start: Readouts | None = None, substeps: int = 3
 ) -> list[Readouts]:
-    """Readouts at each time of ``taus`` (ascending, > 0), all levels trained together from ``start`` (default 0).
-
-    Returns:
-        readouts of every level, per time.
-    """
+    """Readouts of every level at each time of ``taus`` (ascending, > 0), all levels trained together from ``start``
+    (default 0)."""
     grid, ends = [0.0], []  # ends: where the times of taus lie in the grid
     for tau in taus:
         between = np.geomspace(grid[-1] or tau / 50, tau, substeps + 1)
@@ -181,8 +171,7 @@ def visited(count: int, nfe: int) -> list[int]:
 def teacher_samples(chain: Chain, x: np.ndarray, nfe: int, readouts: list[np.ndarray] | None = None) -> np.ndarray:
     """DDIM from noise x (S, d), the last step to the clean estimate; with other ``readouts`` than the chain's own if
     given."""
-    readouts = readouts or chain.readouts
-    return _follow(chain, x, nfe, lambda k, x: chain.features(x) @ readouts[k].T)
+    return _follow(chain, x, nfe, lambda k, x: chain.features(x) @ (readouts or chain.readouts)[k].T)
 
 
 def empirical_samples(chain: Chain, x: np.ndarray) -> np.ndarray:

@@ -68,7 +68,7 @@ class DecompositionCallback(EvaluationCallback):
         path = walk(denoise, x, sigmas, noise.labels(module.num_classes))
         images = to_float(training.images).flatten(1).double()
         _, nearest = nearest_two(path.states[-1], images)
-        parts = decompose(path, images[nearest[:, 0]], images, training.multiplicities, nearest[:, 0])
+        parts = decompose(path, images, training.multiplicities, nearest[:, 0])
         return {
             "D_1": float(parts.D_1.mean()),
             "D_2": float(parts.D_2.mean()),

@@ -201,11 +201,8 @@ def test_the_student_is_compared_with_the_endpoints_of_its_own_teacher(study):
 
 
 @pytest.mark.parametrize(
-    ("changes", "key"),
-    [({"run": ""}, "run"), ({"run": "."}, "run"), ({"student": "x"}, "student"), ({"sigmas": [1e4]}, "sigmas")]
-    + [({"leading": 64}, "leading")],
-    ids=str,
+    ("key", "value"), [("run", ""), ("run", "."), ("student", "x"), ("sigmas", [1e4]), ("leading", 64)], ids=str
 )
-def test_settings_that_do_not_fit_the_run(study, changes, key):
+def test_settings_that_do_not_fit_the_run(study, key, value):
     with pytest.raises(InputError, match=rf"^{key}="):
-        run(Settings(**{"run": str(study), **SMALL, **changes}), QUIET)
+        run(Settings(**{"run": str(study), **SMALL, key: value}), QUIET)

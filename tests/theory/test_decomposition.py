@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -19,7 +20,7 @@ from cdmem.errors import InputError
 from cdmem.images import to_float
 from cdmem.theory.decomposition.laboratory import Settings, run
 from cdmem.theory.decomposition.parts import correlate, decompose, diversity, posterior, split
-from cdmem.theory.decomposition.paths import Guided, exact_guided, exact_schedule, first_overestimate, walk
+from cdmem.theory.decomposition.paths import exact_guided, exact_schedule, first_overestimate, walk
 from cdmem.theory.decomposition.trained import guided_teacher, targets
 from cdmem.theory.measures import nearest_two
 from cdmem.theory.trained_pair import Pair
@@ -42,18 +43,22 @@ def knowing(target):
 # ---- the path -------------------------------------------------------------------------------------------------------
 
 
-def test_a_sampler_that_knows_its_target_follows_the_exact_schedule():
+@pytest.mark.parametrize("g", [1.0, 3.0])
+def test_a_sampler_that_knows_its_target_follows_the_exact_schedule(g):
+    """An estimate mu + g (x* - mu) has a = g at every step; with g = 3, w_0 lies above the schedule."""
     images, start = make()
-    path = walk(knowing(images[2]), start, SIGMAS)
-    flat, index = images.flatten(1), torch.full((6,), 2)
-    parts = decompose(path, flat[index], flat, torch.ones(5), index)
-    w_0, w_T = exact_schedule(SIGMAS[:-1])
-    torch.testing.assert_close(parts.w_0, w_0[:, None].expand(-1, 6), atol=1e-9, rtol=0)
-    torch.testing.assert_close(parts.w_T, w_T[:, None].expand(-1, 6), atol=1e-9, rtol=0)
-    for zero in (parts.D_1, parts.D_2, parts.residual, parts.across):
-        assert float(zero.abs().max()) < 1e-9
-    torch.testing.assert_close(parts.a, torch.ones_like(parts.a))
-    torch.testing.assert_close(path.states[-1], flat[index])
+    mean = images.mean(0)
+    path = walk(knowing(mean + g * (images[2] - mean)), start, SIGMAS)
+    parts = decompose(path, images.flatten(1), torch.ones(5), torch.full((6,), 2))
+    torch.testing.assert_close(parts.a, torch.full_like(parts.a, g))
+    assert float(parts.across.max()) < 1e-9 and float(parts.residual.max()) < 1e-9
+    if g > 1:
+        assert (parts.D_1 > 1).all()
+        return
+    for found, schedule in zip((parts.w_0, parts.w_T), exact_schedule(SIGMAS[:-1])):
+        torch.testing.assert_close(found, schedule[:, None].expand(-1, 6), atol=1e-9, rtol=0)
+    assert float(parts.D_1.abs().max()) < 1e-9 and float(parts.D_2.abs().max()) < 1e-9
+    torch.testing.assert_close(path.states[-1], images[2].flatten().expand(6, -1))
 
 
 def test_the_exact_schedule_is_that_of_ddim():
@@ -67,39 +72,23 @@ def test_the_exact_schedule_is_that_of_ddim():
     assert float((w_0 - usual).abs().max()) > 0.3
 
 
-def test_an_overshooting_estimate_is_seen():
-    """An estimate mu + g (x* - mu) has a = g at every step, and w_0 above the schedule."""
-    images, start = make()
-    mean = images.mean(0)
-    path = walk(knowing(mean + 3 * (images[1] - mean)), start, SIGMAS)
-    flat, index = images.flatten(1), torch.full((6,), 1)
-    parts = decompose(path, flat[index], flat, torch.ones(5), index)
-    torch.testing.assert_close(parts.a, torch.full_like(parts.a, 3.0))
-    assert (parts.D_1 > 1).all() and float(parts.across.max()) < 1e-9
-
-
 def test_the_weights_by_least_squares():
     images, start = make()
     weights = torch.tensor([1.0, 2, 3, 1, 1])
     path = walk(EmpiricalDenoiser(images, weights), start, SIGMAS)
     flat, index = images.flatten(1), torch.tensor([0, 1, 2, 3, 4, 0])
-    parts = decompose(path, flat[index], flat, weights, index)
+    parts = decompose(path, flat, weights, index)
     mean = np.average(flat.numpy(), axis=0, weights=weights.numpy())
     for k, sigma in enumerate(SIGMAS[:-1].tolist()):
-        alpha, alpha_T = 1 / math.sqrt(1 + sigma**2), 1 / math.sqrt(1 + 20.0**2)
         for b in range(6):
-            x_t = alpha * path.states[k, b].numpy() - alpha * mean
-            x_T = alpha_T * start[b].flatten().numpy() - alpha_T * mean
-            goal = flat[index[b]].numpy() - mean
+            x_t = (path.states[k, b].numpy() - mean) / math.sqrt(1 + sigma**2)
+            x_T = (start[b].flatten().numpy() - mean) / math.sqrt(1 + 20.0**2)
+            goal, estimate = flat[index[b]].numpy() - mean, path.clean[k, b].numpy() - mean
             fit, left, *_ = np.linalg.lstsq(np.stack([goal, x_T], 1), x_t, rcond=None)
-            assert (float(parts.w_0[k, b]), float(parts.w_T[k, b])) == pytest.approx(tuple(fit), abs=1e-9)
-            assert float(parts.residual[k, b]) == pytest.approx(float(left[0]) / (x_t @ x_t), abs=1e-9)
-            estimate = path.clean[k, b].numpy() - mean
             a = estimate @ goal / (goal @ goal)
-            assert float(parts.a[k, b]) == pytest.approx(a, abs=1e-9)
-            assert float(parts.across[k, b]) == pytest.approx(
-                np.linalg.norm(estimate - a * goal) / np.linalg.norm(goal), abs=1e-9
-            )
+            across = np.linalg.norm(estimate - a * goal) / np.linalg.norm(goal)
+            found = [float(v[k, b]) for v in (parts.w_0, parts.w_T, parts.residual, parts.a, parts.across)]
+            assert found == pytest.approx([*fit, float(left[0]) / (x_t @ x_t), a, across], abs=1e-9)
 
 
 def test_the_posterior_is_that_of_the_exact_denoiser():
@@ -111,7 +100,7 @@ def test_the_posterior_is_that_of_the_exact_denoiser():
     mass = posterior(path.states[:-1], path.sigmas[:-1], images.flatten(1), weights)
     torch.testing.assert_close(mass @ images.flatten(1), path.clean, atol=1e-9, rtol=0)
     ends = nearest_two(path.states[-1], images.flatten(1))[1][:, 0]
-    parts = decompose(path, images.flatten(1)[ends], images.flatten(1), weights, ends)
+    parts = decompose(path, images.flatten(1), weights, ends)
     for b in range(6):
         own = mass[:, b, ends[b]]
         first = next(s for s, m in zip(SIGMAS.tolist(), own.tolist()) if m > 0.5)
@@ -137,20 +126,10 @@ def test_guidance_towards_a_class_of_one_image_overestimates_by_g(g):
         found = first_overestimate(images, weights, 2, g, start / 20 * sigma, sigma)
         torch.testing.assert_close(found, torch.full((6,), g, dtype=torch.float64), atol=1e-6, rtol=1e-9)
     # Against the mean it is g where the unconditional estimate is the mean: at the first step.
-    far = 2000.0
-    path = walk(
-        exact_guided(images, weights, torch.tensor([2]), g), start * 100, torch.tensor([far, 1.0], dtype=torch.float64)
-    )
-    parts = decompose(path, images[2].flatten().expand(6, -1), images.flatten(1), weights)
+    levels = torch.tensor([2000.0, 1.0], dtype=torch.float64)
+    path = walk(exact_guided(images, weights, torch.tensor([2]), g), start * 100, levels)
+    parts = decompose(path, images.flatten(1), weights, torch.full((6,), 2))
     torch.testing.assert_close(parts.a[0], torch.full((6,), g, dtype=torch.float64), atol=0.05, rtol=0)
-
-
-def test_scale_one_is_the_conditional_model_and_nought_the_unconditional_one():
-    images, start = make()
-    u, c = EmpiricalDenoiser(images), EmpiricalDenoiser(images[:2])
-    level = torch.full((6,), 3.0)
-    torch.testing.assert_close(Guided(u, c, 1.0)(start, level), c(start, level))
-    torch.testing.assert_close(Guided(u, c, 0.0)(start, level), u(start, level))
 
 
 def test_targets_are_images_that_make_up_half_of_their_class():
@@ -189,10 +168,7 @@ def test_a_teacher_that_label_dropout_taught_exactly_is_guided_as_the_exact_deno
     mu, own = (w[:, None] * flat).sum(0) / w.sum(), (flat[1] + 6 * flat[2]) / 7
     share = float((own - mu) @ (flat[2] - mu) / ((flat[2] - mu) @ (flat[2] - mu)))
     assert found["rows"][1]["exact"]["a_first"]["mean"] == pytest.approx(3 * (2 + share) / 3, abs=0.05)
-    assert guided_teacher(
-        Pair(teacher, None, images, weights, torch.zeros(7).long(), 0.01, 9.0, num_classes=4, null_label=4),  # type: ignore[arg-type]
-        SIGMAS, [2.0], 24, 0,
-    )["rows"] == []  # fmt: skip
+    assert guided_teacher(replace(pair, labels=torch.zeros(7).long()), SIGMAS, [2.0], 24, 0)["rows"] == []
 
 
 # ---- students and statistics ----------------------------------------------------------------------------------------
@@ -213,18 +189,20 @@ def test_correlations_are_scipys_and_their_interval_holds_the_truth():
         found = correlate(kind, x, y, 0)
         assert found.value == pytest.approx(theirs.statistic) and found.low < 0.6 < found.high
         assert 0.05 < found.high - found.low < 0.25
-    assert correlate("pearson", np.append(x, np.nan), np.append(y, 1.0), 0).value == pytest.approx(
-        pearsonr(x, y).statistic
-    )
+    found = correlate("pearson", np.append(x, np.nan), np.append(y, 1.0), 0)
+    assert found.value == pytest.approx(pearsonr(x, y).statistic)
     assert math.isnan(correlate("pearson", np.ones(9), np.arange(9.0), 0).value)
 
 
 # ---- the laboratory -------------------------------------------------------------------------------------------------
 
 
+TINY = Settings(n=6, samples=16, steps=10, scales=[1.0, 3.0])
+
+
 @pytest.fixture(scope="module")
 def exact():
-    return run(Settings(n=6, samples=16, steps=10, scales=[1.0, 3.0]), QUIET).results
+    return run(TINY, QUIET).results
 
 
 def test_the_exact_teacher_copies_and_random_targets_do_not_explain_it(exact):
@@ -237,8 +215,7 @@ def test_the_exact_teacher_copies_and_random_targets_do_not_explain_it(exact):
 
 
 def test_the_same_seed_gives_the_same_numbers(exact):
-    settings = Settings(n=6, samples=16, steps=10, scales=[1.0, 3.0])
-    assert repr(run(settings, QUIET).results) == repr(exact)
+    assert repr(run(TINY, QUIET).results) == repr(exact)
 
 
 def test_a_trained_run_with_its_student(tmp_path, monkeypatch):

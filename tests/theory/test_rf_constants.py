@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from scipy.integrate import dblquad, quad
 
+from cdmem.theory.random_features import moments
 from cdmem.theory.random_features.model import (
     ACTIVATIONS,
     Features,
@@ -42,27 +43,22 @@ def _normal(x):
 @pytest.mark.parametrize("name", ACTIVATIONS)
 def test_constants_by_their_definitions(name):
     """Adaptive two-dimensional integrals of eq. (2.7), without Stein's identity."""
-    t, sigma_x = 0.3, 1.7
-    c = constants(t, sigma_x, name)
-    sigma = ACTIVATIONS[name]
-    signal, noise = math.exp(-t) * sigma_x, math.sqrt(1 - math.exp(-2 * t))
+    c, sigma = constants(0.3, 1.7, name), ACTIVATIONS[name]
+    signal, noise = math.exp(-0.3) * 1.7, math.sqrt(1 - math.exp(-0.6))
     assert c.gamma == pytest.approx(math.hypot(signal, noise))
 
-    def twofold(f):
-        kinks = [0.0] if name == "relu" else None
+    def expected(f, kink=0.0):
+        kinks = [kink] if abs(kink) < 9 else None
+        return quad(lambda u: f(u) * _normal(u), -9, 9, points=kinks, epsabs=1e-9, limit=200)[0]
 
-        def inner(u):
-            cut = [-signal * u / noise] if kinks and abs(signal * u / noise) < 9 else None
-            return quad(lambda v: f(u, v) * _normal(v), -9, 9, points=cut, limit=200)[0] * _normal(u)
+    def pre(u, v):
+        return float(sigma(np.array(signal * u + noise * v)))
 
-        return quad(inner, -9, 9, points=kinks, epsabs=1e-9, limit=200)[0]
-
-    b = twofold(lambda u, v: v * float(sigma(np.array(signal * u + noise * v))))
-    a = twofold(lambda u, v: u * float(sigma(np.array(signal * u + noise * v)))) / signal
+    b = expected(lambda u: expected(lambda v: v * pre(u, v), -signal * u / noise))
+    a = expected(lambda u: expected(lambda v: u * pre(u, v), -signal * u / noise)) / signal
     assert (c.a, c.b) == pytest.approx((a, b), abs=1e-7)
     assert c.a**2 * signal**2 + c.b**2 == pytest.approx(c.mu_1**2, abs=1e-10)
-    norm2 = quad(lambda u: float(sigma(np.array(c.gamma * u))) ** 2 * _normal(u), -9, 9, points=[0.0])[0]
-    mean = quad(lambda u: float(sigma(np.array(c.gamma * u))) * _normal(u), -9, 9, points=[0.0])[0]
+    mean, norm2 = (expected(lambda u, k=k: float(sigma(np.array(c.gamma * u))) ** k) for k in (1, 2))
     assert (c.norm2, c.mu_0) == pytest.approx((norm2, mean), abs=1e-8)
     rng = np.random.default_rng(0)
     u, v, w = rng.standard_normal((3, 1_000_000))
@@ -72,20 +68,16 @@ def test_constants_by_their_definitions(name):
     assert c.s2 == pytest.approx(c.norm2 - shared - c.b**2, abs=1e-12)
 
 
-def test_constants_of_sine_in_closed_form():
-    """E sin(G u)^2 = (1 - exp(-2 G^2)) / 2, E[sin(G u) u] = G exp(-G^2 / 2)."""
-    c = constants(0.2, 1.3, "sin")
+def test_constants_in_closed_form():
+    """E sin(G u)^2 = (1 - exp(-2 G^2)) / 2, E[sin(G u) u] = G exp(-G^2 / 2); of relu, half of a Gaussian's moments."""
+    c, relu = (constants(0.2, 1.3, name) for name in ("sin", "relu"))
     g2 = c.gamma**2
     assert c.norm2 == pytest.approx((1 - math.exp(-2 * g2)) / 2, abs=1e-12)
     assert c.mu_1 == pytest.approx(c.gamma * math.exp(-g2 / 2), abs=1e-12)
     shared = math.exp(-g2) * math.sinh(math.exp(-0.4) * 1.69)
     assert c.v2 == pytest.approx(shared - (c.a * math.exp(-0.2) * 1.3) ** 2, abs=1e-12)
-
-
-def test_constants_of_relu_in_closed_form():
-    c = constants(0.2, 1.3, "relu")
-    assert (c.mu_0, c.mu_1) == pytest.approx((c.gamma / math.sqrt(2 * math.pi), c.gamma / 2), abs=1e-12)
-    assert c.norm2 == pytest.approx(c.gamma**2 / 2, abs=1e-12)
+    halves = (relu.gamma / math.sqrt(2 * math.pi), relu.gamma / 2, relu.gamma**2 / 2)
+    assert (relu.mu_0, relu.mu_1, relu.norm2) == pytest.approx(halves, abs=1e-12)
 
 
 SIZES = [("tanh", 0.05), ("tanh", 0.7), ("relu", 0.1), ("softplus", 0.3)]
@@ -117,23 +109,17 @@ def test_moments_by_sampling(activation, t):
     rng = np.random.default_rng(2)
     features, spectrum = make_features(40, 8, rng, activation), np.linspace(0.2, 2, 8)
     data = gaussian_data(6, spectrum, rng)
-    exact, draws = training_moments(features, data, t), 40_000
-    xi = rng.standard_normal((draws, 6, 8))
-    sampled = drawn_moments(features, data, t, xi)
-    scale = 6 / math.sqrt(6 * draws)
-    assert np.abs(exact.U - sampled.U).max() < scale * (1 + exact.U.max())
-    assert np.abs(exact.V - sampled.V).max() < scale * (1 + exact.U.max())
-    population = population_moments(features, spectrum, t)
+    exact, population = training_moments(features, data, t), population_moments(features, spectrum, t)
     fresh = gaussian_data(200_000, spectrum, rng)
-    xi = rng.standard_normal(fresh.shape)
-    sampled = drawn_moments(features, fresh, t, xi[None])
-    scale = 6 / math.sqrt(len(fresh))
-    assert np.abs(population.U - sampled.U).max() < scale * (1 + exact.U.max())
-    assert np.abs(population.V - sampled.V).max() < scale * (1 + exact.U.max())
-    y = noised(fresh, t, xi)
+    for found, points, draws in ((exact, data, 40_000), (population, fresh, 1)):
+        xi = rng.standard_normal((draws, *points.shape))
+        sampled = drawn_moments(features, points, t, xi)
+        bound = 6 / math.sqrt(draws * len(points)) * (1 + exact.U.max())
+        assert np.abs(found.U - sampled.U).max() < bound and np.abs(found.V - sampled.V).max() < bound
+    y = noised(fresh, t, xi[0])
     gradient = -y / (math.exp(-2 * t) * spectrum + delta(t))
     S = features(y).T @ gradient / len(y)
-    assert np.abs(population.S - S).max() < 3 * scale * (1 + exact.U.max())
+    assert np.abs(population.S - S).max() < 3 * bound
     assert population.score2 == pytest.approx((gradient**2).sum(1).mean(), rel=0.01)
 
 
@@ -153,8 +139,6 @@ def test_moments_of_erf_in_closed_form():
 
 
 def test_blocks_of_points_change_nothing(monkeypatch):
-    from cdmem.theory.random_features import moments
-
     rng = np.random.default_rng(4)
     features, data = make_features(24, 6, rng), gaussian_data(17, np.ones(6), rng)
     whole = training_moments(features, data, 0.3)

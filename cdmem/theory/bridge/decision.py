@@ -24,12 +24,12 @@ def verdict(intervals: Sequence[Interval]) -> str:
 
 
 def difference(a: Sequence[float], b: Sequence[float]) -> Interval:
-    """mean(a) - mean(b) with Welch's 95 % interval; infinite with fewer than two on a side."""
+    """mean(a) - mean(b), neither empty, with Welch's 95 % interval; infinite with one on a side."""
     x, y = np.asarray(a, float), np.asarray(b, float)
-    if len(x) < 2 or len(y) < 2:
-        return Interval(float(x.mean() - y.mean()) if len(x) and len(y) else math.nan, -math.inf, math.inf)
-    u, v = x.var(ddof=1) / len(x), y.var(ddof=1) / len(y)
     mean = float(x.mean() - y.mean())
+    if len(x) < 2 or len(y) < 2:
+        return Interval(mean, -math.inf, math.inf)
+    u, v = x.var(ddof=1) / len(x), y.var(ddof=1) / len(y)
     if u + v == 0:
         return Interval(mean, mean, mean)
     freedom = (u + v) ** 2 / (u**2 / (len(x) - 1) + v**2 / (len(y) - 1))
@@ -41,4 +41,4 @@ def cliffs_delta(a: Sequence[float], b: Sequence[float]) -> float:
     """P(a > b) - P(a < b)."""
     if not len(a) or not len(b):
         return math.nan
-    return float(np.sign(np.subtract.outer(np.asarray(a, float), np.asarray(b, float))).mean())
+    return float(np.sign(np.subtract.outer(a, b)).mean())

@@ -21,6 +21,8 @@ from torch import Tensor, nn
 
 from cdmem.diffusion.preconditioning import Denoiser
 
+PERMUTATIONS = 50
+
 
 def readout_of(network: nn.Module) -> nn.Module:
     """The last linear or convolutional layer, in order of definition (``conv_out`` of a UNet, the output of an MLP)."""
@@ -91,9 +93,7 @@ class Response:
         return self.gain_unstable - self.gain_stable
 
 
-def compare(
-    along: Directions, teacher: Tensor, student: Tensor, generator: torch.Generator, permutations: int = 50
-) -> Response:
+def compare(along: Directions, teacher: Tensor, student: Tensor, generator: torch.Generator) -> Response:
     """From responses (m, ...) on the same inputs."""
     T, S = ((r.double().flatten(1) - r.double().flatten(1).mean(0)) for r in (teacher, student))
     change = S - T
@@ -101,7 +101,7 @@ def compare(
     cross, energy, moved = (t * s).sum(1), (t**2).sum(1), (c**2).sum(1)
     k = along.stable
     null = []
-    for _ in range(permutations):
+    for _ in range(PERMUTATIONS):
         other = along.vectors.T @ change[torch.randperm(len(change), generator=generator)]
         weight = (other**2).sum(1)
         null.append(float(weight[k:].sum() / weight.sum()))

@@ -100,8 +100,7 @@ def endpoints(pair: Pair, s: Settings, generator: torch.Generator) -> dict[str, 
             target += ((inside**2).sum(1) / (of**2).sum(1).clamp_min(1e-300)).tolist()
         skews += skew.tolist()
         spectra.append(values)
-    yes = [v for v, c in zip(share, copied.tolist()) if c]
-    no = [v for v, c in zip(share, copied.tolist()) if not c]
+    yes, no = ([v for v, copy in zip(share, copied.tolist()) if copy == kind] for kind in (True, False))
     return {
         "sigma": s.jacobian_sigma,
         "leading": s.leading,

@@ -34,26 +34,17 @@ def sections(results: Results, spectra: Sequence[Spectrum]) -> list[Section]:
 
 
 def _gram(results: Results, spectra: Sequence[Spectrum]) -> Section:
-    rows = [
-        (
-            f"{row['sigma']:g}",
-            f"{row['stable']:.1f}",
-            span(row["gain_stable"], ".3f"),
-            span(row["gain_unstable"], ".3f"),
-            span(row["contrast"], ".3f"),
-            span(row["share_change"], ".1%"),
-            span(row["share_teacher"], ".1%"),
-            span(row["share_null"], ".1%"),
-        )
-        for row in results["levels"]
-    ]
+    rows = []
+    for row in results["levels"]:
+        cells = [span(row[key], ".3f") for key in ("gain_stable", "gain_unstable", "contrast")]
+        cells += [span(row[key], ".1%") for key in ("share_change", "share_teacher", "share_null")]
+        rows.append((f"{row['sigma']:g}", f"{row['stable']:.1f}", *cells))
     head = ("sigma", "stable directions", "gain, stable", "gain, unstable", "contrast", "change, unstable share",
             "teacher's own", "null")  # fmt: skip
     lines, gains = [], []
     for kind, (sigma, eigenvalues, gain) in zip(KINDS, spectra):
         rank = list(range(1, len(eigenvalues) + 1))
-        total = sum(eigenvalues)
-        held = [sum(eigenvalues[: k + 1]) / total for k in range(len(eigenvalues))]
+        held = [sum(eigenvalues[:k]) / sum(eigenvalues) for k in rank]
         lines.append(Series(f"sigma {sigma:g}", kind, rank, held))
         gains.append(Series(f"sigma {sigma:g}", kind, rank, _smoothed(gain)))
     spectrum = curves("spectrum", lines, "eigenvalue, by rank", "share of the trace held", log_x=True, percent=True,
@@ -76,14 +67,11 @@ def _gram(results: Results, spectra: Sequence[Spectrum]) -> Section:
     ], reconstruction=True)  # fmt: skip
 
 
-def _smoothed(values: Sequence[float], width: float = 1.25) -> list[float]:
-    """Means over ranks within a factor ``width``."""
-    out = []
-    for k in range(len(values)):
-        low, high = int((k + 1) / width) - 1, int((k + 1) * width)
-        part = values[max(low, 0) : max(high, k + 1)]
-        out.append(sum(part) / len(part))
-    return out
+def _smoothed(values: Sequence[float]) -> list[float]:
+    """Means over ranks within a factor of 1.25."""
+    ranks = range(1, len(values) + 1)
+    parts = [values[max(int(k / 1.25) - 1, 0) : int(k * 1.25)] for k in ranks]
+    return [sum(part) / len(part) for part in parts]
 
 
 def _endpoints(results: Results) -> Section:
@@ -105,9 +93,8 @@ def _endpoints(results: Results) -> Section:
         f"{ends['leading']} of them, of the teacher's Jacobian at the endpoint noised to sigma {ends['sigma']:g}. In "
         "these directions the image is still undecided at that level; along the others the teacher contracts.",
     ]
-    return Section(
-        "Memorised samples", text, [Table(("", "value"), rows, "Intervals: Welch, 95 %.")], reconstruction=True
-    )
+    table = Table(("", "value"), rows, "Intervals: Welch, 95 %.")
+    return Section("Memorised samples", text, [table], reconstruction=True)
 
 
 def _number(value: float | None) -> str:

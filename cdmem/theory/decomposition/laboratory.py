@@ -13,20 +13,11 @@ from torch import Tensor
 from cdmem.data.sources import load_source
 from cdmem.diffusion.analytic import EmpiricalDenoiser
 from cdmem.diffusion.noise import sampler_sigmas
-from cdmem.diffusion.preconditioning import DenoiserLike
-from cdmem.diffusion.sampling import NoiseSource
 from cdmem.errors import InputError
 from cdmem.images import to_float
 from cdmem.theory.decomposition.page import lead, sections
-from cdmem.theory.decomposition.parts import (
-    Parts,
-    Split,
-    correlate,
-    decompose,
-    diversity,
-    split,
-)
-from cdmem.theory.decomposition.paths import exact_guided, exact_schedule, first_overestimate, walk
+from cdmem.theory.decomposition.parts import Split, correlate, decompose, diversity, split
+from cdmem.theory.decomposition.paths import exact_guided, exact_schedule, first_overestimate, noise_of, walk
 from cdmem.theory.decomposition.trained import guided_teacher
 from cdmem.theory.experiment import Outcome, Progress
 from cdmem.theory.measures import COPY_RATIO, mean_interval, nearest_two
@@ -67,18 +58,6 @@ class Settings:
     seed: int = seed()
 
 
-@dataclass(frozen=True)
-class Teacher:
-    """A denoiser, T as float (n, C, H, W) with multiplicities, noise levels, and the pair if it was trained."""
-
-    denoiser: DenoiserLike
-    images: Tensor
-    weights: Tensor
-    sigmas: Tensor
-    pair: Pair | None
-    name: str
-
-
 def check(s: Settings) -> None:
     """Raises InputError for settings that cannot be run."""
     check_settings(s)
@@ -90,87 +69,73 @@ def check(s: Settings) -> None:
         raise InputError("training_set", s.training_set, "has no teacher", "give --teacher too")
 
 
-def load(s: Settings) -> Teacher:
-    """The teacher whose paths are taken."""
-    if s.run is None and s.teacher is None:
-        pool = load_source("digits")
-        rows = torch.randperm(len(pool.images), generator=torch.Generator().manual_seed(s.seed))[: s.n]
-        images, weights = to_float(pool.images[rows]), torch.ones(s.n)
-        weights[0] = s.duplicated
-        denoiser, sigmas = EmpiricalDenoiser(images, weights), sampler_sigmas(s.steps, 0.002, 80.0)
-        return Teacher(denoiser, images, weights, sigmas, None, f"exact denoiser of {s.n} digits")
+def load(s: Settings) -> tuple[Pair, str]:
+    """The teacher whose paths are taken, and its name; the exact denoiser of digits has neither student nor classes."""
     if s.run is not None:
-        pair, name = load_pair(s.run, s.student, alone=True)[0], f"teacher of {s.run}"
-    else:
-        pair, name = load_teacher(str(s.teacher), s.training_set), f"teacher {s.teacher}"
-    sigmas = sampler_sigmas(s.steps, pair.sigma_min, pair.sigma_max)
-    return Teacher(pair.teacher, pair.images, pair.multiplicities, sigmas, pair, name)
+        return load_pair(s.run, s.student, alone=True)[0], f"teacher of {s.run}"
+    if s.teacher is not None:
+        return load_teacher(s.teacher, s.training_set), f"teacher {s.teacher}"
+    pool = load_source("digits")
+    rows = torch.randperm(len(pool.images), generator=torch.Generator().manual_seed(s.seed))[: s.n]
+    images, weights = to_float(pool.images[rows]), torch.ones(s.n)
+    weights[0] = s.duplicated
+    denoiser = EmpiricalDenoiser(images, weights)
+    return Pair(denoiser, None, images, weights, None, 0.002, 80.0), f"exact denoiser of {s.n} digits"
 
 
 def _mean(values: Sequence[float] | np.ndarray) -> dict[str, float]:
     return asdict(mean_interval(values))
 
 
-def along(parts: Parts) -> dict[str, list[float]]:
-    """Means over paths by level."""
-    keys = ("w_0", "w_T", "residual", "a", "across", "posterior")
-    return {key: getattr(parts, key).mean(1).tolist() for key in keys}
+def _ends(points: Tensor, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Distances and indices (B, 2) of the two nearest of T, and whether each point (B, size) is a copy."""
+    distances, nearest = nearest_two(points, images)
+    return distances, nearest, distances[:, 0] < COPY_RATIO * distances[:, 1]
 
 
-def paths(s: Settings, teacher: Teacher) -> dict[str, Any]:
+def paths(s: Settings, teacher: Pair, sigmas: Tensor) -> dict[str, Any]:
     """Unguided paths: each for the image that it ends nearest to, and for two controls."""
-    shape = tuple(teacher.images.shape[1:])
-    noise = NoiseSource(range(s.seed * 10**6, s.seed * 10**6 + s.samples), shape, "cpu")
-    x = noise.next().double() * teacher.sigmas[0]
-    labels = noise.labels(teacher.pair.num_classes) if teacher.pair else None
-    path = walk(teacher.denoiser, x, teacher.sigmas, labels)
+    noise = noise_of(s.seed, s.samples, teacher.images)
+    x = noise.next().double() * sigmas[0]
+    path = walk(teacher.teacher, x, sigmas, noise.labels(teacher.num_classes))
     images = teacher.images.flatten(1).double()
-    distances, nearest = nearest_two(path.states[-1], images)
+    distances, nearest, copied = _ends(path.states[-1], images)
     severity = -(distances[:, 0].clamp_min(1e-12) / distances[:, 1].clamp_min(1e-12)).log().numpy()
-    copied = distances[:, 0] < COPY_RATIO * distances[:, 1]
     other = torch.randint(1, len(images), (s.samples,), generator=torch.Generator().manual_seed(s.seed))
     targets = {"nearest": nearest[:, 0], "second": nearest[:, 1], "random": (nearest[:, 0] + other) % len(images)}
     results: dict[str, Any] = {"f_mem": float(copied.double().mean()), "samples": s.samples}
-    split_parts = {}
-    for name, index in targets.items():
-        parts = split_parts[name] = decompose(path, images[index], images, teacher.weights, index)
-        entry: dict[str, Any] = {"along": along(parts)}
+    parts = {name: decompose(path, images, teacher.multiplicities, index) for name, index in targets.items()}
+    for name, of in parts.items():
+        keys = ("w_0", "w_T", "residual", "a", "across", "posterior")
+        entry: dict[str, Any] = {"along": {key: getattr(of, key).mean(1).tolist() for key in keys}}
         for key in ("D_1", "D_2"):
-            values = getattr(parts, key).numpy()
+            values = getattr(of, key).numpy()
             entry[key] = _mean(values)
-            entry[f"{key}_pearson"] = asdict(correlate("pearson", values, severity, s.seed))
-            entry[f"{key}_spearman"] = asdict(correlate("spearman", values, severity, s.seed))
+            for kind in ("pearson", "spearman"):
+                entry[f"{key}_{kind}"] = asdict(correlate(kind, values, severity, s.seed))
         results[name] = entry
-    parts = split_parts["nearest"]
-    results["commitment"] = {
-        "copies": _median(parts.commitment[copied]),
-        "others": _median(parts.commitment[~copied]),
-        "all": _median(parts.commitment),
-    }
-    ratio, groups = diversity(path, nearest[:, 0])
-    results["diversity"] = {"ratio": ratio.tolist(), "groups": groups}
-    exact = exact_schedule(teacher.sigmas[:-1])
-    results["schedule"] = {"sigma": teacher.sigmas[:-1].tolist(), "w_0": exact[0].tolist(), "w_T": exact[1].tolist()}
+    when = parts["nearest"].commitment
+    groups = {"copies": when[copied], "others": when[~copied], "all": when}
+    results["commitment"] = {name: float(of.median()) if len(of) else None for name, of in groups.items()}
+    ratio, count = diversity(path, nearest[:, 0])
+    results["diversity"] = {"ratio": ratio.tolist(), "groups": count}
+    w_0, w_T = exact_schedule(sigmas[:-1])
+    results["schedule"] = {"sigma": sigmas[:-1].tolist(), "w_0": w_0.tolist(), "w_T": w_T.tolist()}
     return results
 
 
-def _median(values: Tensor) -> float | None:
-    return float(values.median()) if len(values) else None
-
-
-def guided(s: Settings, teacher: Teacher) -> list[dict[str, Any]]:
+def guided(s: Settings, teacher: Pair, sigmas: Tensor) -> list[dict[str, Any]]:
     """Guidance towards a class of one image, the target known beforehand, with the exact denoisers of T."""
-    images, flat = teacher.images, teacher.images.flatten(1).double()
-    target = int(teacher.weights.argmax())  # a duplicated image, if there is one
-    noise = NoiseSource(range(GUIDED_SEEDS), tuple(images.shape[1:]), "cpu").next().double() * teacher.sigmas[0]
+    images, weights, flat = teacher.images, teacher.multiplicities, teacher.images.flatten(1).double()
+    target = int(weights.argmax())  # a duplicated image, if there is one
+    noise = noise_of(0, GUIDED_SEEDS, images).next().double() * sigmas[0]
     rows = []
     for g in s.scales:
-        path = walk(exact_guided(images, teacher.weights, torch.tensor([target]), g), noise, teacher.sigmas)
-        index = torch.full((GUIDED_SEEDS,), target)
-        parts = decompose(path, flat[index], flat, teacher.weights, index)
-        ends = nearest_two(path.states[-1], flat)
-        hit = (ends[1][:, 0] == target) & (ends[0][:, 0] < COPY_RATIO * ends[0][:, 1])
-        first = first_overestimate(images, teacher.weights, target, g, noise, float(teacher.sigmas[0]))
+        path = walk(exact_guided(images, weights, torch.tensor([target]), g), noise, sigmas)
+        parts = decompose(path, flat, weights, torch.full((GUIDED_SEEDS,), target))
+        _, nearest, copied = _ends(path.states[-1], flat)
+        hit = (nearest[:, 0] == target) & copied
+        first = first_overestimate(images, weights, target, g, noise, float(sigmas[0]))
         rows.append(
             {
                 "g": g,
@@ -190,15 +155,14 @@ def students(s: Settings, pair: Pair) -> dict[str, Any] | None:
     """The student's outputs beside the teacher's endpoints of the same noise, for the teacher's nearest image."""
     if pair.student is None:
         return None
-    noise = NoiseSource(range(s.seed * 10**6, s.seed * 10**6 + s.samples), tuple(pair.images.shape[1:]), "cpu")
+    noise = noise_of(s.seed, s.samples, pair.images)
     x = noise.next() * pair.sigma_max
     labels = noise.labels(pair.num_classes)
     endpoint = pair.endpoint(x, pair.sigma_max, labels).flatten(1).double()
     images = pair.images.flatten(1).double()
-    distances, nearest = nearest_two(endpoint, images)
-    goal, mean = images[nearest[:, 0]], (pair.multiplicities.double()[:, None] * images).sum(0)
-    mean = mean / pair.multiplicities.sum()
-    copied = distances[:, 0] < COPY_RATIO * distances[:, 1]
+    _, nearest, copied = _ends(endpoint, images)
+    mean = (pair.multiplicities.double()[:, None] * images).sum(0) / pair.multiplicities.sum()
+    goal = images[nearest[:, 0]]
     own = split(endpoint, endpoint, goal, mean)
     rows: list[dict[str, Any]] = []
     output = pair.jump(x, pair.sigma_max, labels)
@@ -229,21 +193,18 @@ def run(settings: Settings, progress: Progress) -> Outcome:
         InputError: settings that cannot be run, or a run that cannot be read.
     """
     check(settings)
-    teacher = load(settings)
-    progress(f"paths of {teacher.name}")
-    results: dict[str, Any] = {"status": "reconstruction", "teacher": teacher.name, "n": len(teacher.images)}
-    results["paths"] = paths(settings, teacher)
+    pair, name = load(settings)
+    sigmas = sampler_sigmas(settings.steps, pair.sigma_min, pair.sigma_max)
+    progress(f"paths of {name}")
+    results: dict[str, Any] = {"status": "reconstruction", "teacher": name, "n": len(pair.images)}
+    results["paths"] = paths(settings, pair, sigmas)
     progress("guidance")
-    results["guidance"] = guided(settings, teacher)
-    pair = teacher.pair
-    if pair is not None and pair.null_label is not None:
+    results["guidance"] = guided(settings, pair, sigmas)
+    results["guided_teacher"] = None
+    if pair.null_label is not None:
         progress("guidance of the trained teacher")
-        results["guided_teacher"] = guided_teacher(
-            pair, teacher.sigmas, settings.scales, settings.samples, settings.seed
-        )
-    else:
-        results["guided_teacher"] = None
+        results["guided_teacher"] = guided_teacher(pair, sigmas, settings.scales, settings.samples, settings.seed)
     progress("students")
-    results["student"] = students(settings, pair) if pair else None
+    results["student"] = students(settings, pair)
     title = "Target and noise within sampling paths"
     return Outcome(lead(results), results, sections(results), title)

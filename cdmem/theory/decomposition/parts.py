@@ -12,6 +12,9 @@ from torch import Tensor
 
 from cdmem.theory.decomposition.paths import Path, exact_schedule
 
+LEAST_PATHS = 5  # of one target
+RESAMPLES = 500
+
 
 @dataclass(frozen=True)
 class Parts:
@@ -45,19 +48,12 @@ def posterior(states: Tensor, sigmas: Tensor, images: Tensor, weights: Tensor) -
     return torch.softmax(weights.double().log() - far**2 / (2 * sigmas[:, None, None] ** 2), -1)
 
 
-def decompose(path: Path, target: Tensor, images: Tensor, weights: Tensor, index: Tensor | None = None) -> Parts:
-    """The parts of each path for its target.
-
-    Args:
-        path: of B samples.
-        target: x* (B, size).
-        images: T (n, size), distinct.
-        weights: multiplicities (n,).
-        index: which image of T each target is (B,), for the posterior; -1 where it is none (NaN there).
-    """
+def decompose(path: Path, images: Tensor, weights: Tensor, index: Tensor) -> Parts:
+    """The parts of each path for its target x*, which is the image ``index`` (B,) of T (n, size), distinct, float64,
+    with multiplicities ``weights`` (n,)."""
     sigmas, alphas = path.sigmas[:-1], path.alphas[:-1]
     mean = (weights.double()[:, None] * images).sum(0) / weights.sum()
-    x, goal = path.states[:-1] - mean, target.double() - mean  # in the VE frame centring is the same at every level
+    x, goal = path.states[:-1] - mean, images[index] - mean  # in the VE frame centring is the same at every level
     state, start = alphas[:, None, None] * x, alphas[0] * x[0]
     gram = torch.stack([(goal**2).sum(1), (goal * start).sum(1), (start**2).sum(1)])
     right = torch.stack([(state * goal).sum(2), (state * start).sum(2)])
@@ -68,12 +64,7 @@ def decompose(path: Path, target: Tensor, images: Tensor, weights: Tensor, index
     estimate = path.clean - mean
     a = (estimate * goal).sum(2) / gram[0]
     across = (estimate - a[..., None] * goal).norm(dim=2) / gram[0].sqrt()
-    if index is None:
-        mass = torch.full_like(a, float("nan"))
-    else:
-        everything = posterior(path.states[:-1], sigmas, images, weights)
-        mass = everything.gather(2, index.clamp_min(0)[None, :, None].expand(len(sigmas), -1, 1))[..., 0]
-        mass = torch.where(index >= 0, mass, torch.nan)
+    mass = posterior(path.states[:-1], sigmas, images, weights)[:, torch.arange(len(index)), index]
     exact_0, exact_T = exact_schedule(sigmas)
     decided = torch.where(mass > 0.5, sigmas[:, None], torch.zeros_like(mass))
     return Parts(
@@ -82,23 +73,18 @@ def decompose(path: Path, target: Tensor, images: Tensor, weights: Tensor, index
     )  # fmt: skip
 
 
-def diversity(path: Path, groups: Tensor, least: int = 5) -> tuple[Tensor, int]:
-    """Variance of x_t within groups of paths that end at the same target, over that at the start, (K,) mean over
-    groups.
-
-    Args:
-        path: of B samples.
-        groups: target of each, (B,).
-        least: paths that a group needs.
+def diversity(path: Path, groups: Tensor) -> tuple[Tensor, int]:
+    """Variance of x_t (variance-preserving frame) among at least five paths that end at the same target ``groups``
+    (B,), over that at the start.
 
     Returns:
-        the ratio, variance-preserving frame (the exact schedule predicts w_T^2), and the number of groups.
+        the ratio (K,), mean over targets (the exact schedule predicts w_T^2), and the number of targets.
     """
     states = path.alphas[:-1, None, None] * path.states[:-1]
     ratios = []
     for g in groups.unique():
         of = states[:, groups == g]
-        if of.shape[1] >= least:
+        if of.shape[1] >= LEAST_PATHS:
             spread = of.var(1).sum(1)
             ratios.append(spread / spread[0])
     return (torch.stack(ratios).mean(0) if ratios else torch.full((len(states),), float("nan"))), len(ratios)
@@ -106,7 +92,7 @@ def diversity(path: Path, groups: Tensor, least: int = 5) -> tuple[Tensor, int]:
 
 @dataclass(frozen=True)
 class Correlation:
-    """Value and 95 % interval over ``resamples`` bootstraps of the samples (percentiles); NaN without spread."""
+    """Value and 95 % interval over bootstraps of the samples (percentiles); NaN without spread."""
 
     value: float
     low: float
@@ -119,12 +105,12 @@ def _of(kind: str, x: np.ndarray, y: np.ndarray) -> float:
     return float((pearsonr if kind == "pearson" else spearmanr)(x, y).statistic)
 
 
-def correlate(kind: str, x: np.ndarray, y: np.ndarray, seed: int, resamples: int = 500) -> Correlation:
+def correlate(kind: str, x: np.ndarray, y: np.ndarray, seed: int) -> Correlation:
     """``pearson`` or ``spearman`` of two lists; what is not finite in either is left out."""
     fine = np.isfinite(x) & np.isfinite(y)
     x, y = x[fine], y[fine]
     rng = np.random.default_rng(seed)
-    drawn = [_of(kind, x[k], y[k]) for k in rng.integers(0, max(len(x), 1), (resamples, len(x)))] if len(x) > 2 else []
+    drawn = [_of(kind, x[k], y[k]) for k in rng.integers(0, max(len(x), 1), (RESAMPLES, len(x)))]
     drawn = [v for v in drawn if math.isfinite(v)]
     low, high = np.percentile(drawn, [2.5, 97.5]) if drawn else (math.nan, math.nan)
     return Correlation(_of(kind, x, y), float(low), float(high))

@@ -10,16 +10,13 @@ from torch import Tensor
 
 from cdmem.diffusion.analytic import EmpiricalDenoiser
 from cdmem.diffusion.preconditioning import DenoiserLike
+from cdmem.diffusion.sampling import NoiseSource
 
 
 @dataclass(frozen=True)
 class Path:
-    """Euler's walk of the probability-flow ODE (DDIM with eta = 0).
-
-    Attributes:
-        sigmas: (K + 1,), decreasing, the last 0.
-        states: x at each of the K + 1 levels, variance-exploding frame (x_0 + sigma noise), (K + 1, B, size), float64.
-        clean: D(x; sigma) at the first K levels, (K, B, size).
+    """Euler's walk of the probability-flow ODE (DDIM with eta = 0): decreasing levels (K + 1,), the last 0; x at each,
+    variance-exploding frame (x_0 + sigma noise), (K + 1, B, size), float64; D(x; sigma) at the first K, (K, B, size).
     """
 
     sigmas: Tensor
@@ -30,6 +27,11 @@ class Path:
     def alphas(self) -> Tensor:
         """alpha = 1 / sqrt(1 + sigma^2) of each level: alpha times a state is the variance-preserving x_t."""
         return 1 / (1 + self.sigmas**2).sqrt()
+
+
+def noise_of(seed: int, count: int, images: Tensor) -> NoiseSource:
+    """The noise of ``count`` paths of a seed, in the shape of the images (n, C, H, W)."""
+    return NoiseSource(range(seed * 10**6, seed * 10**6 + count), tuple(images.shape[1:]), "cpu")
 
 
 @torch.no_grad()
@@ -58,13 +60,8 @@ def exact_schedule(sigmas: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class Guided:
-    """D_u + g (D_c - D_u); g = 1 is the conditional model, g = 0 the unconditional one.
-
-    Args:
-        unconditional: D of the whole training law.
-        conditional: D of one class, labels ignored, or of all classes by label.
-        scale: g.
-    """
+    """D_u + g (D_c - D_u); g = 1 is the conditional model, g = 0 the unconditional one, D of the whole training law.
+    D_c is D of one class, labels ignored, or of all classes by label."""
 
     def __init__(self, unconditional: DenoiserLike, conditional: DenoiserLike, scale: float) -> None:
         self.unconditional, self.conditional, self.scale = unconditional, conditional, scale

@@ -6,14 +6,12 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from cdmem.diffusion.preconditioning import DenoiserLike
-from cdmem.diffusion.sampling import NoiseSource
 from cdmem.theory.decomposition.parts import Parts, correlate, decompose
-from cdmem.theory.decomposition.paths import Guided, exact_guided, walk
+from cdmem.theory.decomposition.paths import Guided, exact_guided, noise_of, walk
 from cdmem.theory.measures import COPY_RATIO, mean_interval, nearest_two
 from cdmem.theory.trained_pair import Pair
 
@@ -23,15 +21,8 @@ LEAST_SEEDS = 8
 
 @dataclass(frozen=True)
 class Target:
-    """A class whose outcome is known beforehand: one image makes up more than half of its training copies.
-
-    Attributes:
-        label: of the class.
-        image: its row in T.
-        copies: how often T holds it.
-        share: of the class's copies.
-        members: rows of the class (k,).
-    """
+    """A class whose outcome is known beforehand: one image (its row in T, how often T holds it, and its share of the
+    class's copies) makes up more than half of it; ``members`` are the class's rows (k,)."""
 
     label: int
     image: int
@@ -40,14 +31,9 @@ class Target:
     members: Tensor
 
 
-class Constant:
+def constant(denoiser: DenoiserLike, label: int) -> DenoiserLike:
     """A conditional denoiser with one label for everything; with the null label it is the unconditional one."""
-
-    def __init__(self, denoiser: DenoiserLike, label: int) -> None:
-        self.denoiser, self.label = denoiser, label
-
-    def __call__(self, x: Tensor, sigma: Tensor, labels: Tensor | None = None) -> Tensor:
-        return self.denoiser(x, sigma, torch.full((len(x),), self.label))
+    return lambda x, sigma, labels=None: denoiser(x, sigma, torch.full((len(x),), label))
 
 
 def targets(labels: Tensor, weights: Tensor, num_classes: int) -> list[Target]:
@@ -67,12 +53,8 @@ def targets(labels: Tensor, weights: Tensor, num_classes: int) -> list[Target]:
 def guided_teacher(pair: Pair, sigmas: Tensor, scales: Sequence[float], samples: int, seed: int) -> dict[str, Any]:
     """Paths towards each known target at each scale, by the trained and by the exact denoisers from the same noise.
 
-    Args:
-        pair: a class-conditional teacher with a null label.
-        sigmas: levels of the Euler walk, (K + 1,).
-        scales: g.
-        samples: paths of each scale, dealt out over the classes, at least :data:`LEAST_SEEDS` each.
-        seed: of the noise.
+    The pair is a class-conditional teacher with a null label; ``samples`` paths of each scale are dealt out over the
+    classes, at least :data:`LEAST_SEEDS` each.
 
     Returns:
         classes, seeds of each, and by scale the parts of both; no rows without a known target.
@@ -81,17 +63,16 @@ def guided_teacher(pair: Pair, sigmas: Tensor, scales: Sequence[float], samples:
     known = targets(pair.labels, pair.multiplicities, pair.num_classes)
     seeds = max(LEAST_SEEDS, samples // max(len(known), 1))
     classes = [{key: value for key, value in vars(t).items() if key != "members"} for t in known]
-    shape = tuple(pair.images.shape[1:])
-    start = NoiseSource(range(seed * 10**6, seed * 10**6 + seeds), shape, "cpu").next().double() * sigmas[0]
+    start = noise_of(seed, seeds, pair.images).next().double() * sigmas[0]
     rows = []
     for g in scales if known else ():
-        kinds: dict[str, list[tuple[Parts, Tensor, Tensor]]] = {"trained": [], "exact": []}
-        for t in known:
-            free, own = Constant(pair.teacher, pair.null_label), Constant(pair.teacher, t.label)
-            exact = exact_guided(pair.images, pair.multiplicities, t.members, g)
-            for kind, denoiser in (("trained", Guided(free, own, g)), ("exact", exact)):
-                kinds[kind].append(_towards(denoiser, start, sigmas, pair, t))
-        rows.append({"g": g, **{kind: _summary(paths, seed) for kind, paths in kinds.items()}})
+        free = constant(pair.teacher, pair.null_label)
+        trained = [Guided(free, constant(pair.teacher, t.label), g) for t in known]
+        exact = [exact_guided(pair.images, pair.multiplicities, t.members, g) for t in known]
+        row: dict[str, Any] = {"g": g}
+        for kind, denoisers in (("trained", trained), ("exact", exact)):
+            row[kind] = _summary([_towards(d, start, sigmas, pair, t) for d, t in zip(denoisers, known)], seed)
+        rows.append(row)
     return {"classes": classes, "seeds": seeds, "rows": rows}
 
 
@@ -102,7 +83,7 @@ def _towards(
     flat = pair.images.flatten(1).double()
     path = walk(denoiser, start, sigmas)
     index = torch.full((len(start),), t.image)
-    parts = decompose(path, flat[index], flat, pair.multiplicities, index)
+    parts = decompose(path, flat, pair.multiplicities, index)
     others = torch.arange(len(flat)) != t.image
     near = (path.states[-1] - flat[t.image]).norm(dim=1).clamp_min(1e-12)
     far = nearest_two(path.states[-1], flat[others])[0][:, 0].clamp_min(1e-12)
@@ -116,14 +97,14 @@ def _summary(paths: list[tuple[Parts, Tensor, Tensor]], seed: int) -> dict[str, 
         means = [float(v.mean()) for v in values]
         return asdict(mean_interval(means if len(means) > 2 else torch.cat(values).tolist()))
 
-    severity = torch.cat([s for _, s, _ in paths]).numpy()
-    drawn = np.concatenate([p.D_1.numpy() for p, _, _ in paths])
+    parts, severity, hits = zip(*paths)
+    drawn = torch.cat([p.D_1 for p in parts]).numpy()
     return {
-        "a_first": over([p.a[0] for p, _, _ in paths]),
-        "across_first": over([p.across[0] for p, _, _ in paths]),
-        "D_1": over([p.D_1 for p, _, _ in paths]),
-        "D_2": over([p.D_2 for p, _, _ in paths]),
-        "hits": over([hit.double() for _, _, hit in paths]),
-        "D_1_pearson": asdict(correlate("pearson", drawn, severity, seed)),
-        "w_0": torch.stack([p.w_0.mean(1) for p, _, _ in paths]).mean(0).tolist(),
+        "a_first": over([p.a[0] for p in parts]),
+        "across_first": over([p.across[0] for p in parts]),
+        "D_1": over([p.D_1 for p in parts]),
+        "D_2": over([p.D_2 for p in parts]),
+        "hits": over([hit.double() for hit in hits]),
+        "D_1_pearson": asdict(correlate("pearson", drawn, torch.cat(severity).numpy(), seed)),
+        "w_0": torch.stack([p.w_0.mean(1) for p in parts]).mean(0).tolist(),
     }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from scipy.linalg import eigh
@@ -65,11 +66,9 @@ def modes(moments: Moments, t: float) -> Modes:
     return Modes(t, eigenvalues, vectors, vectors.T @ moments.V)
 
 
-@dataclass(frozen=True)
-class Curve:
+class Curve(NamedTuple):
     """Losses and score error along training times."""
 
-    tau: list[float]
     train: list[float]
     test: list[float]
     score: list[float]
@@ -83,11 +82,10 @@ def curve(modes: Modes, population: Population, psi_p: float, taus: np.ndarray) 
     energy = (modes.V**2).sum(1)
     cross_v, cross_s = (modes.V * V).sum(1), (modes.V * S).sum(1)
     gram = U * (modes.V @ modes.V.T)  # tr(M U M^T) = h^T gram h / Delta for the filter's values h
-    path = Curve([], [], [], [])
+    path = Curve([], [], [])
     for tau in taus:
         h = flow_filter(float(tau), modes.t, psi_p)(modes.eigenvalues)
         quadratic = float(h @ gram @ h)
-        path.tau.append(float(tau))
         path.train.append(1 + float(energy @ (h**2 * modes.eigenvalues - 2 * h)) / d)
         path.test.append(1 + (quadratic - 2 * float(h @ cross_v)) / d)
         path.score.append((quadratic / noise2 + 2 * float(h @ cross_s) / root + population.score2) / d)

@@ -3,29 +3,21 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
 from cdmem.errors import InputError
-from cdmem.theory.curves import PowerLaw, power_law_of_seeds
+from cdmem.theory.curves import power_law_of_seeds
 from cdmem.theory.experiment import Outcome, Progress, combine
-from cdmem.theory.random_features.distillation.laboratory import Distillation
-from cdmem.theory.random_features.distillation.laboratory import check as check_distillation
-from cdmem.theory.random_features.distillation.laboratory import run as distil
+from cdmem.theory.random_features import page
+from cdmem.theory.random_features.distillation import laboratory as distillation
+from cdmem.theory.random_features.distillation.experiment import Distillation
 from cdmem.theory.random_features.model import Constants, Network, constants
 from cdmem.theory.random_features.moments import Kind, spectrum_of
-from cdmem.theory.random_features.page import (
-    constants_section,
-    edges_text,
-    exponent,
-    spectrum_section,
-    training_section,
-)
 from cdmem.theory.random_features.spectrum import Theory, describe, measure, rho_1_edges, theory, training_time
-from cdmem.theory.random_features.sweep import Onset, Sweep, least_score, onsets, run_sweep, times_for
+from cdmem.theory.random_features.sweep import least_score, onsets, run_sweep, times_for
 from cdmem.theory.settings import check_settings, each, number, seed
 
 MATRICES = 8  # p x p at a time, at most
@@ -37,10 +29,6 @@ class Settings(Network):
     """Settings of random-features.
 
     Attributes:
-        d: dimension of the data.
-        psi_p: p / d, features per dimension.
-        psi_n: n / d of the spectrum.
-        t: Ornstein-Uhlenbeck time.
         activation: of the features.
         sigma: spectrum of the data's covariance; images give their d leading principal directions.
         sigma_x: scales it so that tr Sigma / d = sigma_x^2; none leaves levels as they are, else means 1.
@@ -86,7 +74,7 @@ def check(s: Settings) -> None:
     if gib > LARGEST:
         raise InputError("psi_p", s.psi_p, f"{s.p} features need {gib:.0f} GiB", "give fewer, or a smaller d")
     if s.distillation.seeds:
-        check_distillation(s, s.distillation)
+        distillation.check(s, s.distillation)
 
 
 def run(settings: Settings, progress: Progress) -> Outcome:
@@ -105,13 +93,12 @@ def run(settings: Settings, progress: Progress) -> Outcome:
     if s.psi_ns:
         parts.append(training(s, sigma, c, limit, progress))
     if s.distillation.seeds:
-        parts.append(distil(s, s.distillation, s.seed, progress))
+        parts.append(distillation.run(s, s.distillation, s.seed, progress))
     return combine("The random-feature network", parts)
 
 
 def spectrum(s: Settings, sigma: np.ndarray, c: Constants, limit: Theory, progress: Progress) -> Outcome:
     """Constants and spectrum: U at finite size, its Gaussian equivalent and the limit."""
-    sizes = {"d": s.d, "p": s.p, "n": s.n}
     progress(f"spectrum: {s.spectrum_seeds} x p = {s.p}, n = {s.n}")
     eigenvalues = measure(s.d, s.p, s.n, sigma, c, s.activation, s.draws, s.spectrum_seeds, s.seed)
     exact = describe(eigenvalues.exact, s.d, s.n, limit.rho_1, abs(c.mu_0) > 1e-9)
@@ -120,7 +107,7 @@ def spectrum(s: Settings, sigma: np.ndarray, c: Constants, limit: Theory, progre
         progress(f"noise floor of U: {eigenvalues.floor:.3g}")
     results = {
         "status": {"spectrum": "published formulas", "training": "published formulas"},
-        "sizes": sizes,
+        "sizes": {"d": s.d, "p": s.p, "n": s.n},
         "constants": asdict(c),
         "rho_1": {"edges": limit.rho_1},
         "rho_2": {"edges": limit.rho_2, "edges_many_points": limit.rho_2_many},
@@ -138,11 +125,11 @@ def spectrum(s: Settings, sigma: np.ndarray, c: Constants, limit: Theory, progre
         },
     }
     lead = (
-        f"Memorisation bulk {edges_text(limit.rho_1)}, generalisation bulk {edges_text(limit.rho_2)}, atom {c.s2:.4g}; "
+        f"Memorisation bulk {page.edges(limit.rho_1)}, generalisation bulk {page.edges(limit.rho_2)}, atom {c.s2:.4g}; "
         f"tau_gen = {limit.tau_gen:.1f}, tau_mem = {limit.tau_mem:.0f}."
     )
-    section = spectrum_section(c, sigma, sizes, limit, eigenvalues, exact, equivalent)
-    return Outcome([lead], results, [constants_section(c), section])
+    section = page.spectrum_section(s, c, sigma, limit, eigenvalues, exact, equivalent)
+    return Outcome([lead], results, [page.constants_section(c), section])
 
 
 def training(s: Settings, sigma: np.ndarray, c: Constants, limit: Theory, progress: Progress) -> Outcome:
@@ -151,34 +138,24 @@ def training(s: Settings, sigma: np.ndarray, c: Constants, limit: Theory, progre
     ratios = [round(x * s.d) / s.d for x in sorted(s.psi_ns)]
     tau_mem = [training_time(c, psi_p, rho_1_edges(c, psi_p, x)[0]) for x in ratios]
     tau = times_for(0.03 * limit.tau_gen, 30 * training_time(c, psi_p, c.s2))
-    work = iter(progress.bar(range(len(ratios) * s.seeds), "trainings"))
     progress(f"training: psi_n = {', '.join(f'{x:g}' for x in ratios)}, {s.seeds} seeds")
-    sweep = run_sweep(s.d, s.p, ratios, sigma, s.t, s.activation, tau, s.seeds, s.seed, lambda: next(work, None))
+    sweep = run_sweep(s.d, s.p, ratios, sigma, s.t, s.activation, tau, s.seeds, s.seed, progress)
     begun, least = onsets(sweep), least_score(sweep)
     law = power_law_of_seeds(sweep.psi_n, least)
-    section = training_section(sweep, f"d = {s.d}, p = {s.p}, t = {s.t:g}", limit.tau_gen, tau_mem, begun, law)
-    lead = f"E_score* ~ psi_n^{exponent(law)} over psi_n = {ratios[0]:g} to {ratios[-1]:g}" if law else "One psi_n"
+    section = page.training_section(sweep, f"d = {s.d}, p = {s.p}, t = {s.t:g}", limit.tau_gen, tau_mem, begun, law)
+    lead = f"E_score* ~ psi_n^{page.exponent(law)} over psi_n = {ratios[0]:g} to {ratios[-1]:g}" if law else "One psi_n"
     lead += f" (d = {s.d}, psi_p = {psi_p:g}, t = {s.t:g}, {s.seeds} seeds)."
-    results = {"training": _numbers(sweep, tau_mem, begun), "score": _power(sweep, least, law)}
-    return Outcome([lead], results, [section])
-
-
-def _numbers(sweep: Sweep, tau_mem: Sequence[float], begun: Sequence[Onset]) -> dict[str, Any]:
-    return {
-        "psi_n": sweep.psi_n,
-        "tau_mem": tau_mem,
-        "tau_onset": [b.begun for b in begun],
-        "tau_half": [b.half for b in begun],
-        "tau_best": [b.best for b in begun],
-        "tau": sweep.tau,
-        "train": sweep.train.mean(1),
-        "test": sweep.test.mean(1),
-        "score": sweep.score.mean(1),
-        "seeds": sweep.train.shape[1],
-        "series_error": sweep.error,
+    ends = {"low": least.min(1), "high": least.max(1)} if s.seeds > 1 else {}
+    results = {
+        "training": {
+            "psi_n": sweep.psi_n,
+            "tau_mem": tau_mem,
+            **{f"tau_{key}": [getattr(b, key) for b in begun] for key in ("onset", "half", "best")},
+            "tau": sweep.tau,
+            **{key: getattr(sweep, key).mean(1) for key in ("train", "test", "score")},
+            "seeds": s.seeds,
+            "series_error": sweep.error,
+        },
+        "score": {"psi_n": sweep.psi_n, "least": least.mean(1), **ends, "law": asdict(law) if law else None},
     }
-
-
-def _power(sweep: Sweep, least: np.ndarray, law: PowerLaw | None) -> dict[str, Any]:
-    ends = {"low": least.min(1), "high": least.max(1)} if least.shape[1] > 1 else {}
-    return {"psi_n": sweep.psi_n, "least": least.mean(1), **ends, "law": asdict(law) if law else None}
+    return Outcome([lead], results, [section])

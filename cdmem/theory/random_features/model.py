@@ -27,17 +27,8 @@ NODES, WEIGHTS = np.polynomial.legendre.leggauss(96)
 
 
 def gaussian_rule(mean: np.ndarray, sd: float | np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Nodes and weights of E[f(mean + sd g)], exact for smooth f and for f with a kink at 0.
-
-    Gauss-Legendre on two panels that meet at 0 where 0 is in reach, else at the mean.
-
-    Args:
-        mean: any shape.
-        sd: positive, broadcasts against ``mean``.
-
-    Returns:
-        nodes and weights, each of the broadcast shape + (192,).
-    """
+    """Nodes and weights of E[f(mean + sd g)], each of the broadcast shape + (192,), exact for smooth f and for f with a
+    kink at 0: Gauss-Legendre on two panels that meet at 0 where 0 is in reach, else at the mean; sd is positive."""
     mean, sd = np.broadcast_arrays(np.asarray(mean, float), np.asarray(sd, float))
     low, high = mean - REACH * sd, mean + REACH * sd
     cut = np.where((low < 0) & (high > 0), 0.0, mean)
@@ -57,15 +48,12 @@ def delta(t: float) -> float:
 
 @dataclass(frozen=True)
 class Constants:
-    """Constants of eq. (2.7) at one time.
+    """Constants of eq. (2.7) at OU time t, with noise variance Delta.
 
-    With z = e^-t sigma_x u + sqrt(Delta) v for independent standard normal u, v and Gamma^2 = Var z:
+    With sigma_x = sqrt(tr Sigma / d), z = e^-t sigma_x u + sqrt(Delta) v for independent standard normal u, v and
+    Gamma^2 = Var z:
 
     Attributes:
-        t: OU time.
-        Delta: noise variance.
-        sigma_x: sqrt(tr Sigma / d).
-        gamma: Gamma.
         mu_0: E sigma(Gamma u); 0 for odd activations. The published theory assumes 0; with mu_0 != 0 the features keep
             the published structure after their mean is taken off, and U has one more eigenvalue near p mu_0^2.
         a: a_t = E[sigma(z) u] / (e^-t sigma_x).
@@ -137,12 +125,7 @@ class Network:
 
 @dataclass(frozen=True)
 class Features:
-    """phi(x) = sigma(W x / sqrt d) with frozen weights.
-
-    Attributes:
-        weights: W, (p, d), standard normal.
-        activation: name.
-    """
+    """phi(x) = sigma(W x / sqrt d) with frozen, standard normal weights W (p, d)."""
 
     weights: np.ndarray
     activation: str = "tanh"
@@ -179,4 +162,4 @@ def gaussian_data(n: int, spectrum: np.ndarray, rng: np.random.Generator) -> np.
 
 def noised(data: np.ndarray, t: float, noise: np.ndarray) -> np.ndarray:
     """x_t = e^-t x + sqrt(Delta) xi; ``noise`` is (..., n, d)."""
-    return math.exp(-t) * data + math.sqrt(-math.expm1(-2 * t)) * noise
+    return math.exp(-t) * data + math.sqrt(delta(t)) * noise

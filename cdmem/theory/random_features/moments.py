@@ -122,22 +122,12 @@ def training_moments(features: Features, data: np.ndarray, t: float, tolerance: 
 
 
 @dataclass(frozen=True)
-class Population:
-    """Expectations over fresh points of N(0, Sigma) as well.
+class Population(Moments):
+    """Expectations over fresh points of N(0, Sigma) as well; S = E[phi grad log P_t(y)^T] (p, d), score2 = E|grad log
+    P_t|^2."""
 
-    Attributes:
-        U: (p, p).
-        V: (p, d).
-        S: E[phi grad log P_t(y)^T] (p, d).
-        score2: E|grad log P_t|^2.
-        error: bound for entries of U.
-    """
-
-    U: np.ndarray
-    V: np.ndarray
     S: np.ndarray
     score2: float
-    error: float
 
 
 def population_moments(features: Features, spectrum: np.ndarray, t: float, tolerance: float = 1e-9) -> Population:
@@ -151,7 +141,7 @@ def population_moments(features: Features, spectrum: np.ndarray, t: float, toler
     U, error = _assemble(c[:, :, None], second[:, None], directions @ directions.T, tolerance)
     # Stein: E[phi y^T] = E[sigma'] Sigma_t w / sqrt d, and E[sigma'] = c_1 / sd.
     slope = (c[1] / sd)[:, None] * features.weights / math.sqrt(features.d)
-    return Population(U, slope * math.sqrt(delta(t)), -slope, float((1 / total).sum()), error)
+    return Population(U, slope * math.sqrt(delta(t)), error, -slope, float((1 / total).sum()))
 
 
 def drawn_moments(features: Features, data: np.ndarray, t: float, noise: np.ndarray) -> Moments:
@@ -167,16 +157,9 @@ Kind = Literal["isotropic", "levels", "digits", "cifar10"]
 def spectrum_of(
     kind: Kind, d: int, sigma_x: float | None, levels: Sequence[float], images: str | None, subset: int
 ) -> np.ndarray:
-    """The d eigenvalues of Sigma, descending.
-
-    Args:
-        kind: ``isotropic``; ``levels``, each for an equal share of the d directions; or the covariance of the first
-            ``subset`` grey images of ``digits`` or ``cifar10``, in its d leading principal directions.
-        d: dimension.
-        sigma_x: scales the spectrum so that tr Sigma / d = sigma_x^2; None leaves levels as they are, else means 1.
-        levels: for ``levels``.
-        images: folder of ``cifar10``.
-        subset: number of images.
+    """The d eigenvalues of Sigma, descending: ``isotropic``; ``levels``, each for an equal share of the directions; or
+    of the covariance of the first ``subset`` grey images of ``digits`` or ``cifar10`` (folder ``images``), in its d
+    leading principal directions. Scaled so that tr Sigma / d = sigma_x^2; None leaves levels as they are, else means 1.
 
     Raises:
         InputError: levels that do not divide d, more directions than pixels or images, images that cannot be read.

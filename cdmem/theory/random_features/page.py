@@ -9,17 +9,15 @@ import numpy as np
 from cdmem.report.charts.curves import Series
 from cdmem.theory.curves import PowerLaw
 from cdmem.theory.experiment import Figure, Section, Table
-from cdmem.theory.random_features.charts import ORDER, bands_of, paths, power_chart, spectrum_chart
-from cdmem.theory.random_features.model import Constants
-from cdmem.theory.random_features.spectrum import Measured, Spectrum, Theory, density, shape_of
+from cdmem.theory.random_features.charts import ORDER, paths, power_chart, spectrum_chart
+from cdmem.theory.random_features.model import Constants, Network
+from cdmem.theory.random_features.spectrum import Measured, Spectrum, Theory, shape_of
 from cdmem.theory.random_features.sweep import ONSET, Onset, Sweep, least_score
 
-POINTS = 500
 
-
-def edges_text(edges: Sequence[float]) -> str:
+def edges(ends: Sequence[float]) -> str:
     """Edges of an interval."""
-    return f"[{edges[0]:.4g}, {edges[1]:.4g}]"
+    return f"[{ends[0]:.4g}, {ends[1]:.4g}]"
 
 
 def constants_section(c: Constants) -> Section:
@@ -38,63 +36,44 @@ def constants_section(c: Constants) -> Section:
 
 
 def spectrum_section(
-    c: Constants, sigma: np.ndarray, sizes: dict[str, int], limit: Theory,
+    s: Network, c: Constants, sigma: np.ndarray, limit: Theory,
     spectrum: Spectrum, measured: Measured, equivalent: Measured,
 ) -> Section:  # fmt: skip
     """The two bulks and the atom."""
-    psi_p, psi_n = sizes["p"] / sizes["d"], sizes["n"] / sizes["d"]
-    shape = shape_of(psi_p, psi_n, sigma)
-    lows = np.geomspace(0.3 * c.s2, limit.bulks[-1].high * 1.05, POINTS)
-    inside = [np.linspace(b.low, b.high, 120) for b in limit.bulks]
-    x = np.sort(np.concatenate([lows, *inside]))
-    x = x[x > c.s2 * (1 + 1e-6)]
-    rho = density(x, c, shape)
-    share = max(1 - (1 + psi_n) / psi_p, 0.0)
-    roles = limit.roles
-    bands = bands_of(roles.generalisation, roles.memorisation, 1 / psi_p) if roles else []
-    seeds = len(spectrum.exact)
-    others = spectrum.equivalent[spectrum.equivalent > c.s2 * (1 + 1e-9)]
-    chart = spectrum_chart(
-        "spectrum", spectrum.exact.ravel(), others, x, rho, (c.s2, share), bands, limit.rho_1,
-        "U, exact" if spectrum.floor is None else "U, noise draws",
-        alt="Eigenvalues of U: an atom, the memorisation bulk and, two decades higher, the generalisation bulk",
-    )  # fmt: skip
-    where = f"d = {sizes['d']}, p = {sizes['p']}, n = {sizes['n']}, t = {c.t:g}, {seeds} seed{'s' * (seeds > 1)}"
+    psi_p = s.p / s.d
+    chart, seeds = spectrum_chart(spectrum, limit, c, shape_of(psi_p, s.n / s.d, sigma)), len(spectrum.exact)
+    where = f"d = {s.d}, p = {s.p}, n = {s.n}, t = {c.t:g}, {seeds} seed{'s' * (seeds > 1)}"
     caption = (
         f"{where}. Bars: eigenvalues of U; outline: its Gaussian equivalent (2.8); line: the limit (2.9). Shaded: the "
         "intervals of the limit; dotted: the edges of rho_1 by (2.10); bars of the atom are cut off. Two groups of "
         "directions, decades apart: the d at the right are learned first and are the same for every training set, the "
         "others hold the set itself."
     )
-    if spectrum.floor is None:
-        noise = (
-            f"Expectations over the noise are exact; truncated series leave less than {spectrum.error:.0e} per entry."
-        )
-    else:
+    noise = f"Expectations over the noise are exact; truncated series leave less than {spectrum.error:.0e} per entry."
+    if spectrum.floor is not None:
         noise = (
             f"Expectations over the noise are means over draws; noise floor {spectrum.floor:.2g} (spectral norm of "
             "half the difference of two halves): eigenvalues below it mean nothing."
         )
     rows = [
-        ("generalisation, d largest", edges_text(limit.rho_2), edges_text(equivalent.gen), edges_text(measured.gen)),
-        ("memorisation, next n", edges_text(limit.rho_1), edges_text(equivalent.mem), edges_text(measured.mem)),
+        ("generalisation, d largest", edges(limit.rho_2), edges(equivalent.gen), edges(measured.gen)),
+        ("memorisation, next n", edges(limit.rho_1), edges(equivalent.mem), edges(measured.mem)),
         ("atom", f"{c.s2:.4g}", f"{equivalent.atom:.4g}", f"{measured.atom:.4g} (median)"),
     ]
     if measured.mean is not None:
-        rows.append(("the features' mean", f"{sizes['p'] * c.mu_0**2:.4g}", "-", f"{measured.mean:.4g}"))
+        rows.append(("the features' mean", f"{s.p * c.mu_0**2:.4g}", "-", f"{measured.mean:.4g}"))
     head = ("group", "theory", "Gaussian equivalent", "U")
     note = (
         "Theory of rho_2: the solved limit at this psi_n; of rho_1: eq. (2.10). By index, the n eigenvalues after the "
         f"d largest hold {measured.below:.0f} that lie below the left edge of rho_1."
     )
     bulks = [(f"{b.low:.4g}", f"{b.high:.4g}", f"{b.mass:.5f}", f"{b.mass * psi_p:.3f}") for b in limit.bulks]
-    split = Table(
-        ("left edge", "right edge", "share", "share p / d"), bulks, "All intervals of the limiting density (2.9)."
-    )
+    names = ("left edge", "right edge", "share", "share p / d")
+    split = Table(names, bulks, "All intervals of the limiting density (2.9).")
     text = [noise]
-    if roles is None:
+    if limit.memorising is None:
         text.append("At these ratios no gap separates the d largest eigenvalues from the rest.")
-    elif len(roles.memorisation) > 1:
+    elif limit.memorising > 1:
         text.append(
             "At finite psi_n the solved limit splits what theorem 3.2 calls rho_1: d of its n eigenvalues lie in an "
             "interval of their own, between the atom and the left edge of (2.10). They are the slowest directions that "
@@ -103,12 +82,16 @@ def spectrum_section(
     return Section("Spectrum", text, [Figure(chart, caption), Table(head, rows, note), split])
 
 
+def _ends(values: np.ndarray) -> tuple[np.ndarray | None, np.ndarray | None]:
+    """Least and largest over seeds of (seeds, ...); no interval with one seed."""
+    return (values.min(0), values.max(0)) if len(values) > 1 else (None, None)
+
+
 def _series(sweep: Sweep, values: np.ndarray, scale: Sequence[float] | None = None) -> list[Series]:
     made = []
     for k, (psi_n, kind) in enumerate(zip(sweep.psi_n, ORDER)):
         x = sweep.tau / (scale[k] if scale else 1.0)
-        low, high = (values[k].min(0), values[k].max(0)) if values.shape[1] > 1 else (None, None)
-        made.append(Series(f"ψ_n = {psi_n:g}", kind, x.tolist(), values[k].mean(0).tolist(), low, high))
+        made.append(Series(f"ψ_n = {psi_n:g}", kind, x.tolist(), values[k].mean(0).tolist(), *_ends(values[k])))
     return made
 
 
@@ -118,29 +101,30 @@ def training_section(
     """Losses, their collapse, score error and its power law."""
     seeds = sweep.train.shape[1]
     means = f"{where}; mean and range over {seeds} seed{'s' * (seeds > 1)}"
-    fair = float(np.percentile(sweep.test.mean(1), 100)) * 1.05
+    fair = float(sweep.test.mean(1).max()) * 1.05
+    time, mark = "training time τ", (tau_gen, "τ_gen")
     losses = paths(
-        "losses", _series(sweep, sweep.test), "training time τ", "loss: test solid, train dashed",
-        dashed=_series(sweep, sweep.train), limits=(0.0, min(fair, 4.0)), mark=(tau_gen, "τ_gen"),
+        "losses", _series(sweep, sweep.test), time, "loss: test solid, train dashed", mark,
+        dashed=_series(sweep, sweep.train), limits=(0.0, min(fair, 4.0)),
         alt="Train and test loss against training time",
     )  # fmt: skip
-    gap = paths("gap", _series(sweep, sweep.gap()), "training time τ", "L_gen", mark=(tau_gen, "τ_gen"),
-                alt="Generalisation gap against training time")  # fmt: skip
+    alt = "Generalisation gap against training time"
+    gap = paths("gap", _series(sweep, sweep.gap()), time, "L_gen", mark, alt=alt)
     final = sweep.gap()[:, :, -1:].mean(1, keepdims=True)
     collapse = paths("gap_collapse", _series(sweep, sweep.gap() / final, tau_mem), "τ / τ_mem", "L_gen / L_gen(∞)",
-                     mark=(1.0, "τ_mem"), alt="The same against training time over tau_mem")  # fmt: skip
-    score = paths("score", _series(sweep, sweep.score), "training time τ", "score error", log_y=True,
-                  mark=(tau_gen, "τ_gen"), alt="Score error against training time")  # fmt: skip
+                     (1.0, "τ_mem"), alt="The same against training time over tau_mem")  # fmt: skip
+    alt = "Score error against training time"
+    score = paths("score", _series(sweep, sweep.score), time, "score error", mark, log_y=True, alt=alt)
     rows = []
     least = least_score(sweep)
     for k, psi_n in enumerate(sweep.psi_n):
-        ends = (sweep.train[k, :, -1].mean(), sweep.test[k, :, -1].mean())
-        times = (begun[k].begun, begun[k].half)
+        ends = " / ".join(f"{losses[k, :, -1].mean():.3f}" for losses in (sweep.train, sweep.test))
+        times = (begun[k].onset, begun[k].half)
         reached = ["-" if at is None else f"{at:.0f} ({at / tau_mem[k]:.2f})" for at in times]
-        rows.append((f"{psi_n:g}", f"{tau_mem[k]:.0f}", *reached, f"{begun[k].best:.0f}",
-                     f"{ends[0]:.3f} / {ends[1]:.3f}", f"{least[k].mean():.4f}"))  # fmt: skip
-    head = ("psi_n", "tau_mem", f"L_gen = {ONSET} at", "half of L_gen at", "least test loss at", "last train / test")
-    head += ("E_score*",)
+        cells = (*reached, f"{begun[k].best:.0f}", ends, f"{least[k].mean():.4f}")
+        rows.append((f"{psi_n:g}", f"{tau_mem[k]:.0f}", *cells))
+    head = ("psi_n", "tau_mem", f"L_gen = {ONSET} at", "half of L_gen at", "least test loss at", "last train / test",
+            "E_score*")  # fmt: skip
     note = (
         f"tau_gen = {tau_gen:.1f} for every psi_n. In brackets: in units of tau_mem. {_spread(begun, tau_mem)} "
         "The edge of a bulk is what its slowest directions need: where psi_n is not far below psi_p, most of the bulk "
@@ -165,7 +149,7 @@ def training_section(
 def _spread(begun: Sequence[Onset], tau_mem: Sequence[float]) -> str:
     """By which factors the times vary over psi_n."""
     said = []
-    for name, key in ((f"L_gen = {ONSET}", "begun"), ("half of L_gen", "half")):
+    for name, key in ((f"L_gen = {ONSET}", "onset"), ("half of L_gen", "half")):
         kept = [(getattr(f, key), mem) for f, mem in zip(begun, tau_mem) if getattr(f, key) is not None]
         if len(kept) > 1:
             plain, scaled = [at for at, _ in kept], [at / mem for at, mem in kept]
@@ -181,12 +165,9 @@ def exponent(law: PowerLaw) -> str:
 
 
 def _power(sweep: Sweep, least: np.ndarray, law: PowerLaw, where: str) -> Figure:
-    low, high = (least.min(1), least.max(1)) if least.shape[1] > 1 else (None, None)
-    series = Series("E_score*", "teacher", sweep.psi_n, least.mean(1).tolist(), low, high)
-    chart = power_chart("score_power", series, (law.constant, law.exponent), "ψ_n", "least score error",
-                        alt="Least score error against psi_n on logarithmic axes with a fitted line")  # fmt: skip
+    series = Series("E_score*", "teacher", sweep.psi_n, least.mean(1).tolist(), *_ends(least.T))
     caption = (
         f"{where}, {least.shape[1]} seeds. Fitted: E_score* ~ psi_n^{exponent(law)} (95 % over seeds); published: -.59 "
         "at psi_p = 32, t = .01. The slope changes with psi_n, so that the exponent depends on the range."
     )
-    return Figure(chart, caption)
+    return Figure(power_chart(series, law), caption)

@@ -25,14 +25,7 @@ MANY = 1e4  # psi_n / psi_p that stands for infinity
 
 @dataclass(frozen=True)
 class Shape:
-    """Ratios and population spectrum.
-
-    Attributes:
-        psi_p: p / d.
-        psi_n: n / d.
-        levels: eigenvalues of Sigma, (k,).
-        weights: their shares, (k,).
-    """
+    """p / d, n / d, and the distinct eigenvalues of Sigma with their shares, (k,) each."""
 
     psi_p: float
     psi_n: float
@@ -116,13 +109,7 @@ def training_time(c: Constants, psi_p: float, eigenvalue: float) -> float:
 
 @dataclass(frozen=True)
 class Bulk:
-    """One interval of the support.
-
-    Attributes:
-        low: left edge.
-        high: right edge.
-        mass: share of all p eigenvalues.
-    """
+    """One interval of the support, and its share of all p eigenvalues."""
 
     low: float
     high: float
@@ -166,45 +153,29 @@ def mass(low: float, high: float, c: Constants, s: Shape, nodes: int = 400) -> f
     return float((density(x, c, s) * half * np.sin(angle)).sum() * math.pi / nodes)
 
 
-@dataclass(frozen=True)
-class Roles:
-    """Who is who in the spectrum.
-
-    Attributes:
-        generalisation: the d largest eigenvalues (one interval, or several where Sigma has levels).
-        memorisation: all other intervals.
-    """
-
-    generalisation: list[Bulk]
-    memorisation: list[Bulk]
-
-
-def roles(bulks: Sequence[Bulk], psi_p: float) -> Roles | None:
-    """The uppermost intervals that hold d eigenvalues together; None if no gap lies below the d-th."""
+def memorising(bulks: Sequence[Bulk], psi_p: float) -> int | None:
+    """How many intervals memorise: those above them hold the d largest eigenvalues together (one, or several where
+    Sigma has levels). None if no gap lies below the d-th."""
     counted = 0.0
-    for k in range(len(bulks) - 1, -1, -1):
+    for k in reversed(range(len(bulks))):
         counted += bulks[k].mass * psi_p
         if abs(counted - 1) <= SLACK:
-            return Roles(list(bulks[k:]), list(bulks[:k])) if k else None
+            return k or None
         if counted > 1:
             return None
     return None
 
 
-def factor(features: Features, data: np.ndarray, c: Constants, rng: np.random.Generator) -> np.ndarray:
-    """F (p, n + d) with U = F F^T + s_t^2 I: the columns G / sqrt n, with fresh Omega, and b_t W / sqrt d."""
-    n, scale = len(data), math.sqrt(features.d)
-    G = math.exp(-c.t) * c.a * (features.weights / scale) @ data.T
-    G = G + math.sqrt(max(c.v2, 0.0)) * rng.standard_normal((features.p, n))
-    return np.hstack([G / math.sqrt(n), c.b * features.weights / scale])
-
-
 def equivalent_eigenvalues(features: Features, data: np.ndarray, c: Constants, rng: np.random.Generator) -> np.ndarray:
-    """All p eigenvalues, ascending: those of the smaller Gram matrix of F, and the atom as often as is missing.
+    """All p eigenvalues of U = F F^T + s_t^2 I, ascending. F (p, n + d) has the columns G / sqrt n, with fresh Omega,
+    and b_t W / sqrt d: its smaller Gram matrix gives its squares, and the atom stands as often as is missing.
 
     With p = 6,400 and n + d = 900 this is 350 times less work than an eigen-decomposition of U.
     """
-    F = factor(features, data, c, rng)
+    n, W = len(data), features.weights
+    G = math.exp(-c.t) * c.a * (W / math.sqrt(features.d)) @ data.T
+    G = G + math.sqrt(max(c.v2, 0.0)) * rng.standard_normal((features.p, n))
+    F = np.hstack([G / math.sqrt(n), c.b * W / math.sqrt(features.d)])
     small = F.T @ F if F.shape[1] < F.shape[0] else F @ F.T
     squares = np.clip(np.linalg.eigvalsh(small), 0.0, None)
     rest = np.zeros(features.p - len(squares))
@@ -216,18 +187,18 @@ class Theory:
     """What the theory says of one setting.
 
     Attributes:
-        bulks: all intervals of the limiting density.
-        roles: who is who among them; None if the d largest eigenvalues are not separated.
+        bulks: all intervals of the limiting density, ascending.
+        memorising: how many of them memorise; None if the d largest eigenvalues are not separated.
         rho_1: edges by eq. (2.10).
         rho_2: outermost edges of the generalisation bulk at this psi_n, or for n -> infinity where it is not separated.
         rho_2_many: for n -> infinity.
-        tau_gen: psi_p / (Delta lambda) at the left edge of rho_2 for n -> infinity: independent of n.
+        tau_gen: training time at the left edge of rho_2 for n -> infinity: independent of n.
         tau_mem: the same at the left edge of rho_1.
         tau_slow: the same at the lowest edge of all bulks.
     """
 
     bulks: list[Bulk]
-    roles: Roles | None
+    memorising: int | None
     rho_1: tuple[float, float]
     rho_2: tuple[float, float]
     rho_2_many: tuple[float, float]
@@ -239,29 +210,20 @@ class Theory:
 def theory(c: Constants, psi_p: float, psi_n: float, spectrum: np.ndarray) -> Theory:
     """Everything from the limit."""
     s = shape_of(psi_p, psi_n, spectrum)
-    bulks = find_bulks(c, s)
-    groups = roles(bulks, psi_p)
-    many = roles(find_bulks(c, Shape(psi_p, MANY * psi_p, s.levels, s.weights)), psi_p)
+    bulks, many = find_bulks(c, s), find_bulks(c, Shape(psi_p, MANY * psi_p, s.levels, s.weights))
+    split, split_many = memorising(bulks, psi_p), memorising(many, psi_p)
     rho_1 = rho_1_edges(c, psi_p, psi_n)
-    if many is None:  # directions of almost no variance do not separate even then
-        top = (bulks[-1].low, bulks[-1].high)
-    else:
-        top = (many.generalisation[0].low, many.generalisation[-1].high)
-    rho_2 = top if groups is None else (groups.generalisation[0].low, groups.generalisation[-1].high)
+    # Directions of almost no variance do not separate even then.
+    top = (bulks[-1].low, bulks[-1].high) if split_many is None else (many[split_many].low, many[-1].high)
+    rho_2 = top if split is None else (bulks[split].low, bulks[-1].high)
     times = [training_time(c, psi_p, eigenvalue) for eigenvalue in (top[0], rho_1[0], bulks[0].low)]
-    return Theory(bulks, groups, rho_1, rho_2, top, *times)
+    return Theory(bulks, split, rho_1, rho_2, top, *times)
 
 
 @dataclass(frozen=True)
 class Spectrum:
-    """Eigenvalues of several seeds, ascending.
-
-    Attributes:
-        exact: of U (seeds, p).
-        equivalent: of its Gaussian equivalent (seeds, p).
-        error: largest bound on an entry of U by its truncated series; NaN with draws.
-        floor: with draws, the spectral norm of half the difference of two halves: smaller eigenvalues mean nothing.
-    """
+    """Eigenvalues of U and of its Gaussian equivalent (seeds, p), ascending; the largest bound on an entry of U by its
+    truncated series, NaN with draws; and with draws the noise floor: smaller eigenvalues mean nothing."""
 
     exact: np.ndarray
     equivalent: np.ndarray
@@ -270,15 +232,7 @@ class Spectrum:
 
 
 def measure(
-    d: int,
-    p: int,
-    n: int,
-    spectrum: np.ndarray,
-    c: Constants,
-    activation: str,
-    draws: int,
-    seeds: int,
-    seed: int,
+    d: int, p: int, n: int, spectrum: np.ndarray, c: Constants, activation: str, draws: int, seeds: int, seed: int
 ) -> Spectrum:
     """Fresh weights and points for every seed; ``draws`` 0 takes the exact expectation over the noise, else that many
     noises per point."""
@@ -302,15 +256,13 @@ def measure(
 def _drawn(
     features: Features, data: np.ndarray, t: float, draws: int, rng: np.random.Generator
 ) -> tuple[np.ndarray, float]:
-    """U from noise draws, a few at a time, and its noise floor."""
-    halves = []
-    for count in (draws // 2, draws - draws // 2):
-        total = np.zeros((features.p, features.p))
-        for _ in range(count):
-            total += drawn_moments(features, data, t, rng.standard_normal((1, *data.shape))).U / count
-        halves.append(total)
-    gap = eigvalsh((halves[0] - halves[1]) / 2, check_finite=False)
-    return (halves[0] + halves[1]) / 2, float(np.abs(gap).max())
+    """U from noise draws, a few at a time, and the spectral norm of half the difference of two halves."""
+    first, second = (
+        sum(drawn_moments(features, data, t, rng.standard_normal((1, *data.shape))).U / count for _ in range(count))
+        for count in (draws // 2, draws - draws // 2)
+    )
+    gap = eigvalsh((first - second) / 2, check_finite=False)
+    return (first + second) / 2, float(np.abs(gap).max())
 
 
 @dataclass(frozen=True)

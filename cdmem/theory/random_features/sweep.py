@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from cdmem.theory.curves import crossing
+from cdmem.theory.experiment import Progress
 from cdmem.theory.random_features.flow import curve, modes
 from cdmem.theory.random_features.model import gaussian_data, make_features
 from cdmem.theory.random_features.moments import population_moments, training_moments
@@ -19,16 +20,8 @@ ONSET = 0.2  # of L_gen; the data have variance 1, and so has the loss of no tra
 
 @dataclass(frozen=True)
 class Sweep:
-    """Arrays are (psi_n, seeds, times).
-
-    Attributes:
-        psi_n: n / d, as rounded.
-        tau: training times.
-        train: training loss.
-        test: test loss.
-        score: score error.
-        error: largest bound on an entry of U.
-    """
+    """Training loss, test loss and score error (psi_n, seeds, times) at the times ``tau``, for n / d = ``psi_n`` as
+    rounded; ``error`` is the largest bound on an entry of U."""
 
     psi_n: list[float]
     tau: np.ndarray
@@ -49,48 +42,32 @@ def times_for(low: float, high: float) -> np.ndarray:
 
 
 def run_sweep(
-    d: int,
-    p: int,
-    psi_ns: Sequence[float],
-    spectrum: np.ndarray,
-    t: float,
-    activation: str,
-    tau: np.ndarray,
-    seeds: int,
-    seed: int,
-    tick: Callable[[], None] = lambda: None,
-) -> Sweep:
+    d: int, p: int, psi_ns: Sequence[float], spectrum: np.ndarray, t: float, activation: str, tau: np.ndarray,
+    seeds: int, seed: int, progress: Progress,
+) -> Sweep:  # fmt: skip
     """Exact moments, one eigen-decomposition per psi_n and seed. A seed keeps its weights over all psi_n, and the
     points of a small set are the first of every larger one."""
     counts = [max(round(x * d), 1) for x in psi_ns]
-    shape = (len(counts), seeds, len(tau))
-    train, test, score = np.empty(shape), np.empty(shape), np.empty(shape)
+    losses = np.empty((3, len(counts), seeds, len(tau)))
     error = 0.0
     for k in range(seeds):
         rng = np.random.default_rng([seed, k])
         features = make_features(p, d, rng, activation)
         points = gaussian_data(max(counts), spectrum, rng)
         population = population_moments(features, spectrum, t)
-        for i, n in enumerate(counts):
+        for i, n in enumerate(progress.bar(counts, f"trainings of seed {k + 1} of {seeds}")):
             moments = training_moments(features, points[:n], t)
-            path = curve(modes(moments, t), population, features.psi_p, tau)
-            train[i, k], test[i, k], score[i, k] = path.train, path.test, path.score
+            losses[:, i, k] = curve(modes(moments, t), population, features.psi_p, tau)
             error = max(error, moments.error, population.error)
-            tick()
-    return Sweep([n / d for n in counts], tau, train, test, score, error)
+    return Sweep([n / d for n in counts], tau, *losses, error)
 
 
 @dataclass(frozen=True)
 class Onset:
-    """Of one psi_n, means over seeds.
+    """Times of one psi_n, by means over seeds: at which L_gen reaches 0.2 (None if it never does), at which it is half
+    of what it is in the end, and of the least test loss."""
 
-    Attributes:
-        begun: time at which the mean L_gen reaches 0.2; None if it never does.
-        half: time at which the mean L_gen is half of what it is in the end.
-        best: time of the least mean test loss.
-    """
-
-    begun: float | None
+    onset: float | None
     half: float | None
     best: float
 

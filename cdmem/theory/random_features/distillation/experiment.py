@@ -4,12 +4,13 @@ distillation that lowers the number or stopping early?"""
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
 from cdmem.theory.curves import crossing
 from cdmem.theory.measures import mean_interval
+from cdmem.theory.random_features.distillation.leakage import blocks_by_index
 from cdmem.theory.random_features.distillation.student import (
     Chain,
     Readouts,
@@ -25,23 +26,41 @@ from cdmem.theory.random_features.distillation.student import (
 )
 from cdmem.theory.random_features.flow import Filter, flow_filter, ridge_filter, truncation_filter
 from cdmem.theory.random_features.model import delta, gaussian_data, make_features
+from cdmem.theory.settings import each, number
 
 RIDGE = 1e-6  # of the teacher, and of the student that is not regularised
 T_MIN, T_MAX = 0.01, 3.0
+GAMMAS = (RIDGE, 1e-3, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
+TAUS = (1.0, 10.0, 100.0, 1e3, 3e3, 1e4, 3e4, 1e5, 1e6, 1e8)
 
 
 @dataclass(frozen=True)
-class Design:
-    """Sizes of the experiment."""
+class Distillation:
+    """The leak of one distillation step of the network above, and the laboratory for f_mem.
 
-    d: int
-    psi_p: float
-    n: int
-    levels: int
-    draws: int
-    samples: int
-    gammas: Sequence[float]
-    taus: Sequence[float]
+    Attributes:
+        seeds: weights and training sets of leak and laboratory; 0 leaves both out.
+        t_next: time to which the leak's distillation step goes.
+        teacher_tau: training time of the leak's teacher.
+        leak_draws: noises per point of the leak.
+        d: dimension of the laboratory for f_mem.
+        psi_p: features per dimension there.
+        n: numbers of training points there; f_mem is shown at the middle one.
+        levels: noise levels of teacher and student.
+        draws: noises per point and level.
+        samples: per sampler and seed.
+    """
+
+    seeds: int = number(3, 0)
+    t_next: float = number(0.01, 0, open=True)
+    teacher_tau: float = number(3e4, 0, open=True)
+    leak_draws: int = number(60, 1)
+    d: int = number(20, 2)
+    psi_p: float = number(30.0, 0, open=True)
+    n: list[int] = field(default_factory=lambda: [12, 24, 48], metadata=each(2))
+    levels: int = number(16, 4)
+    draws: int = number(200, 1)
+    samples: int = number(4000, 10)
 
 
 Row = dict[str, float]  # f_mem and variance of one sampler
@@ -49,19 +68,18 @@ Row = dict[str, float]  # f_mem and variance of one sampler
 
 @dataclass(frozen=True)
 class Samplers:
-    """Of one seed: sampler -> row, and family -> rows along gamma, tau or rank, in the design's order."""
+    """Of one seed: sampler -> row, and family -> rows along gamma, tau or rank, in their order."""
 
     rows: dict[str, Row]
     along: dict[str, list[Row]]
 
 
-def chain_of(design: Design, seed: int, n: int | None = None) -> tuple[Chain, np.random.Generator]:
-    """Teacher and pairs of a seed; the generator goes on with noise for samples."""
-    rng = np.random.default_rng([seed, n or design.n])
-    features = make_features(round(design.psi_p * design.d), design.d, rng)
-    data = gaussian_data(n or design.n, np.ones(design.d), rng)
-    times = np.geomspace(T_MIN, T_MAX, design.levels)
-    return build(features, data, times, ridge_filter(RIDGE), design.draws, rng), rng
+def chain_of(s: Distillation, n: int, seed: int) -> tuple[Chain, np.random.Generator]:
+    """Teacher and pairs of n training points and a seed; the generator goes on with noise for samples."""
+    rng = np.random.default_rng([seed, n])
+    features = make_features(round(s.psi_p * s.d), s.d, rng)
+    data = gaussian_data(n, np.ones(s.d), rng)
+    return build(features, data, np.geomspace(T_MIN, T_MAX, s.levels), ridge_filter(RIDGE), s.draws, rng), rng
 
 
 def matched_ridges(chain: Chain, tau: float) -> list[Filter]:
@@ -69,22 +87,23 @@ def matched_ridges(chain: Chain, tau: float) -> list[Filter]:
     return [ridge_filter(chain.features.psi_p / (2 * delta(level.t) * tau)) for level in chain.levels]
 
 
-def ranks(design: Design) -> list[int]:
+def ranks(d: int, n: int) -> list[int]:
     """Truncations of the teacher: from the d generalising directions to all n + d that the data span, and twice
     that."""
-    return sorted({design.d, design.d + design.n // 2, design.d + design.n, 2 * (design.d + design.n)})
+    return sorted({d, d + n // 2, d + n, 2 * (d + n)})
 
 
-def few(design: Design) -> int:
+def few(samples: int) -> int:
     """Samples of the teacher's baselines, which cost a whole walk each."""
-    return max(design.samples // 3, 1)
+    return samples // 3
 
 
-def measure(design: Design, seed: int) -> Samplers:
+def measure(
+    s: Distillation, n: int, seed: int, gammas: Sequence[float] = GAMMAS, taus: Sequence[float] = TAUS
+) -> Samplers:
     """All samplers of one seed, from the same noise."""
-    chain, rng = chain_of(design, seed)
-    noise = rng.standard_normal((design.samples, design.d))
-    renoise = rng.standard_normal(noise.shape)
+    chain, rng = chain_of(s, n, seed)
+    noise, renoise = rng.standard_normal((2, s.samples, s.d))
 
     def row(samples: np.ndarray) -> Row:
         return {"f_mem": f_mem(samples, chain.data), "variance": variance_ratio(samples)}
@@ -94,14 +113,14 @@ def measure(design: Design, seed: int) -> Samplers:
 
     def teacher(filter_at: Callable[[float], Filter]) -> Row:
         readouts = [modes.readout(filter_at(modes.t)) for modes in chain.modes]
-        return row(teacher_samples(chain, noise[: few(design)], len(chain.times), readouts))
+        return row(teacher_samples(chain, noise[: few(s.samples)], s.levels, readouts))
 
-    taus, psi_p = np.asarray(design.taus, float), chain.features.psi_p
-    ridge = [ridge_student(chain, ridge_filter(gamma)) for gamma in design.gammas]
+    psi_p = chain.features.psi_p
+    ridge = [ridge_student(chain, ridge_filter(gamma)) for gamma in gammas]
     flow = flow_student(chain, taus)
     warm = flow_student(chain, taus, teacher_start(chain, ridge_filter(RIDGE)))
-    least = ridge[int(np.argmin(design.gammas))]
-    steps = sorted({design.levels, 4, 2, 1}, reverse=True)
+    least = ridge[int(np.argmin(gammas))]
+    steps = sorted({s.levels, 4, 2, 1}, reverse=True)
     rows = {f"teacher_{nfe}": row(teacher_samples(chain, noise, nfe)) for nfe in steps}
     rows["empirical"] = row(empirical_samples(chain, noise))
     rows |= {"student_1": student(least), "student_2": student(least, twice=True)}
@@ -112,33 +131,29 @@ def measure(design: Design, seed: int) -> Samplers:
         "student_matched_ridge": [student(ridge_student(chain, matched_ridges(chain, tau))) for tau in taus],
         "student_flow_from_teacher": [student(readouts) for readouts in warm],
         "teacher_stopped": [teacher(lambda t, tau=tau: flow_filter(tau, t, psi_p)) for tau in taus],
-        "teacher_ridge": [teacher(lambda _, gamma=gamma: ridge_filter(gamma)) for gamma in design.gammas],
-        "teacher_truncated": [teacher(lambda _, rank=rank: truncation_filter(rank)) for rank in ranks(design)],
+        "teacher_ridge": [teacher(lambda _, gamma=gamma: ridge_filter(gamma)) for gamma in gammas],
+        "teacher_truncated": [teacher(lambda _, rank=rank: truncation_filter(rank)) for rank in ranks(s.d, n)],
     }
     return Samplers(rows, along)
 
 
-def student_onsets(design: Design, n: int, seed: int) -> dict[str, float | None]:
+def student_onsets(s: Distillation, n: int, seed: int) -> dict[str, float | None]:
     """tau_mem of the student, two steps (one step copies too little to time), and its own spectrum's two times.
 
     ``mem_linear`` and ``gen_linear`` are psi_p / (2 Delta lambda) at the middle time, for the median lambda of the n
     Mem and of the d Gen directions: the times at which the student's filter opens for them.
     """
-    chain, rng = chain_of(design, seed, n)
-    noise, renoise = rng.standard_normal((2, design.samples, design.d))
-    taus = np.asarray(design.taus, float)
-    values = [
-        f_mem(student_samples(chain, readouts, noise, renoise), chain.data) for readouts in flow_student(chain, taus)
-    ]
+    chain, rng = chain_of(s, n, seed)
+    noise, renoise = rng.standard_normal((2, s.samples, s.d))
+    values = [f_mem(student_samples(chain, B, noise, renoise), chain.data) for B in flow_student(chain, TAUS)]
     level = chain.levels[len(chain.times) // 2 - 1]
     lam, scale = level.eigenvalues, chain.features.psi_p / (2 * delta(level.t))
-    p, d = len(lam), design.d
-    mem = float(np.median(lam[max(p - d - n, 0) : p - d]))
+    blocks = blocks_by_index(len(lam), s.d, n)
     return {
-        "tau_mem": crossing(design.taus, values, values[-1] / 2, log_x=True) if values[-1] > 0 else None,
+        "tau_mem": crossing(TAUS, values, values[-1] / 2, log_x=True) if values[-1] > 0 else None,
         "f_mem": values[-1],
-        "gen_linear": scale / float(np.median(lam[p - d :])),
-        "mem_linear": scale / mem,
+        "gen_linear": scale / float(np.median(lam[blocks.gen])),
+        "mem_linear": scale / float(np.median(lam[blocks.mem])),
     }
 
 

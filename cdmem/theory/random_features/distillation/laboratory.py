@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -13,16 +13,8 @@ from cdmem.errors import InputError
 from cdmem.theory.curves import power_law
 from cdmem.theory.experiment import Outcome, Progress
 from cdmem.theory.measures import Interval, mean_interval
-from cdmem.theory.random_features.distillation.experiment import (
-    Design,
-    Row,
-    Samplers,
-    decide,
-    few,
-    measure,
-    ranks,
-    student_onsets,
-)
+from cdmem.theory.random_features.distillation import experiment
+from cdmem.theory.random_features.distillation.experiment import Distillation, Row, Samplers, few, ranks, student_onsets
 from cdmem.theory.random_features.distillation.leakage import (
     Leak,
     blocks_by_gap,
@@ -35,40 +27,8 @@ from cdmem.theory.random_features.distillation.page import GAINS, lead, sections
 from cdmem.theory.random_features.flow import flow_filter, modes, ridge_filter
 from cdmem.theory.random_features.model import Network, constants, delta, gaussian_data, make_features
 from cdmem.theory.random_features.moments import drawn_moments
-from cdmem.theory.settings import each, number
 
 GAMMAS = (0.0, *np.geomspace(0.003, 10, 22).round(6).tolist())
-STUDENT_GAMMAS = (1e-6, 1e-3, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
-STUDENT_TAUS = (1.0, 10.0, 100.0, 1e3, 3e3, 1e4, 3e4, 1e5, 1e6, 1e8)
-
-
-@dataclass(frozen=True)
-class Distillation:
-    """The leak of one distillation step of the network above, and the laboratory for f_mem.
-
-    Attributes:
-        seeds: weights and training sets of leak and laboratory; 0 leaves both out.
-        t_next: time to which the leak's distillation step goes.
-        teacher_tau: training time of the leak's teacher.
-        leak_draws: noises per point of the leak.
-        d: dimension of the laboratory for f_mem.
-        psi_p: features per dimension there.
-        n: numbers of training points there; f_mem is shown at the middle one.
-        levels: noise levels of teacher and student.
-        draws: noises per point and level.
-        samples: per sampler and seed.
-    """
-
-    seeds: int = number(3, 0)
-    t_next: float = number(0.01, 0, open=True)
-    teacher_tau: float = number(3e4, 0, open=True)
-    leak_draws: int = number(60, 1)
-    d: int = number(20, 2)
-    psi_p: float = number(30.0, 0, open=True)
-    n: list[int] = field(default_factory=lambda: [12, 24, 48], metadata=each(2))
-    levels: int = number(16, 4)
-    draws: int = number(200, 1)
-    samples: int = number(4000, 10)
 
 
 def check(network: Network, s: Distillation) -> None:
@@ -79,11 +39,11 @@ def check(network: Network, s: Distillation) -> None:
 
 @dataclass(frozen=True)
 class Leakage:
-    """Leak of one seed: per cut, along GAMMAS and along the training times at which the filters agree."""
+    """Leak of one seed by filter (``ridge`` along GAMMAS, ``flow`` along the training times at which the two agree) and
+    cut; the cuts' sizes; the leak of no step at all, and of independent draws."""
 
-    ridge: dict[str, list[Leak]]
-    flow: dict[str, list[Leak]]
-    sizes: dict[str, tuple[int, int, int]]
+    leaks: dict[tuple[str, str], list[Leak]]
+    sizes: dict[str, list[int]]
     eigenvalues: np.ndarray
     floor: float
     independent: float
@@ -97,31 +57,34 @@ def taus_of(network: Network) -> list[float]:
 def leakage(network: Network, s: Distillation, seed: int) -> Leakage:
     """One network, one training set, one teacher stopped at ``teacher_tau``."""
     rng = np.random.default_rng([seed, 1])
-    d, n, p, t, psi_p = network.d, max(network.n, 2), network.p, network.t, network.psi_p
+    d, n, p, t, psi_p = network.d, network.n, network.p, network.t, network.psi_p
     features = make_features(p, d, rng)
     data = gaussian_data(n, np.ones(d), rng)
     noise = rng.standard_normal((s.leak_draws, n, d))
-    readout = modes(drawn_moments(features, data, t, noise), t).readout(flow_filter(s.teacher_tau, t, psi_p))
+    teacher = modes(drawn_moments(features, data, t, noise), t)
+    readout, weak = (teacher.readout(flow_filter(tau, t, psi_p)) for tau in (s.teacher_tau, 30.0))
     step = transport(features, data, t, s.t_next, readout, noise)
     cuts = {"index": blocks_by_index(p, d, n), "gap": blocks_by_gap(step.eigenvalues, constants(t).s2)}
     ridges, flows = [ridge_filter(gamma) for gamma in GAMMAS], [flow_filter(tau, t, psi_p) for tau in taus_of(network)]
-    ridge = {name: [leak(step, cut, apply) for apply in ridges] for name, cut in cuts.items()}
-    flow = {name: [leak(step, cut, apply) for apply in flows] for name, cut in cuts.items()}
-    nothing, cut = ridge_filter(0.0), cuts["index"]
-    floor = leak(transport(features, data, t, t, readout, noise), cut, nothing).mem_null
+    leaks = {
+        (kind, name): [leak(step, cut, apply) for apply in filters]
+        for kind, filters in (("ridge", ridges), ("flow", flows))
+        for name, cut in cuts.items()
+    }
+    idle = transport(features, data, t, t, readout, noise)
     # A weak teacher and a short step leak next to nothing, unless U and C are from different draws.
     other = rng.standard_normal(noise.shape)
-    weak = modes(drawn_moments(features, data, t, noise), t).readout(flow_filter(30.0, t, psi_p))
-    apart = leak(transport(features, data, t, 0.9 * t, weak, noise, other), cut, nothing).mem_null
-    sizes = {name: (len(cut.gen), len(cut.mem), len(cut.null)) for name, cut in cuts.items()}
-    return Leakage(ridge, flow, sizes, step.eigenvalues, floor, apart)
+    apart = transport(features, data, t, 0.9 * t, weak, noise, other)
+    floor, independent = (leak(found, cuts["index"], ridge_filter(0.0)).mem_null for found in (idle, apart))
+    sizes = {name: [len(block) for block in cut] for name, cut in cuts.items()}
+    return Leakage(leaks, sizes, step.eigenvalues, floor, independent)
 
 
 def leak_results(network: Network, s: Distillation, seeds: Sequence[Leakage]) -> dict[str, Any]:
     """The JSON of all seeds: means over seeds of the medians, and their intervals."""
 
     def along(kind: str, cut: str, key: str) -> list[Interval]:
-        rows = [[getattr(one, key) for one in getattr(seed, kind)[cut]] for seed in seeds]
+        rows = [[getattr(one, key) for one in seed.leaks[kind, cut]] for seed in seeds]
         return [mean_interval(values) for values in zip(*rows)]
 
     out: dict[str, Any] = {"status": "reconstruction", "gamma": list(GAMMAS), "seeds": len(seeds)}
@@ -133,13 +96,12 @@ def leak_results(network: Network, s: Distillation, seeds: Sequence[Leakage]) ->
             entry[key] = [v.mean for v in means]
             entry[f"{key}_ci95"] = [(v.low, v.high) for v in means]
             entry[f"flow_{key}"] = [v.mean for v in along("flow", cut, key)]
-        for name in ("mem", "mem_null"):
-            star = minimal_sufficient(np.array(GAMMAS), np.array(entry[name]))
-            entry["gamma_star" if name == "mem_null" else "gamma_star_mem"] = star
+        for star, key in (("gamma_star_mem", "mem"), ("gamma_star", "mem_null")):
+            entry[star] = minimal_sufficient(np.array(GAMMAS), np.array(entry[key]))
         out[cut] = entry
     out |= {key: out["index"][key] for key in ("mem", "null", "mem_null", "gen", "gamma_star")}
     out["gain"] = {"eigenvalue": seeds[0].eigenvalues, "gamma": [GAMMAS[k] for k in GAINS]}
-    out["gain"]["values"] = [seeds[0].ridge["index"][k].gain for k in GAINS]
+    out["gain"]["values"] = [seeds[0].leaks["ridge", "index"][k].gain for k in GAINS]
     out["noise_floor"] = float(np.mean([seed.floor for seed in seeds]))
     out["independent_draws"] = float(np.mean([seed.independent for seed in seeds]))
     return out
@@ -156,33 +118,34 @@ def _mean(rows: Sequence[Row], samples: int) -> dict[str, Any]:
     return {"mean": f.mean, **ends, **spread, "per_seed": [row["f_mem"] for row in rows]}
 
 
-def student_results(design: Design, seeds: Sequence[Samplers]) -> dict[str, Any]:
+def student_results(s: Distillation, n: int, seeds: Sequence[Samplers]) -> dict[str, Any]:
     """f_mem and variance of every sampler, over seeds."""
-    out: dict[str, Any] = {"status": "reconstruction", "samples": design.samples, "seeds": len(seeds), "n": design.n}
-    out |= {name: _mean([seed.rows[name] for seed in seeds], design.samples) for name in seeds[0].rows}
-    out["gamma"], out["tau"], out["rank"] = list(design.gammas), list(design.taus), ranks(design)
+    out: dict[str, Any] = {"status": "reconstruction", "samples": s.samples, "seeds": len(seeds), "n": n}
+    out |= {name: _mean([seed.rows[name] for seed in seeds], s.samples) for name in seeds[0].rows}
+    out |= {"gamma": list(experiment.GAMMAS), "tau": list(experiment.TAUS), "rank": ranks(s.d, n)}
     for name in seeds[0].along:
-        samples = few(design) if name.startswith("teacher_") else design.samples
+        samples = few(s.samples) if name.startswith("teacher_") else s.samples
         out[name] = [_mean(column, samples) for column in zip(*(seed.along[name] for seed in seeds))]
     return out
 
 
 def stopping_results(
-    s: Distillation, design: Design, seeds: Sequence[int], f_mem: dict[str, Any], progress: Progress
+    s: Distillation, seeds: Sequence[int], f_mem: dict[str, Any], progress: Progress
 ) -> dict[str, Any]:
     """Is the suppression distillation's or the stopping's? And the student's own times against n."""
-    teacher = f_mem[f"teacher_{design.levels}"]["per_seed"]
+    teacher = f_mem[f"teacher_{s.levels}"]["per_seed"]
     flow, ridge = f_mem["student_flow"], f_mem["student_matched_ridge"]
     gap = [a["mean"] - b["mean"] for a, b in zip(flow, ridge)]
-    last = max(row["mean"] for row in flow)
-    out: dict[str, Any] = {"status": "reconstruction", "rule": " ".join((decide.__doc__ or "").split())}
+    out: dict[str, Any] = {"status": "reconstruction", "rule": " ".join((experiment.decide.__doc__ or "").split())}
     for name in ("student_1", "student_2"):
-        out[name] = decide(teacher, f_mem[name]["per_seed"])
-    out["ridge_against_flow"] = {"rms": float(np.sqrt(np.mean(np.square(gap)))), "largest_f_mem": last}
-    rows = []
-    for n in progress.bar(sorted(s.n), "student's times"):
-        rows += [{"n": n, "seed": k, **student_onsets(design, n, seed)} for k, seed in enumerate(seeds)]
-    out["times"] = rows
+        out[name] = experiment.decide(teacher, f_mem[name]["per_seed"])
+    rms, largest = float(np.sqrt(np.mean(np.square(gap)))), max(row["mean"] for row in flow)
+    out["ridge_against_flow"] = {"rms": rms, "largest_f_mem": largest}
+    rows = out["times"] = [
+        {"n": n, "seed": k, **student_onsets(s, n, seed)}
+        for n in progress.bar(sorted(s.n), "student's times")
+        for k, seed in enumerate(seeds)
+    ]
     for key in ("tau_mem", "gen_linear", "mem_linear"):
         kept = [r for r in rows if r[key]]
         law = power_law({"n": [r["n"] for r in kept]}, [r[key] for r in kept])["n"]
@@ -197,11 +160,9 @@ def run(network: Network, s: Distillation, seed: int, progress: Progress) -> Out
     leaks = [leakage(network, s, k) for k in progress.bar(seeds, "leakage")]
     progress("distillation: teacher and students")
     n = sorted(s.n)[len(s.n) // 2]
-    design = Design(s.d, s.psi_p, n, s.levels, s.draws, s.samples, STUDENT_GAMMAS, STUDENT_TAUS)
-    measured = [measure(design, k) for k in progress.bar(seeds, "seeds")]
-    f_mem = student_results(design, measured)
+    f_mem = student_results(s, n, [experiment.measure(s, n, k) for k in progress.bar(seeds, "seeds")])
     progress("distillation: the student's own times")
-    stopping = stopping_results(s, design, seeds, f_mem, progress)
+    stopping = stopping_results(s, seeds, f_mem, progress)
     parts = (leak_results(network, s, leaks), f_mem, stopping)
     results = dict(zip(("leak", "f_mem", "stopping"), parts))
     return Outcome(lead(*parts), {"status": {"distillation": "reconstruction"}, **results}, sections(*parts))

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from scipy.linalg import eigh
@@ -29,18 +30,14 @@ def ddim(x: np.ndarray, t: float, t_next: float, score: np.ndarray) -> np.ndarra
 
 @dataclass(frozen=True)
 class Transport:
-    """One step in the basis of U.
-
-    Attributes:
-        eigenvalues: of U, ascending, (p,).
-        C: Q^T C Q, (p, p): row i is what arrives in direction i, column j what left direction j.
-    """
+    """One step in the basis of U: its eigenvalues, ascending (p,), and Q^T C Q (p, p), whose row i is what arrives in
+    direction i and whose column j is what left direction j."""
 
     eigenvalues: np.ndarray
     C: np.ndarray
 
-    def columns(self, apply: Filter, block: np.ndarray) -> np.ndarray:
-        """T v for the directions in ``block``, as columns (p, len(block))."""
+    def columns(self, apply: Filter, block: np.ndarray | slice) -> np.ndarray:
+        """T v for the directions in ``block``, as columns (p, size of block)."""
         return self.C[:, block] * apply(self.eigenvalues)[:, None]
 
 
@@ -54,25 +51,26 @@ def transport(
     other_noise: np.ndarray | None = None,
 ) -> Transport:
     """U and C from the same draws ``noise`` (m, n, d); ``other_noise`` for C shows what independent draws do."""
-    U, C = np.zeros((features.p, features.p)), np.zeros((features.p, features.p))
-    for use, into_u, into_c in ((noise, True, other_noise is None), (other_noise, False, True)):
-        if use is None:
-            continue
-        x = noised(data, t, use).reshape(-1, features.d)
+
+    def both(draws: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        x = noised(data, t, draws).reshape(-1, features.d)
+        U, C = np.zeros((2, features.p, features.p))
         for k in range(0, len(x), BATCH):
             part = x[k : k + BATCH]
             phi = features(part)
-            if into_u:
-                U += phi.T @ phi / len(x)
-            if into_c:
-                after = part if t_next == t else ddim(part, t, t_next, phi @ readout.T)
-                C += phi.T @ (phi if t_next == t else features(after)) / len(x)
+            after = phi if t_next == t else features(ddim(part, t, t_next, phi @ readout.T))
+            U += phi.T @ phi / len(x)
+            C += phi.T @ after / len(x)
+        return U, C
+
+    U, C = both(noise)
+    if other_noise is not None:
+        _, C = both(other_noise)
     eigenvalues, vectors = eigh(U, check_finite=False)
     return Transport(eigenvalues, vectors.T @ C @ vectors)
 
 
-@dataclass(frozen=True)
-class Blocks:
+class Blocks(NamedTuple):
     """Indices of eigenvectors in ascending order of eigenvalue."""
 
     gen: np.ndarray
@@ -82,8 +80,8 @@ class Blocks:
 
 def blocks_by_index(p: int, d: int, n: int) -> Blocks:
     """Gen: the d largest eigenvalues. Mem: the next n. Null: the rest."""
-    order = np.arange(p)
-    return Blocks(order[p - d :], order[max(p - d - n, 0) : p - d], order[: max(p - d - n, 0)])
+    null, mem, gen = np.split(np.arange(p), [max(p - d - n, 0), p - d])
+    return Blocks(gen, mem, null)
 
 
 def blocks_by_gap(eigenvalues: np.ndarray, s2: float) -> Blocks:
@@ -121,9 +119,9 @@ def leak(step: Transport, blocks: Blocks, apply: Filter) -> Leak:
         return (of[block] ** 2).sum(0) / np.maximum((of**2).sum(0), 1e-300)
 
     sent = step.columns(apply, blocks.gen)
-    mem, null, gen = (shares(sent, block) for block in (blocks.mem, blocks.null, blocks.gen))
+    gen, mem, null = (shares(sent, block) for block in blocks)
     back = shares(step.columns(apply, blocks.mem), blocks.gen) if len(blocks.mem) else np.array([math.nan])
-    gain = np.sqrt(((step.C * apply(step.eigenvalues)[:, None]) ** 2).sum(0))
+    gain = np.sqrt((step.columns(apply, slice(None)) ** 2).sum(0))
     medians = (float(np.median(v)) for v in (null, mem + null, gen, back))
     return Leak(float(np.percentile(mem, 50)), *medians, gain)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -17,14 +16,19 @@ Results = dict[str, Any]
 
 def percent(row: Results) -> str:
     """Mean and interval of f_mem."""
-    return f"{row['mean']:.2%} [{max(row['low'], 0):.2%}, {row['high']:.2%}]"
+    return f"{row['mean']:.2%} [{row['low']:.2%}, {row['high']:.2%}]"
+
+
+def walks(f_mem: Results) -> dict[str, str]:
+    """Of the teacher: key of the results -> steps, the full cost first."""
+    steps = {key: key.removeprefix("teacher_") for key in f_mem}
+    return {key: count for key, count in steps.items() if count.isdigit()}
 
 
 def lead(leak: Results, f_mem: Results, stopping: Results) -> list[str]:
     """The main numbers, each labelled."""
     star = "none" if leak["gamma_star"] is None else f"{leak['gamma_star']:.3g}"
-    full = next(k for k in f_mem if k.startswith("teacher_") and k.removeprefix("teacher_").isdigit())
-    teacher = [percent(f_mem[key]) for key in (full, "teacher_1", "teacher_2")]
+    teacher = [percent(f_mem[key]) for key in (next(iter(walks(f_mem))), "teacher_1", "teacher_2")]
     student = [percent(f_mem[key]) for key in ("student_1", "student_2")]
     return [
         f"Reconstruction: without a ridge {leak['mem_null'][0]:.0%} of what leaves the generalising directions arrives "
@@ -49,15 +53,15 @@ def _leakage(leak: Results) -> Section:
         ends = list(zip(*entry[f"{key}_ci95"]))
         return Series(name, kind, gamma, entry[key], [max(v, 0) for v in ends[0]], [min(v, 1) for v in ends[1]])
 
-    parts = [
+    shares = [
         series("Mem + Null", "copycat", index, "mem_null"),
         series("Mem, by index", "student", index, "mem"),
         series("Mem, by gap", "student2", gap, "mem"),
         series("Null", "control", index, "null"),
     ]
     marks = [(leak["gamma_star"], "gamma*")] if leak["gamma_star"] else []
-    chart = curves("leak", parts, "ridge gamma", "median share of T v, v in Gen", log_x=True, percent=True, marks=marks,
-                   alt="leakage from Gen against the ridge")  # fmt: skip
+    alt, label = "leakage from Gen against the ridge", "median share of T v, v in Gen"
+    chart = curves("leak", shares, "ridge gamma", label, log_x=True, percent=True, marks=marks, alt=alt)
     equal = [
         Series("ridge", "teacher", gamma[1:], index["mem_null"][1:]),
         Series("gradient flow", "student", gamma[1:], index["flow_mem_null"]),
@@ -67,12 +71,10 @@ def _leakage(leak: Results) -> Section:
     label = "gamma, or psi_p / (2 Delta tau)"
     flow = curves("leak_flow", equal, label, "share outside Gen", log_x=True, percent=True, alt="ridge against time")
     gains = leak["gain"]
-    kinds = ("copycat", "student", "student2", "teacher")
-    shown = _thinned(np.asarray(gains["eigenvalue"]))
-    lines = [
-        Series(f"gamma = {g:.3g}", kind, np.asarray(gains["eigenvalue"])[shown].tolist(), np.asarray(v)[shown].tolist())
-        for kind, g, v in list(zip(kinds, gains["gamma"], gains["values"]))[1:]
-    ]
+    shown = _thinned(len(gains["eigenvalue"]))
+    x, *values = (np.asarray(v)[shown].tolist() for v in (gains["eigenvalue"], *gains["values"]))
+    entries = list(zip(("copycat", "student", "student2", "teacher"), gains["gamma"], values))
+    lines = [Series(f"gamma = {g:.3g}", kind, x, y) for kind, g, y in entries[1:]]
     gain = curves("gain", lines, "eigenvalue of U", "gain |T v|", log_x=True, alt="gain against eigenvalue")
     text = [
         "The student's readout is a regression on the teacher's step, so feature directions are transported by "
@@ -83,8 +85,10 @@ def _leakage(leak: Results) -> Section:
     ]
     star = "No ridge up to 10 is sufficient."
     if leak["gamma_star"]:
-        star = f"gamma* = {leak['gamma_star']:.3g}: the smallest ridge with at most 5 % outside Gen, or within 10 % of "
-        star += "the value at gamma = 10 (our rule)."
+        star = (
+            f"gamma* = {leak['gamma_star']:.3g}: the smallest ridge with at most 5 % outside Gen, or within 10 % of "
+            "the value at gamma = 10 (our rule)."
+        )
     return Section("What one distillation step does to the directions", text, [
         Figure(chart, f"Medians over Gen, mean and 95 % interval over {leak['seeds']} seeds. {star}"),
         Figure(flow, "The same with the student stopped at a time tau instead: the two filters agree for small "
@@ -93,31 +97,27 @@ def _leakage(leak: Results) -> Section:
     ], reconstruction=True)  # fmt: skip
 
 
-def _thinned(eigenvalues: np.ndarray, count: int = 160) -> np.ndarray:
-    """Places evenly spread in rank among small and all among the largest eigenvalues."""
-    top = np.arange(max(len(eigenvalues) - 60, 0), len(eigenvalues))
-    rest = np.linspace(0, max(len(eigenvalues) - 61, 0), min(count, len(eigenvalues))).round().astype(int)
-    return np.unique(np.concatenate([rest, top]))
+def _thinned(p: int) -> np.ndarray:
+    """Places evenly spread in rank among small and all among the largest of p eigenvalues."""
+    rest = np.linspace(0, max(p - 61, 0), min(160, p)).round().astype(int)
+    return np.unique(np.concatenate([rest, np.arange(max(p - 60, 0), p)]))
 
 
 def _students(f_mem: Results) -> Section:
-    rows = []
-    full = [k for k in f_mem if k.startswith("teacher_") and k.removeprefix("teacher_").isdigit()]
-    names = {k: f"teacher, {k.removeprefix('teacher_')} steps" for k in full}
-    names |= {
-        "empirical": "empirical score, all steps",
-        "student_1": "student, 1 step",
-        "student_2": "student, 2 steps",
-    }
-    for key, name in names.items():
-        row = f_mem[key]
-        rows.append((name, percent(row), f"{row['variance']:.2f}"))
-    grids = [("student, 1 step, ridge", f_mem["gamma"], f_mem["student_ridge"])]
-    grids += [("teacher, ridge", f_mem["gamma"], f_mem["teacher_ridge"])]
-    grids += [("teacher, stopped at tau =", f_mem["tau"], f_mem["teacher_stopped"])]
-    grids += [("teacher, truncated at rank", f_mem["rank"], f_mem["teacher_truncated"])]
-    base = [(f"{name} {x:g}", percent(row), f"{row['variance']:.2f}") for name, grid, rows_ in grids
-            for x, row in zip(grid, rows_)]  # fmt: skip
+    samplers = [(f"teacher, {steps} steps", f_mem[key]) for key, steps in walks(f_mem).items()]
+    samplers += [
+        ("empirical score, all steps", f_mem["empirical"]),
+        ("student, 1 step", f_mem["student_1"]),
+        ("student, 2 steps", f_mem["student_2"]),
+    ]
+    grids = (
+        ("student, 1 step, ridge", "gamma", "student_ridge"),
+        ("teacher, ridge", "gamma", "teacher_ridge"),
+        ("teacher, stopped at tau =", "tau", "teacher_stopped"),
+        ("teacher, truncated at rank", "rank", "teacher_truncated"),
+    )
+    baselines = [(f"{name} {x:g}", row) for name, grid, key in grids for x, row in zip(f_mem[grid], f_mem[key])]
+    rows, base = ([(name, percent(row), f"{row['variance']:.2f}") for name, row in of] for of in (samplers, baselines))
     head = ("sampler", "f_mem", "tr Cov / d")
     note = f"{f_mem['seeds']} seeds, {f_mem['samples']} samples each, n = {f_mem['n']}. {INTERVAL}"
     text = [
@@ -128,31 +128,19 @@ def _students(f_mem: Results) -> Section:
     return Section("Teacher and student", text, parts, reconstruction=True)
 
 
-def _line(name: str, kind: str, x: Sequence[float], rows: Sequence[Results], key: str = "mean") -> Series:
-    if key == "variance":
-        return Series(name, kind, x, [r[key] for r in rows])
-    return Series(name, kind, x, [r["mean"] for r in rows], [max(r["low"], 0) for r in rows], [r["high"] for r in rows])
-
-
 def _stopping(f_mem: Results, stopping: Results) -> Section:
-    tau = f_mem["tau"]
-    lines = [
-        _line("student, 1 step", "student", tau, f_mem["student_flow"]),
-        _line("student, 2 steps", "student2", tau, f_mem["student_flow_2"]),
-        _line("1 step, ridge instead", "copycat", tau, f_mem["student_matched_ridge"]),
-        _line("teacher stopped", "teacher", tau, f_mem["teacher_stopped"]),
-    ]
-    chart = curves(
-        "f_mem_time", lines, "training time tau", "f_mem", log_x=True, percent=True, alt="f_mem against time"
-    )
-    spread = [
-        _line("student, 1 step", "student", tau, f_mem["student_flow"], "variance"),
-        _line("student, 2 steps", "student2", tau, f_mem["student_flow_2"], "variance"),
-        _line("1 step, from the teacher", "student3", tau, f_mem["student_flow_from_teacher"], "variance"),
-        _line("teacher stopped", "teacher", tau, f_mem["teacher_stopped"], "variance"),
-    ]
-    variance = curves("variance_time", spread, "training time tau", "tr Cov / d", log_x=True, marks=(),
-                      alt="variance against time")  # fmt: skip
+    tau, axis = f_mem["tau"], "training time tau"
+    one, two = ("student, 1 step", "student", "student_flow"), ("student, 2 steps", "student2", "student_flow_2")
+    ridge = ("1 step, ridge instead", "copycat", "student_matched_ridge")
+    warm = ("1 step, from the teacher", "student3", "student_flow_from_teacher")
+    teacher = ("teacher stopped", "teacher", "teacher_stopped")
+    lines = []
+    for name, kind, key in (one, two, ridge, teacher):
+        mean, low, high = ([r[k] for r in f_mem[key]] for k in ("mean", "low", "high"))
+        lines.append(Series(name, kind, tau, mean, low, high))
+    chart = curves("f_mem_time", lines, axis, "f_mem", log_x=True, percent=True, alt="f_mem against time")
+    spread = [Series(*of, tau, [r["variance"] for r in f_mem[key]]) for *of, key in (one, two, warm, teacher)]
+    variance = curves("variance_time", spread, axis, "tr Cov / d", log_x=True, alt="variance against time")
     rows = []
     for n in sorted({r["n"] for r in stopping["times"]}):
         of = [r for r in stopping["times"] if r["n"] == n]

@@ -16,30 +16,26 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from scipy.linalg import eigh
 from scipy.special import softmax
 
+from cdmem.theory.measures import COPY_RATIO, nearest_two
 from cdmem.theory.random_features.distillation.leakage import BATCH, ddim
 from cdmem.theory.random_features.flow import Filter, Modes
 from cdmem.theory.random_features.model import Features, delta, noised
 
 
 @dataclass(frozen=True)
-class Level:
-    """One time t_k > t_0, in the basis Q of its U.
+class Level(Modes):
+    """The teacher's modes at one time t_k > t_0, and the pairs in their basis Q.
 
     Attributes:
-        t: OU time.
-        eigenvalues: (p,), ascending.
-        Q: (p, p), eigenvectors as columns.
         x: E[x phi^T] Q, (d, p).
         target: E[x^ phi^T] Q, (d, p), where x^ is the teacher's step to t_(k-1); at k = 1 its clean estimate.
         after: E[phi(x^) phi(x)^T] Q, (p, p); None at k = 1, where the target is no student.
     """
 
-    t: float
-    eigenvalues: np.ndarray
-    Q: np.ndarray
     x: np.ndarray
     target: np.ndarray
     after: np.ndarray | None
@@ -47,14 +43,8 @@ class Level:
 
 @dataclass(frozen=True)
 class Chain:
-    """A teacher on a grid of times and the pairs between them.
-
-    Attributes:
-        times: (K,), ascending.
-        modes: of the teacher at every time.
-        readouts: M_k (d, p) of the teacher that is distilled.
-        levels: for k = 1 .. K - 1.
-    """
+    """A teacher on a grid of times (K,), ascending: its modes and readouts M_k (d, p) at each, and the pairs between
+    them, levels k = 1 .. K - 1."""
 
     features: Features
     data: np.ndarray
@@ -75,23 +65,17 @@ class Chain:
 def build(
     features: Features, data: np.ndarray, times: np.ndarray, teacher: Filter, draws: int, rng: np.random.Generator
 ) -> Chain:
-    """Fresh noise for every level, and the same draws within a level for teacher and pair.
-
-    Args:
-        features: shared by all times; each time has a readout of its own.
-        data: training points (n, d), for teacher and student.
-        times: ascending, (K,).
-        teacher: filter of the teacher's readouts.
-        draws: noise draws per training point and level; draws * n should be several times p.
-    """
+    """Fresh noise for every level, and the same draws within a level for teacher and pair, ``draws`` for each of the
+    training points (n, d): draws * n should be several times p. ``teacher`` is the filter of the teacher's readouts."""
     modes, readouts, levels = [], [], []
     for k, t in enumerate(map(float, times)):
         noise = rng.standard_normal((draws, *data.shape))
         x = noised(data, t, noise).reshape(-1, features.d)
         phi, xi = features(x), noise.reshape(-1, features.d)
         eigenvalues, Q = eigh(phi.T @ phi / len(x), check_finite=False)
-        modes.append(Modes(t, eigenvalues, Q, Q.T @ (phi.T @ xi) / len(x)))
-        readouts.append(modes[-1].readout(teacher))
+        own = Modes(t, eigenvalues, Q, Q.T @ (phi.T @ xi) / len(x))
+        modes.append(own)
+        readouts.append(own.readout(teacher))
         if k == 0:
             continue
         earlier = float(times[k - 1])
@@ -106,7 +90,7 @@ def build(
             else:
                 after += arrived.T @ phi[part] / len(x)
             target += stepped.T @ phi[part] / len(x)
-        levels.append(Level(t, eigenvalues, Q, seen @ Q, target @ Q, None if after is None else after @ Q))
+        levels.append(Level(**vars(own), x=seen @ Q, target=target @ Q, after=None if after is None else after @ Q))
     return Chain(features, data, times, modes, readouts, levels)
 
 
@@ -130,7 +114,7 @@ def ridge_student(chain: Chain, filters: Sequence[Filter] | Filter) -> Readouts:
     for k, level in enumerate(chain.levels, 1):
         apply = filters if callable(filters) else filters[k - 1]
         y = regression(chain, k, readouts[-1] if readouts else None)
-        readouts.append((y * apply(level.eigenvalues)) @ level.Q.T)
+        readouts.append((y * apply(level.eigenvalues)) @ level.vectors.T)
     return readouts
 
 
@@ -139,32 +123,30 @@ def teacher_start(chain: Chain, apply: Filter) -> Readouts:
     readouts: Readouts = []
     for k, level in enumerate(chain.levels, 1):
         grown = np.exp(level.t)
-        denoised = grown * (level.x + delta(level.t) * (chain.readouts[k] @ level.Q) * level.eigenvalues)
+        denoised = grown * (level.x + delta(level.t) * (chain.readouts[k] @ level.vectors) * level.eigenvalues)
         y = (denoised - chain.c_skip(k) * level.x) / chain.c_out(k)
-        readouts.append((y * apply(level.eigenvalues)) @ level.Q.T)
+        readouts.append((y * apply(level.eigenvalues)) @ level.vectors.T)
     return readouts
 
 
-def flow_student(chain: Chain, taus: np.ndarray, start: Readouts | None = None, substeps: int = 3) -> list[Readouts]:
-    """Readouts at each time of ``taus`` (ascending, > 0), all levels trained together from ``start`` (default 0).
-
-    Returns:
-        readouts of every level, per time.
-    """
-    psi_p = chain.features.psi_p
-    grid = [0.0]
+def flow_student(
+    chain: Chain, taus: Sequence[float], start: Readouts | None = None, substeps: int = 3
+) -> list[Readouts]:
+    """Readouts of every level at each time of ``taus`` (ascending, > 0), all levels trained together from ``start``
+    (default 0)."""
+    grid, ends = [0.0], []  # ends: where the times of taus lie in the grid
     for tau in taus:
-        low = grid[-1] if grid[-1] > 0 else tau / 50
-        grid += list(np.geomspace(low, tau, substeps + 1)[1 if grid[-1] > 0 else 0 :])
-    wanted = {int(np.argmin(np.abs(np.array(grid) - tau))): i for i, tau in enumerate(taus)}
+        between = np.geomspace(grid[-1] or tau / 50, tau, substeps + 1)
+        grid += list(between[between > grid[-1]])
+        ends.append(len(grid) - 1)
     kept: list[Readouts] = [[] for _ in taus]
     path: list[np.ndarray] | None = None  # of the level below, at every time of the grid
     for k, level in enumerate(chain.levels, 1):
-        rate = 2 * delta(level.t) / psi_p * np.maximum(level.eigenvalues, 1e-300)
-        force = 2 * delta(level.t) / psi_p
-        b = np.zeros_like(level.x) if start is None else start[k - 1] @ level.Q
+        force = 2 * delta(level.t) / chain.features.psi_p
+        rate = force * np.maximum(level.eigenvalues, 1e-300)
+        b = np.zeros_like(level.x) if start is None else start[k - 1] @ level.vectors
         now = force * regression(chain, k, None if path is None else path[0])
-        ours = [b @ level.Q.T]
+        ours = [b @ level.vectors.T]
         for i in range(1, len(grid)):
             nxt = now if path is None else force * regression(chain, k, path[i])
             h = grid[i] - grid[i - 1]
@@ -174,9 +156,9 @@ def flow_student(chain: Chain, taus: np.ndarray, start: Readouts | None = None, 
             second = np.where(z > 1e-4, (z + np.expm1(-z)) / np.maximum(z, 1e-8) ** 2, 0.5 - z / 6)
             b = b * decay + h * (first * now + second * (nxt - now))
             now = nxt
-            ours.append(b @ level.Q.T)
-            if i in wanted:
-                kept[wanted[i]].append(ours[-1])
+            ours.append(b @ level.vectors.T)
+        for readouts, end in zip(kept, ends):
+            readouts.append(ours[end])
         path = ours
     return kept
 
@@ -189,8 +171,7 @@ def visited(count: int, nfe: int) -> list[int]:
 def teacher_samples(chain: Chain, x: np.ndarray, nfe: int, readouts: list[np.ndarray] | None = None) -> np.ndarray:
     """DDIM from noise x (S, d), the last step to the clean estimate; with other ``readouts`` than the chain's own if
     given."""
-    readouts = readouts or chain.readouts
-    return _follow(chain, x, nfe, lambda k, x: chain.features(x) @ readouts[k].T)
+    return _follow(chain, x, nfe, lambda k, x: chain.features(x) @ (readouts or chain.readouts)[k].T)
 
 
 def empirical_samples(chain: Chain, x: np.ndarray) -> np.ndarray:
@@ -226,11 +207,10 @@ def student_samples(chain: Chain, B: Readouts, x: np.ndarray, renoise: np.ndarra
     return f(middle, chain.c_skip(middle) * clean + chain.c_out(middle) * renoise)
 
 
-def f_mem(samples: np.ndarray, data: np.ndarray, ratio: float = 1 / 3) -> float:
-    """Share of samples (S, d) nearer to a training point (n, d) than ``ratio`` times the second-nearest, unsquared."""
-    square = (samples**2).sum(1)[:, None] + (data**2).sum(1) - 2 * samples @ data.T
-    two = np.sqrt(np.clip(np.partition(square, 1, axis=1)[:, :2], 0, None))
-    return float((two.min(1) < ratio * two.max(1)).mean())
+def f_mem(samples: np.ndarray, data: np.ndarray) -> float:
+    """Share of samples (S, d) nearer to a training point (n, d) than a third of the distance to the second-nearest."""
+    nearest, second = nearest_two(torch.from_numpy(samples), torch.from_numpy(data))[0].T
+    return float((nearest < COPY_RATIO * second).double().mean())
 
 
 def variance_ratio(samples: np.ndarray) -> float:

@@ -38,17 +38,6 @@ def authentic(generated: Tensor, train: Tensor, train_groups: Tensor | None = No
     return spacing[place] < distance
 
 
-def authenticity(generated: Tensor, train: Tensor, train_groups: Tensor | None = None) -> float:
-    """Share of authentic samples, see :func:`authentic`.
-
-    Raises:
-        InputError: no samples, or fewer than two groups.
-    """
-    if not len(generated):
-        raise InputError("samples", 0, "authenticity is a share of samples", "give at least one")
-    return int(authentic(generated, train, train_groups).sum()) / len(generated)
-
-
 class Authenticity(FeatureMetric):
     """Authentic share of the samples and of H, each with its 95 % Wilson interval.
 

@@ -39,10 +39,7 @@ def squared_blocks(a: Tensor, b: Tensor) -> Iterator[tuple[slice, Tensor]]:
         scale = rows.square().sum(1)[:, None] + squares
         table = torch.addmm(scale, rows, columns.T, alpha=-2)
         i, j = torch.nonzero(table <= CANCELLED * scale, as_tuple=True)
-        chunk = max(TABLE_ENTRIES // max(a.shape[1], 1), 1)
-        for k in range(0, len(i), chunk):
-            p, q = i[k : k + chunk], j[k : k + chunk]
-            table[p, q] = direct_squared(a[part][p], b[q])
+        table[i, j] = direct_squared(a[part], b, i, j)
         yield part, table
 
 

@@ -21,7 +21,6 @@ from cdmem.metrics.quality.feature_space import (
 
 TIE = 1e-9  # entries this close to a radius, relative to the largest squared norm, are computed from differences
 SPARE = 4  # candidates beyond the k-th, so that rounding cannot choose a wrong one
-PAIRS = 2**16  # recomputed at once
 SUBSAMPLE_SEED = 0
 
 
@@ -41,14 +40,12 @@ def precision_recall_density_coverage(
     Args:
         real: features (n, F).
         fake: features (m, F).
-        k: neighbours.
+        k: neighbours, at least 1.
         real_groups: image of every real row, int64 (n,), the first row stands for it; by default equal rows are one.
 
     Raises:
-        InputError: k < 1, or not more than k real images or fakes.
+        InputError: not more than k real images or fakes.
     """
-    if k < 1:
-        raise InputError("k", k, "a number of neighbours", "use 5")
     real = real[first_rows(content_groups(real) if real_groups is None else real_groups)]
     for name, rows in (("real", real), ("generated", fake)):
         if len(rows) <= k:
@@ -79,8 +76,7 @@ def _settle_ties(table: Tensor, radii: tuple[Tensor, ...], tolerance: float, a: 
     for radius in radii:
         near |= (table - radius).abs() <= tolerance
     i, j = torch.nonzero(near, as_tuple=True)
-    for p, q in zip(i.split(PAIRS), j.split(PAIRS)):
-        table[p, q] = direct_squared(a[p], b[q])
+    table[i, j] = direct_squared(a, b, i, j)
 
 
 def _squared_radii(rows: Tensor, k: int) -> Tensor:
@@ -91,7 +87,7 @@ def _squared_radii(rows: Tensor, k: int) -> Tensor:
         own = torch.arange(part.start, part.stop)
         table[torch.arange(len(own)), own] = torch.inf
         index = table.topk(count, dim=1, largest=False).indices
-        pairs = direct_squared(rows[own.repeat_interleave(count)], rows[index.flatten()])
+        pairs = direct_squared(rows, rows, own.repeat_interleave(count), index.flatten())
         radii[part] = pairs.reshape(len(own), count).sort(1).values[:, k - 1]
     return radii
 

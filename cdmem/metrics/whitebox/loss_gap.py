@@ -13,8 +13,9 @@ depend on the batch size beyond rounding.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import TypedDict, Unpack
 
 import numpy as np
 import torch
@@ -27,7 +28,8 @@ from cdmem.diffusion.sampling import NoiseSource, sample_ode
 from cdmem.diffusion.solvers import heun_step
 from cdmem.errors import InputError
 from cdmem.images import to_float
-from cdmem.metrics.whitebox.roc import Estimate, Separation, separation
+from cdmem.metrics.statistics import Estimate
+from cdmem.metrics.whitebox.roc import Separation, separation
 
 # Within a sampling seed's million: samples start at 0, pools of teacher samples at 500,000.
 SEED_OFFSET = 750_000
@@ -96,26 +98,40 @@ def noisy_batches(
                 yield NoisyBatch(rows, level, draw, clean, clean + sigma * eps, s, classes)
 
 
+class NoiseOptions(TypedDict, total=False):
+    """The options of :func:`noisy_batches`."""
+
+    seed: int
+    draws: int
+    batch_size: int
+    labels: Tensor | None
+    device: torch.device | str
+
+
 @torch.no_grad()
-def denoising_losses(
-    denoiser: DenoiserLike,
+def _squared_errors(
+    model: DenoiserLike,
+    target: Callable[[NoisyBatch], Tensor],
     images: Tensor,
     sigmas: Sequence[float],
-    seed: int = 0,
-    draws: int = 1,
-    batch_size: int = 256,
-    labels: Tensor | None = None,
-    device: torch.device | str = "cpu",
+    options: NoiseOptions,
+) -> Tensor:
+    """Squared distance of a model's output to a target, float64 (n, levels), mean over pixels and draws."""
+    losses = torch.zeros(len(images), len(sigmas), dtype=torch.float64)
+    for batch in noisy_batches(images, sigmas, **options):
+        error = model(batch.x, batch.sigma, batch.labels).double() - target(batch).double()
+        losses[batch.rows, batch.level] += error.square().flatten(1).mean(1).cpu() / options.get("draws", 1)
+    return losses
+
+
+def denoising_losses(
+    denoiser: DenoiserLike, images: Tensor, sigmas: Sequence[float], **options: Unpack[NoiseOptions]
 ) -> Tensor:
     """Per-image |D(y + sigma eps, sigma) - y|^2: float64 (n, levels), mean over pixels and draws.
 
-    Also for a student's f in place of D. Arguments and errors as in :func:`noisy_batches`.
+    Also for a student's f in place of D. Options and errors as in :func:`noisy_batches`.
     """
-    losses = torch.zeros(len(images), len(sigmas), dtype=torch.float64)
-    for batch in noisy_batches(images, sigmas, seed, draws, batch_size, labels, device):
-        error = denoiser(batch.x, batch.sigma, batch.labels).double() - batch.clean
-        losses[batch.rows, batch.level] += error.square().flatten(1).mean(1).cpu() / draws
-    return losses
+    return _squared_errors(denoiser, lambda batch: batch.clean, images, sigmas, options)
 
 
 @dataclass(frozen=True)
@@ -144,17 +160,12 @@ class OdeEndpoint:
         return sample_ode(self.denoiser, x, grid, heun_step, labels)
 
 
-@torch.no_grad()
 def endpoint_losses(
     consistency: DenoiserLike,
     teacher_endpoint: DenoiserLike,
     images: Tensor,
     sigmas: Sequence[float],
-    seed: int = 0,
-    draws: int = 1,
-    batch_size: int = 256,
-    labels: Tensor | None = None,
-    device: torch.device | str = "cpu",
+    **options: Unpack[NoiseOptions],
 ) -> Tensor:
     """Per-image |f(y + sigma eps, sigma) - Phi(y + sigma eps, sigma)|^2: float64 (n, levels), mean over pixels, draws.
 
@@ -164,14 +175,11 @@ def endpoint_losses(
         consistency: the student's f.
         teacher_endpoint: Phi, see :class:`OdeEndpoint`.
 
-    Other arguments and errors as in :func:`noisy_batches`.
+    Options and errors as in :func:`noisy_batches`.
     """
-    losses = torch.zeros(len(images), len(sigmas), dtype=torch.float64)
-    for batch in noisy_batches(images, sigmas, seed, draws, batch_size, labels, device):
-        end = teacher_endpoint(batch.x, batch.sigma, batch.labels).double()
-        error = consistency(batch.x, batch.sigma, batch.labels).double() - end
-        losses[batch.rows, batch.level] += error.square().flatten(1).mean(1).cpu() / draws
-    return losses
+    return _squared_errors(
+        consistency, lambda batch: teacher_endpoint(batch.x, batch.sigma, batch.labels), images, sigmas, options
+    )
 
 
 @dataclass(frozen=True)
@@ -199,11 +207,8 @@ def loss_gap(train_losses: Tensor, heldout_losses: Tensor) -> list[LossGap]:
     if min(len(train_losses), len(heldout_losses)) < 2:
         sizes = f"{len(train_losses)} and {len(heldout_losses)}"
         raise InputError("data.held_out", sizes, "a gap with an interval needs two images of each", "use 2 or more")
-    gaps = []
-    for t, h in zip(train_losses.double().numpy().T, heldout_losses.double().numpy().T):
-        roc = separation(-t, -h)
-        gaps.append(LossGap(float(t.mean()), float(h.mean()), welch(h, t), roc))
-    return gaps
+    levels = zip(train_losses.double().numpy().T, heldout_losses.double().numpy().T)
+    return [LossGap(float(t.mean()), float(h.mean()), welch(h, t), separation(-t, -h)) for t, h in levels]
 
 
 def welch(first: np.ndarray, second: np.ndarray, confidence: float = 0.95) -> Estimate:
@@ -212,8 +217,7 @@ def welch(first: np.ndarray, second: np.ndarray, confidence: float = 0.95) -> Es
     parts = [float(v.var(ddof=1)) / len(v) for v in (first, second)]
     total = sum(parts)
     if total == 0:
-        return Estimate(difference, difference, difference)
+        return Estimate.around(difference, 0.0)
     # Relative parts: their squares could underflow otherwise.
     freedom = 1 / sum((p / total) ** 2 / (len(v) - 1) for p, v in zip(parts, (first, second)))
-    half = float(stats.t.ppf(0.5 + confidence / 2, freedom)) * math.sqrt(total)
-    return Estimate(difference, difference - half, difference + half)
+    return Estimate.around(difference, float(stats.t.ppf(0.5 + confidence / 2, freedom)) * math.sqrt(total))

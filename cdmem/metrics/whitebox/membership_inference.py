@@ -25,7 +25,7 @@ it turns round, since inversion carries a held-out image into the sole reach of 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 
 import torch
@@ -60,16 +60,6 @@ def attack_sigmas(time: int = TIME, interval: int = INTERVAL, sigma_min: float =
     if len(levels) < 3:
         raise InputError("sigma_min", sigma_min, f"lies above the levels of times 0 to {time}", "use a larger time")
     return levels
-
-
-def _batches(
-    images: Tensor, batch_size: int, labels: Tensor | None, device: torch.device | str
-) -> Iterator[tuple[Tensor, Tensor | None]]:
-    if not len(images):
-        raise InputError("images", 0, "there is nothing to score", "give at least one")
-    for k in range(0, len(images), batch_size):
-        classes = None if labels is None else labels[k : k + batch_size].to(device)
-        yield to_float(images[k : k + batch_size]).double().to(device), classes
 
 
 def _levels(x: Tensor, sigma: float) -> Tensor:
@@ -160,7 +150,15 @@ def _scores(
     labels: Tensor | None,
     device: torch.device | str,
 ) -> Tensor:
-    return torch.cat([error(x, classes).cpu() for x, classes in _batches(images, batch_size, labels, device)])
+    """``error`` of images in [-1, 1] (b, C, H, W) and their classes, a batch at a time, on the CPU."""
+    if not len(images):
+        raise InputError("images", 0, "there is nothing to score", "give at least one")
+    parts = []
+    for k in range(0, len(images), batch_size):
+        rows = slice(k, k + batch_size)
+        classes = None if labels is None else labels[rows].to(device)
+        parts.append(error(to_float(images[rows]).double().to(device), classes).cpu())
+    return torch.cat(parts)
 
 
 def membership(train_scores: Tensor, heldout_scores: Tensor) -> Separation:

@@ -25,7 +25,8 @@ from cdmem.metrics.quality.efficientnet import (
     prepare,
     same_padding,
 )
-from cdmem.metrics.quality.features import PixelFeatures, digest_of, extract, features_name, frechet_key, kernel_key
+from cdmem.metrics.quality.features import PixelFeatures, digest_of, extract, features_name
+from cdmem.metrics.quality.fidelity import Fidelity
 from cdmem.metrics.quality.inception import InceptionFeatures
 
 
@@ -52,10 +53,10 @@ class Given(nn.Module):
 
 def test_names_and_keys():
     assert (features_name(PixelFeatures()), features_name(Given())) == ("pixels", "given")
-    assert (frechet_key(PixelFeatures()), kernel_key(PixelFeatures())) == ("fd_pixels", "kid_pixels")
+    assert (Fidelity().frechet_key, Fidelity().kernel_key) == ("fd_pixels", "kid_pixels")
     module = Given()
     module.name = "inception"
-    assert (frechet_key(module), kernel_key(module)) == ("fid", "kid")
+    assert (Fidelity(module).frechet_key, Fidelity(module).kernel_key) == ("fid", "kid")
 
 
 def test_pixel_features():
@@ -204,7 +205,7 @@ def test_efficientnet_loads_checked_bytes(monkeypatch, tmp_path):
     digest = hashlib.sha256((tmp_path / "weights.pth").read_bytes()).hexdigest()
     monkeypatch.setattr(efficientnet, "SHA256", digest)
     module = EfficientNetLite0Features(str(tmp_path / "weights.pth"), side=64)
-    assert module.digest == f"{digest}@64" and frechet_key(module) == "fd_efficientnet"
+    assert module.digest == f"{digest}@64" and Fidelity(module).frechet_key == "fd_efficientnet"
     with torch.no_grad():
         assert torch.equal(extract(module, images(2)), network.pool(prepare(images(2), 64)))
         assert torch.equal(extract(module, images(2, 1)), extract(module, images(2, 1).repeat(1, 3, 1, 1)))
@@ -280,7 +281,7 @@ def test_features_are_cleanfids(stand_in):
     path, digest = stand_in
     module, pictures = InceptionFeatures(str(path), sha256=digest), images(3)
     found = extract(module, pictures)
-    assert found.shape == (3, 2048) and digest_of(module) == digest and frechet_key(module) == "fid"
+    assert found.shape == (3, 2048) and digest_of(module) == digest and Fidelity(module).frechet_key == "fid"
     # Wants a folder, and loads without a check.
     wrapper = InceptionV3W(str(path.parent), download=False)
     with torch.no_grad():

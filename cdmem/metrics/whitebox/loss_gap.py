@@ -58,14 +58,44 @@ class NoisyBatch:
     labels: Tensor | None
 
 
+class BatchOptions(TypedDict, total=False):
+    """The options of :func:`batches`."""
+
+    batch_size: int
+    labels: Tensor | None
+    device: torch.device | str
+
+
+class NoiseOptions(BatchOptions, total=False):
+    """The options of :func:`noisy_batches`."""
+
+    seed: int
+    draws: int
+
+
+def batches(
+    images: Tensor, batch_size: int = 256, labels: Tensor | None = None, device: torch.device | str = "cpu"
+) -> Iterator[tuple[slice, Tensor, Tensor | None]]:
+    """Positions of some images, these in [-1, 1], float64 (b, C, H, W), and their classes.
+
+    Args:
+        images: uint8 (n, C, H, W).
+        batch_size: images at once.
+        labels: classes int64 (n,), for conditional models.
+        device: where the model is.
+
+    Raises:
+        InputError: no images.
+    """
+    if not len(images):
+        raise InputError("images", 0, "there is nothing to measure on", "give at least one")
+    for k in range(0, len(images), batch_size):
+        rows = slice(k, min(k + batch_size, len(images)))
+        yield rows, to_float(images[rows]).double().to(device), None if labels is None else labels[rows].to(device)
+
+
 def noisy_batches(
-    images: Tensor,
-    sigmas: Sequence[float],
-    seed: int = 0,
-    draws: int = 1,
-    batch_size: int = 256,
-    labels: Tensor | None = None,
-    device: torch.device | str = "cpu",
+    images: Tensor, sigmas: Sequence[float], seed: int = 0, draws: int = 1, **options: Unpack[BatchOptions]
 ) -> Iterator[NoisyBatch]:
     """Every image at every level; one noise per image and draw, shared by all levels (and by T and H at a position).
 
@@ -74,38 +104,21 @@ def noisy_batches(
         sigmas: positive noise levels.
         seed: first sample seed of the run.
         draws: noises per image.
-        batch_size: images at once.
-        labels: classes int64 (n,), for conditional models.
-        device: where the model is.
+        options: of :func:`batches`.
 
     Raises:
         InputError: no images, or a level that is not positive.
     """
-    if not len(images):
-        raise InputError("images", 0, "a loss is a mean over images", "give at least one")
     if not len(sigmas) or min(sigmas) <= 0:
         raise InputError("sigmas", list(sigmas), "noise levels must be positive", "e.g. [0.1, 0.5, 2.0]")
     start = seed + SEED_OFFSET
-    for k in range(0, len(images), batch_size):
-        rows = slice(k, min(k + batch_size, len(images)))
-        clean = to_float(images[rows]).double().to(device)
+    for rows, clean, classes in batches(images, **options):
         source = NoiseSource(range(start + rows.start, start + rows.stop), images.shape[1:])
-        classes = None if labels is None else labels[rows].to(device)
         for draw in range(draws):
-            eps = source.next().double().to(device)
+            eps = source.next().double().to(clean.device)
             for level, sigma in enumerate(sigmas):
-                s = torch.full((len(clean),), float(sigma), dtype=torch.float64, device=device)
+                s = torch.full((len(clean),), float(sigma), dtype=torch.float64, device=clean.device)
                 yield NoisyBatch(rows, level, draw, clean, clean + sigma * eps, s, classes)
-
-
-class NoiseOptions(TypedDict, total=False):
-    """The options of :func:`noisy_batches`."""
-
-    seed: int
-    draws: int
-    batch_size: int
-    labels: Tensor | None
-    device: torch.device | str
 
 
 @torch.no_grad()

@@ -27,6 +27,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from itertools import pairwise
+from typing import Unpack
 
 import torch
 from torch import Tensor
@@ -36,7 +37,7 @@ from cdmem.diffusion.noise import SIGMA_MIN
 from cdmem.diffusion.preconditioning import DenoiserLike
 from cdmem.diffusion.solvers import euler_step, slope
 from cdmem.errors import InputError
-from cdmem.images import to_float
+from cdmem.metrics.whitebox.loss_gap import BatchOptions, batches
 from cdmem.metrics.whitebox.roc import Separation, separation
 
 TIME, INTERVAL = 100, 10
@@ -71,9 +72,7 @@ def secmi(
     denoiser: DenoiserLike,
     images: Tensor,
     sigmas: Sequence[float] | None = None,
-    batch_size: int = 256,
-    labels: Tensor | None = None,
-    device: torch.device | str = "cpu",
+    **options: Unpack[BatchOptions],
 ) -> Tensor:
     """SecMI's t-error, float64 (n,), a sum over pixels; small for members. Deterministic.
 
@@ -82,9 +81,7 @@ def secmi(
         images: uint8 (n, C, H, W).
         sigmas: ascending levels, positive: the image counts as one at the first, the attack is at the last but one.
             None: :func:`attack_sigmas`. Costs one evaluation a level.
-        batch_size: images at once.
-        labels: classes int64 (n,), for conditional models.
-        device: where the model is.
+        options: of :func:`~cdmem.metrics.whitebox.loss_gap.batches`.
 
     Raises:
         InputError: no images, or fewer than three levels, or levels that do not ascend.
@@ -101,7 +98,7 @@ def secmi(
         back = euler_step(denoiser, up, there, here, classes)
         return (back - x).square().flatten(1).sum(1)
 
-    return _scores(error, images, batch_size, labels, device)
+    return _scores(error, images, options)
 
 
 @torch.no_grad()
@@ -110,9 +107,7 @@ def pia(
     images: Tensor,
     sigma: float | None = None,
     sigma_small: float | None = None,
-    batch_size: int = 256,
-    labels: Tensor | None = None,
-    device: torch.device | str = "cpu",
+    **options: Unpack[BatchOptions],
 ) -> Tensor:
     """PIA's distance, float64 (n,): the l4 norm between predicted noises; small for members. Two evaluations.
 
@@ -122,9 +117,7 @@ def pia(
         sigma: level of the attack; None is that of t = 100.
         sigma_small: level at which the noise of the clean image is predicted, no less than the model's sigma_min; None
             is that of t = 0, 0.0100.
-        batch_size: images at once.
-        labels: classes int64 (n,), for conditional models.
-        device: where the model is.
+        options: of :func:`~cdmem.metrics.whitebox.loss_gap.batches`.
 
     Raises:
         InputError: no images, or not 0 < sigma_small < sigma.
@@ -140,25 +133,11 @@ def pia(
         second = slope(denoiser, x + high * first, _levels(x, high), classes)
         return (first - second).flatten(1).norm(p=4, dim=1)
 
-    return _scores(error, images, batch_size, labels, device)
+    return _scores(error, images, options)
 
 
-def _scores(
-    error: Callable[[Tensor, Tensor | None], Tensor],
-    images: Tensor,
-    batch_size: int,
-    labels: Tensor | None,
-    device: torch.device | str,
-) -> Tensor:
-    """``error`` of images in [-1, 1] (b, C, H, W) and their classes, a batch at a time, on the CPU."""
-    if not len(images):
-        raise InputError("images", 0, "there is nothing to score", "give at least one")
-    parts = []
-    for k in range(0, len(images), batch_size):
-        rows = slice(k, k + batch_size)
-        classes = None if labels is None else labels[rows].to(device)
-        parts.append(error(to_float(images[rows]).double().to(device), classes).cpu())
-    return torch.cat(parts)
+def _scores(error: Callable[[Tensor, Tensor | None], Tensor], images: Tensor, options: BatchOptions) -> Tensor:
+    return torch.cat([error(x, classes).cpu() for _, x, classes in batches(images, **options)])
 
 
 def membership(train_scores: Tensor, heldout_scores: Tensor) -> Separation:

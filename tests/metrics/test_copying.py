@@ -42,14 +42,6 @@ def test_z_u_by_hand():
         z_u(torch.zeros(0), torch.ones(3))
 
 
-def test_z_u_of_a_split_is_standard_normal():
-    train, values = normal(150, 8, 0), []
-    for k in range(200):
-        q, p = normal(240, 8, k + 1).split(120)
-        values.append(z_u(nearest(q, train)[0], nearest(p, train)[0]))
-    assert stats.kstest(values, "norm").pvalue > 0.01
-
-
 def test_c_t_of_copies_fresh_and_shifted_samples():
     train, held_out = normal(300, 10, 0), normal(400, 10, 1)
     copies = c_t(train, held_out, train + 0.01 * normal(300, 10, 2))

@@ -22,10 +22,6 @@ from cdmem.metrics.statistics import wilson_interval
 from support import make_training_set, random_images
 
 
-def uniform_copier(n, m, seed=0):
-    return torch.bincount(torch.randint(n, (m,), generator=torch.Generator().manual_seed(seed)), minlength=n)
-
-
 def test_coverage_by_hand():
     found = coverage(torch.tensor([0, 1, 1, 1, 2, 5, 0, 0]))
     # S = 5, f1 = 3, f2 = 1, 10 memorised samples.
@@ -48,12 +44,6 @@ def test_coverage_of_nothing_and_of_one():
     assert math.isnan(nothing.pop("good_turing")) and set(nothing.values()) == {0.0}
     one = coverage(torch.tensor([0, 9]))
     assert (one["unique"], one["chao1"], one["good_turing"], one["effective"]) == (1, 1, 1, 1)
-
-
-@pytest.mark.parametrize(("m", "tolerance"), [(1000, 0.05), (3000, 0.02), (10_000, 0.005)])
-def test_chao_finds_the_size_of_a_uniform_copier(m, tolerance):
-    found = [coverage(uniform_copier(1000, m, k))["chao1"] for k in range(20)]
-    assert np.mean(found) == pytest.approx(1000, rel=tolerance)
 
 
 # ---- duplication and isolation --------------------------------------------------------------------------------------

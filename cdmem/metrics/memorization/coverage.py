@@ -23,6 +23,11 @@ from cdmem.metrics.memorization.fraction import RatioMetric
 from cdmem.metrics.statistics import Estimate, fraction
 
 
+def hit_counts(groups: Tensor, hit: Tensor, num_groups: int) -> Tensor:
+    """Memorised samples per group, int64 (G,): ``groups`` int64 (m,) nearest group, ``hit`` bool (m,)."""
+    return torch.bincount(groups[hit], minlength=num_groups)
+
+
 def coverage(hits: Tensor) -> dict[str, float]:
     """How much of T came back, from hits per group int64 (G,).
 
@@ -137,7 +142,7 @@ class HitCoverage(RatioMetric):
 
     def hits_by_group(self, rows: dict[str, Tensor]) -> Tensor:
         """Memorised samples per group of T, int64 (G,)."""
-        return torch.bincount(rows["groups"][:, 0][self.hits(rows)], minlength=self.search.index.num_groups)
+        return hit_counts(rows["groups"][:, 0], self.hits(rows), self.search.index.num_groups)
 
     def evaluate(self, rows: dict[str, Tensor]) -> dict[str, float]:
         """:func:`coverage`, and ``duplication_slope`` with ``_low`` and ``_high`` where multiplicities differ."""

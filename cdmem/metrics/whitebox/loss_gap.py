@@ -42,7 +42,6 @@ class NoisyBatch:
     Attributes:
         rows: which images.
         level: which of the noise levels.
-        draw: which of the noises.
         clean: float64 (b, C, H, W) in [-1, 1].
         x: clean + sigma eps, float64.
         sigma: (b,), all equal.
@@ -51,7 +50,6 @@ class NoisyBatch:
 
     rows: slice
     level: int
-    draw: int
     clean: Tensor
     x: Tensor
     sigma: Tensor
@@ -114,11 +112,11 @@ def noisy_batches(
     start = seed + SEED_OFFSET
     for rows, clean, classes in batches(images, **options):
         source = NoiseSource(range(start + rows.start, start + rows.stop), images.shape[1:])
-        for draw in range(draws):
+        for _ in range(draws):
             eps = source.next().double().to(clean.device)
             for level, sigma in enumerate(sigmas):
                 s = torch.full((len(clean),), float(sigma), dtype=torch.float64, device=clean.device)
-                yield NoisyBatch(rows, level, draw, clean, clean + sigma * eps, s, classes)
+                yield NoisyBatch(rows, level, clean, clean + sigma * eps, s, classes)
 
 
 @torch.no_grad()

@@ -64,11 +64,7 @@ def newcombe_paired_difference(
 ) -> Estimate:
     """p_first - p_second for paired yes/no answers, with Newcombe's score interval (Newcombe 1998, method 10).
 
-    Args:
-        both: pairs in which first and second say yes.
-        only_first: first yes, second no.
-        only_second: first no, second yes.
-        neither: both no.
+    From the numbers of pairs in which both say yes, only the first, only the second, and neither.
     """
     n = both + only_first + only_second + neither
     yes1, yes2 = both + only_first, both + only_second

@@ -21,10 +21,8 @@ def authentic(generated: Tensor, train: Tensor, train_groups: Tensor | None = No
     With y_j the training row nearest to x: authentic if d(y_j, nearest row of another group) < d(x, y_j). Strict, as
     published: at equality x is not authentic.
 
-    Args:
-        generated: features (m, F).
-        train: features (n, F).
-        train_groups: image of every training row, int64 (n,); by default rows of equal content are one image.
+    Features are (m, F) and (n, F); ``train_groups`` is the image of every training row, int64 (n,), by default rows of
+    equal content are one image.
 
     Raises:
         InputError: fewer than two groups, which leaves y_j without another image.

@@ -39,10 +39,6 @@ def z_u(generated_distances: Tensor, held_out_distances: Tensor) -> float:
     U counts the pairs in which the sample is farther, ties 1/2; N = m + h; t are the sizes of ties. No continuity
     correction (Meehan et al. add 1/2 to U) and, unlike there, the variance is corrected for ties. 0 if all are equal.
 
-    Args:
-        generated_distances: (m,).
-        held_out_distances: (h,).
-
     Raises:
         InputError: an empty side.
     """
@@ -101,7 +97,7 @@ class Cells:
         self.space = torch.from_numpy(low)
 
     def _place(self, side: Tensor) -> tuple[Tensor, Tensor]:
-        """Cell of every row and its distance to T, both (m,): side is (m, F)."""
+        """Cell of every row of a side (m, F) and its distance to T, both (m,)."""
         if not len(side):
             return torch.zeros(0), torch.zeros(0)
         low = self.pca.transform(side.double().numpy())

@@ -9,11 +9,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from cdmem.data.subset import first_rows
 from cdmem.errors import InputError
 from cdmem.metrics.quality.feature_space import (
     FeatureMetric,
-    content_groups,
     direct_squared,
     squared_blocks,
     unique_rows,
@@ -24,9 +22,7 @@ SPARE = 4  # candidates beyond the k-th, so that rounding cannot choose a wrong 
 SUBSAMPLE_SEED = 0
 
 
-def precision_recall_density_coverage(
-    real: Tensor, fake: Tensor, k: int = 5, real_groups: Tensor | None = None
-) -> dict[str, float]:
+def precision_recall_density_coverage(real: Tensor, fake: Tensor, k: int = 5) -> dict[str, float]:
     """Shares of k-nearest-neighbour balls, as in the package prdc: a point *on* the boundary is outside (``<``).
 
     - precision: fakes inside the ball of some real image;
@@ -38,15 +34,14 @@ def precision_recall_density_coverage(
     block of the distance table is kept. The values depend on both numbers of points: compare equal sizes.
 
     Args:
-        real: features (n, F).
+        real: features (n, F), equal rows are one image.
         fake: features (m, F).
         k: neighbours, at least 1.
-        real_groups: image of every real row, int64 (n,), the first row stands for it; by default equal rows are one.
 
     Raises:
         InputError: not more than k real images or fakes.
     """
-    real = real[first_rows(content_groups(real) if real_groups is None else real_groups)]
+    real = unique_rows(real)
     for name, rows in (("real", real), ("generated", fake)):
         if len(rows) <= k:
             raise InputError(

@@ -20,6 +20,7 @@ from cdmem.metrics.memorization.coverage import (
 )
 from cdmem.metrics.statistics import wilson_interval
 from support import make_training_set, random_images
+from support.samples import flat, measure
 
 
 def test_coverage_by_hand():
@@ -160,17 +161,13 @@ def test_metric_counts_the_images_that_came_back():
 
 def test_metric_without_duplication_has_no_slope():
     train = random_images(4, seed=1)
-    metric = HitCoverage().prepare(make_training_set(train))
-    metric.update(train, torch.arange(4))
-    assert "duplication_slope" not in metric.compute() and metric.compute()["unique_share"] == 1.0
+    found = measure(HitCoverage().prepare(make_training_set(train)), train)
+    assert "duplication_slope" not in found and found["unique_share"] == 1.0
 
 
 def test_metric_obeys_its_threshold():
-    train = torch.tensor([0, 100], dtype=torch.uint8).reshape(2, 1, 1, 1).expand(-1, 1, 2, 2).contiguous()
     for threshold, unique in ((0.5, 1), (0.4, 0)):  # 30 / 70 = 0.43
-        metric = HitCoverage(threshold).prepare(make_training_set(train))
-        metric.update(torch.full((1, 1, 2, 2), 30, dtype=torch.uint8), torch.arange(1))
-        assert metric.compute()["unique"] == unique
+        assert measure(HitCoverage(threshold).prepare(make_training_set(flat(0, 100))), flat(30))["unique"] == unique
     for bad in (0, 1.5, math.nan):
         with pytest.raises(InputError):
             HitCoverage(bad)

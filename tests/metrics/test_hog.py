@@ -14,6 +14,7 @@ from cdmem.errors import InputError
 from cdmem.metrics.memorization.copy_detection import CopyDetection, HogFeatures, copy_similarity
 from cdmem.metrics.whitebox.roc import separation
 from support import make_training_set
+from support.samples import measure
 
 HOG = HogFeatures()
 
@@ -78,10 +79,7 @@ def test_similarity_by_hand():
 
 
 def detect(t, images, features: nn.Module | None = None) -> dict[str, float]:
-    metric = CopyDetection(features)
-    metric.prepare(t)
-    metric.update(images, torch.arange(len(images)))
-    return metric.compute()
+    return measure(CopyDetection(features).prepare(t), images)
 
 
 def test_detection_counts_copies_and_agrees_with_pixels():

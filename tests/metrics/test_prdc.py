@@ -10,7 +10,7 @@ from cdmem.errors import InputError
 from cdmem.metrics.quality import feature_space
 from cdmem.metrics.quality.prdc import ManifoldQuality, precision_recall_density_coverage
 from support import random_images
-from support.samples import normal, training_set
+from support.samples import measure, normal, training_set
 
 
 def line(*points):
@@ -120,24 +120,18 @@ def metric_of(train, held_out, copies=1, flip=False, k=5):
 
 def test_metric_compares_equal_sizes():
     samples, held_out = images(40, 1), images(12, 2)
-    metric = metric_of(images(30, 3), held_out)
-    order = torch.randperm(40, generator=torch.Generator().manual_seed(0))
-    metric.update(samples[order], order)
-    found = metric.compute()
+    found = measure(metric_of(images(30, 3), held_out), samples)
     want = precision_recall_density_coverage(*(to.flatten(1).double() for to in (held_out, samples[:12])))
     assert {name: found[name] for name in want} == want
     assert len(found) == 8
-    swapped = metric_of(held_out, images(30, 3))
-    swapped.update(samples, torch.arange(40))
-    assert {name: swapped.compute()[f"{name}_train"] for name in want} == want
+    swapped = measure(metric_of(held_out, images(30, 3)), samples)
+    assert {name: swapped[f"{name}_train"] for name in want} == want
 
 
 @pytest.mark.parametrize("flip", [False, True])
 def test_mirror_images_belong_to_the_training_set(flip):
     train = images(20, 7)
-    metric = metric_of(train, images(3, 8), flip=flip, k=1)
-    metric.update(torch.cat([train.flip(-1), train]), torch.arange(40))
-    found = metric.compute()
+    found = measure(metric_of(train, images(3, 8), flip=flip, k=1), torch.cat([train.flip(-1), train]))
     # Without mirroring the twenty first samples are compared, which are all mirror images.
     assert (found["precision_train"] == found["coverage_train"] == 1) is flip
 
@@ -145,14 +139,11 @@ def test_mirror_images_belong_to_the_training_set(flip):
 def test_metric_refuses_too_few():
     with pytest.raises(InputError, match="k=0"):
         ManifoldQuality(k=0)
-    metric = metric_of(images(20, 9), images(20, 10))
-    metric.update(images(5, 11), torch.arange(5))
     with pytest.raises(InputError, match="at least 6"):
-        metric.compute()
+        measure(metric_of(images(20, 9), images(20, 10)), images(5, 11))
 
 
 @pytest.mark.parametrize("held_out", [5, 6])
 def test_held_out_images_are_left_out_unless_there_are_more_than_k(held_out):
-    metric = metric_of(images(20, 9), images(held_out, 10))
-    metric.update(images(9, 11), torch.arange(9))
-    assert len(metric.compute()) == (8 if held_out > 5 else 4)
+    found = measure(metric_of(images(20, 9), images(held_out, 10)), images(9, 11))
+    assert len(found) == (8 if held_out > 5 else 4)

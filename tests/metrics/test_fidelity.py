@@ -198,7 +198,7 @@ def metric_of(features, flip=False, held_out=40, **options):
 
 
 @pytest.mark.parametrize("flip", [False, True])
-@pytest.mark.parametrize("held_out", [2, 40])
+@pytest.mark.parametrize("held_out", [2, 3, 40])
 def test_metric_equals_the_functions(flip, held_out):
     """To H, if it has three images, and to T with its multiplicities, mirrored too where training mirrors."""
     metric, samples = metric_of(Projection(), flip, held_out), images(30, 9, 200)

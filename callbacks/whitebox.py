@@ -13,9 +13,9 @@ from callbacks.evaluation import Cadence, Evaluation, EvaluationCallback, Planne
 from cdmem.data.subset import TrainingSet
 from cdmem.diffusion.preconditioning import DenoiserLike
 from cdmem.errors import InputError
+from cdmem.metrics.statistics import Estimate
 from cdmem.metrics.whitebox.loss_gap import OdeEndpoint
 from cdmem.metrics.whitebox.record import EXACT_DIMENSIONS, IMAGES, PROBES, SIGMAS, Whitebox
-from cdmem.metrics.whitebox.roc import Estimate
 from cdmem.seeds import first_sample
 from cdmem.training.module import DiffusionModule
 

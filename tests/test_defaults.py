@@ -38,9 +38,6 @@ from cdmem.metrics.memorization import (
 from cdmem.metrics.neighbors import near_duplicates as groups
 from cdmem.metrics.quality import efficientnet, fidelity, frechet, prdc
 from cdmem.metrics.whitebox import (
-    empirical_optimum as optimum,
-)
-from cdmem.metrics.whitebox import (
     intrinsic_dimension as dimension,
 )
 from cdmem.metrics.whitebox import (
@@ -110,7 +107,6 @@ DEFAULTS = [
     (extraction.adaptive_score, {"alpha": 0.5}),
     # Meehan et al. 2020.
     (copying.CopyTest, {"cells": 3, "components": 64, "seed": 0}),
-    (copying.c_t, {"cells": 3, "components": 64, "seed": 0}),
     (copying.Cells, {"cells": 3, "components": 64, "seed": 0}),
     (copying.TrainPreference, {"repetitions": 200, "seed": 0}),
     (copying.train_preference, {"repetitions": 200, "seed": 0}),
@@ -127,9 +123,7 @@ DEFAULTS = [
     (prdc.precision_recall_density_coverage, {"k": 5}),
     (groups.near_duplicate_labels, {"flip": False, "rule": "auto"}),
     (efficientnet.EfficientNetLite0Features, {"side": 96}),
-    (loss_gap.denoising_losses, {"seed": 0, "draws": 1}),
-    (loss_gap.endpoint_losses, {"seed": 0, "draws": 1}),
-    (optimum.distance_to_optimum, {"seed": 0, "draws": 1}),
+    (loss_gap.noisy_batches, {"seed": 0, "draws": 1}),
     (loss_gap.OdeEndpoint, {"sigma_min": 0.002, "points": 18}),
     (loss_gap.welch, {"confidence": 0.95}),
     (membership.attack_sigmas, {"time": 100, "interval": 10, "sigma_min": 0.002}),

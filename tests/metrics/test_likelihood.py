@@ -169,11 +169,3 @@ def test_mirrored_copies_overfit_only_with_flips():
         for flip in (False, True)
     ]
     assert abs(gaps[0]) < 30 and gaps[1] < -200
-
-
-def test_order_and_batches_do_not_matter():
-    bound, samples = training_set(images(30, 6), images(40, 7)), images(61, 8)
-    whole = measure(FeatureLikelihood().prepare(bound), samples)
-    for size in (1, 7, 64):
-        order = torch.randperm(61, generator=torch.Generator().manual_seed(size))
-        assert measure(FeatureLikelihood().prepare(bound), samples, order, size) == whole

@@ -113,5 +113,5 @@ def test_unusable_input_is_refused(world):
         secmi(copies, train, [0.3, 0.2, 0.1])
     with pytest.raises(InputError, match="must lie between"):
         pia(copies, train, sigma=0.1, sigma_small=0.2)
-    with pytest.raises(InputError, match="nothing to score"):
+    with pytest.raises(InputError, match="nothing to measure on"):
         pia(copies, train[:0])

@@ -131,62 +131,6 @@ def test_near_duplicates_are_one_image_on_request():
         assert (metric.search.index.num_groups, metric.search.merged) == (groups, merged)
 
 
-def test_unrelated_images_are_not_memorised():
-    assert measure(random_images(40, (3, 8, 8), 4), random_images(200, (3, 8, 8), 5))["f_mem"] == 0.0
-
-
-def test_repeated_seeds_count_once():
-    train = random_images(4, (1, 8, 8), 6)
-    samples = torch.cat([train[:1], random_images(3, (1, 8, 8), 7)])
-    metric = prepared(train)
-    metric.update(samples, torch.tensor([7, 3, 5, 1]))
-    metric.update(samples[:1].repeat(6, 1, 1, 1), torch.full((6,), 7))
-    result = metric.compute()
-    assert result["samples"] == 4 and result["f_mem"] == 1 / 4
-    assert metric.rows()["seeds"].tolist() == [1, 3, 5, 7]
-
-
-def mixed(n=50):
-    train = random_images(20, (3, 8, 8), 8)
-    samples = random_images(n, (3, 8, 8), 9)
-    samples[::3] = train[torch.arange(len(samples[::3])) % 20]
-    return train, samples, torch.arange(n) + 100
-
-
-def test_batches_do_not_matter():
-    train, samples, seeds = mixed()
-    whole = prepared(train)
-    whole.update(samples, seeds)
-    for size in (1, 7, 64):
-        metric = prepared(train)
-        order = torch.randperm(len(seeds), generator=torch.Generator().manual_seed(size))
-        for part in order.split(size):
-            metric.update(samples[part], seeds[part])
-        assert metric.compute() == whole.compute()
-        assert all(torch.equal(metric.rows()[name], whole.rows()[name]) for name in COLUMNS)
-
-
-@pytest.mark.filterwarnings("ignore:The ``compute`` method")
-def test_no_samples_are_refused_and_reset_forgets():
-    train, samples, seeds = mixed()
-    metric = prepared(train)
-    with pytest.raises(InputError):
-        metric.compute()
-    metric.update(samples, seeds)
-    assert metric.compute()["samples"] == len(seeds)
-    metric.reset()
-    assert all(len(column) == 0 for column in metric.rows().values())
-    with pytest.raises(InputError):
-        metric.compute()
-
-
-def test_nothing_goes_into_a_checkpoint():
-    train, samples, seeds = mixed()
-    metric = prepared(train)
-    metric.update(samples, seeds)
-    assert not metric.state_dict() and not list(metric.parameters())
-
-
 def exact_sampler(steps, m=10_000, seed=0):
     """Samples of the exact empirical denoiser of 60 images with 1, 2 or 8 copies, by Heun's method."""
     train = random_images(60, (1, 4, 4), 10)

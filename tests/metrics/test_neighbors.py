@@ -12,12 +12,11 @@ import torch
 
 from cdmem.errors import InputError
 from cdmem.metrics.neighbors import pixels as neighbors
-from cdmem.metrics.neighbors.pixels import FAR, NeighborIndex, group_ids, int_mm_pays, int_mm_works, products
+from cdmem.metrics.neighbors.pixels import FAR, NeighborIndex, Neighbors, connected, int_mm_pays, int_mm_works, products
 from support import random_images
 
 ROOT = Path(__file__).resolve().parents[2]
 SHAPES = [(1, 8, 8), (3, 32, 32)]
-NAMES = ("squared1", "squared2", "group1", "group2")
 PATHS = [
     False,
     pytest.param(True, marks=pytest.mark.skipif(not int_mm_works(torch.device("cpu")), reason="no int8 product")),
@@ -36,29 +35,22 @@ def adversarial(shape):
     return torch.stack([torch.zeros_like(white), white, board, 255 - board, nearly_white, nearly_black])
 
 
-def canonical(image, flip):
-    data = image.numpy().tobytes()
-    return min(data, image.flip(-1).numpy().tobytes()) if flip else data
-
-
-def brute_force(train, queries, flip=False):
-    """Two best groups of every query by int64 differences; ties to the lower group."""
-    seen = {}
-    groups = [seen.setdefault(canonical(image, flip), len(seen)) for image in train]
+def brute_force(train, groups, queries, k=2, exclude=None, flip=False):
+    """k best groups by int64 differences: squared distances and groups (B, k), ties to the lower group."""
     sides = [train.long(), train.flip(-1).long()] if flip else [train.long()]
     answer = []
-    for query in queries.long():
+    for j, query in enumerate(queries.long()):
         distance = torch.stack([(side - query).square().flatten(1).sum(1) for side in sides]).amin(0)
         best = {}
         for d, g in zip(distance.tolist(), groups):
             best[g] = min(d, best.get(g, FAR))
-        (d1, g1), (d2, g2) = sorted((d, g) for g, d in best.items())[:2]
-        answer.append((d1, d2, g1, g2))
-    return torch.tensor(answer).T
+        ranked = sorted((d, g) for g, d in best.items() if exclude is None or g != int(exclude[j]))
+        answer.append(ranked[:k])
+    return torch.tensor(answer).unbind(2)
 
 
-def columns(found):
-    return torch.stack([getattr(found, name) for name in NAMES])
+def same(found, want):
+    return torch.equal(found.squared, want[0]) and torch.equal(found.groups, want[1])
 
 
 def build(train, use_int_mm=False, **options):
@@ -79,42 +71,37 @@ def cases(shape):
 @pytest.mark.parametrize("memory_mib", [0, 1, 256])
 def test_equals_brute_force(shape, use_int_mm, memory_mib):
     train, queries = cases(shape)
-    found = build(train, use_int_mm, memory_mib=memory_mib).query(queries)
-    assert torch.equal(columns(found), brute_force(train, queries))
-    assert all(getattr(found, name).dtype == torch.int64 for name in NAMES)
-    want = (found.squared1.double() / found.squared2.double()).sqrt()
-    assert torch.allclose(found.ratio, want, rtol=1e-15, atol=0)
-    assert torch.equal(found.d1.square().round().long(), found.squared1)
+    index = build(train, use_int_mm, memory_mib=memory_mib)
+    want = brute_force(train, range(len(train)), queries)
+    assert same(index.query(queries), want)
+    for batch in (1, 7):
+        parts = [index.query(part) for part in queries.split(batch)]
+        found = Neighbors(*(torch.cat([getattr(p, name) for p in parts]) for name in ("squared", "groups", "nearest")))
+        assert same(found, want) and found.squared.dtype == found.groups.dtype == found.nearest.dtype == torch.int64
+    assert torch.equal(found.squared1, want[0][:, 0]) and torch.equal(found.squared2, want[0][:, 1])
+    assert torch.equal(found.group1, want[1][:, 0]) and torch.equal(found.d1, found.squared1.double().sqrt())
+    none = index.query(queries[:0])
+    assert none.squared.shape == none.groups.shape == (0, 2) and none.nearest.shape == (0,)
 
 
+@pytest.mark.parametrize("side", [32, 256])
 @pytest.mark.parametrize("use_int_mm", PATHS)
-def test_the_largest_distance_is_exact(use_int_mm):
-    shape = (3, 32, 32)
-    found = build(adversarial(shape)[:2], use_int_mm).query(adversarial(shape)[:1])
-    assert columns(found).flatten().tolist() == [0, 3072 * 255**2, 0, 1]
-
-
-@pytest.mark.parametrize("batch", [1, 7, 64])
-@pytest.mark.parametrize("use_int_mm", PATHS)
-def test_batches_do_not_matter(batch, use_int_mm):
-    train, queries = random_images(40, (3, 8, 8), 3), random_images(70, (3, 8, 8), 4)
-    index = build(train, use_int_mm)
-    parts = [columns(index.query(part)) for part in queries.split(batch)]
-    assert torch.equal(torch.cat(parts, 1), brute_force(train, queries))
+def test_the_largest_distance_is_exact(use_int_mm, side):
+    """Also beyond int32: 255^2 * 196,608 = 1.28e10."""
+    black = torch.zeros(1, 3, side, side, dtype=torch.uint8)
+    found = build(torch.cat([black, ~black]), use_int_mm).query(~black)
+    assert found.squared.tolist() == [[0, 255**2 * 3 * side**2]] and found.groups.tolist() == [[1, 0]]
 
 
 @pytest.mark.parametrize("copies", [2, 6, 60])
 @pytest.mark.parametrize("memory_mib", [0, 256])
 def test_duplicated_rows_change_nothing(copies, memory_mib):
-    train, queries = random_images(9, (1, 8, 8), 5), random_images(12, (1, 8, 8), 6)
-    want = columns(NeighborIndex(train).query(queries))
+    train = random_images(9, (1, 8, 8), 5)
+    queries = torch.cat([train, random_images(12, (1, 8, 8), 6)])
+    want = brute_force(train, range(9), queries)
     for rows in (train.repeat(copies, 1, 1, 1), train.repeat_interleave(copies, 0)):
         index = NeighborIndex(rows, memory_mib=memory_mib)
-        assert index.num_groups == 9
-        assert torch.equal(columns(index.query(queries)), want)
-    copied = NeighborIndex(train.repeat(copies, 1, 1, 1)).query(train)
-    assert torch.equal(copied.ratio, torch.zeros(9, dtype=torch.float64))
-    assert copied.group1.tolist() == list(range(9)) and bool((copied.squared2 > 0).all())
+        assert index.num_groups == 9 and same(index.query(queries), want)
 
 
 @pytest.mark.parametrize("memory_mib", [0, 256])
@@ -128,10 +115,10 @@ def test_a_mirror_image_is_the_same_group(memory_mib, use_int_mm):
     index = build(train, use_int_mm, flip=True, memory_mib=memory_mib)
     found = index.query(queries)
     assert index.num_groups == 11
-    assert torch.equal(columns(found), brute_force(train, queries, flip=True))
+    assert same(found, brute_force(train, index.row_groups.tolist(), queries, flip=True))
     assert found.squared1[:24].eq(0).all() and found.squared2.gt(0).all()
     assert torch.equal(found.group1[:12], found.group1[12:24])
-    assert found.group1[2] == found.group1[5] and not found.group1.eq(found.group2).any()
+    assert found.group1[2] == found.group1[5] and not found.group1.eq(found.groups[:, 1]).any()
     plain = build(train, use_int_mm).query(train[:1].flip(-1))
     assert plain.squared1.item() > 0
 
@@ -144,7 +131,7 @@ def test_the_mirror_image_is_never_the_second_neighbour(memory_mib):
     train = torch.stack([first, other])
     for query in (first, first.flip(-1)):  # whichever of its two rows comes first
         found = NeighborIndex(train, flip=True, memory_mib=memory_mib).query(query[None])
-        assert columns(found).flatten().tolist() == [0, 15 * 100**2 + 99**2, 0, 1]
+        assert found.squared.tolist() == [[0, 15 * 100**2 + 99**2]] and found.groups.tolist() == [[0, 1]]
     rows = NeighborIndex(torch.stack([first, first.flip(-1), other])).query(first[None])
     assert rows.squared2.item() == 2  # ungrouped, it is
 
@@ -153,8 +140,7 @@ def test_permuted_training_set_gives_the_same_images():
     train, queries = random_images(30, (3, 8, 8), 9), random_images(20, (3, 8, 8), 10)
     order = torch.randperm(30, generator=torch.Generator().manual_seed(11))
     a, b = NeighborIndex(train).query(queries), NeighborIndex(train[order]).query(queries)
-    assert torch.equal(a.squared1, b.squared1) and torch.equal(a.squared2, b.squared2)
-    assert torch.equal(a.group1, order[b.group1]) and torch.equal(a.group2, order[b.group2])
+    assert same(a, (b.squared, order[b.groups]))
 
 
 @pytest.mark.parametrize("memory_mib", [0, 256])
@@ -167,66 +153,7 @@ def test_ties_go_to_the_lowest_group(memory_mib):
     for order in ([0, 1, 2, 3, 4], [4, 3, 2, 1, 0], [2, 0, 4, 1, 3]):
         found = NeighborIndex(train[order], memory_mib=memory_mib).query(flat)
         want = [k for k, row in enumerate(order) if row != 0][:2]
-        assert [found.group1.item(), found.group2.item()] == want
-        assert found.squared1.item() == found.squared2.item() == 100 and found.ratio.item() == 1.0
-
-
-def test_exact_copies_have_ratio_zero():
-    train = adversarial((1, 8, 8))
-    ratio = NeighborIndex(train).query(train).ratio
-    assert torch.equal(ratio, torch.zeros(len(train), dtype=torch.float64))
-
-
-def test_groups_are_numbered_by_first_occurrence():
-    images = random_images(3, (1, 8, 8), 12)[[2, 0, 2, 1, 0]]
-    assert group_ids(images).tolist() == [0, 1, 0, 2, 1]
-
-
-@pytest.mark.parametrize("rows", [1, 5])
-def test_one_group_is_refused(rows):
-    image = random_images(1, (1, 8, 8), 13)
-    with pytest.raises(InputError, match="two different images"):
-        NeighborIndex(image.repeat(rows, 1, 1, 1))
-    pair = torch.cat([image, image.flip(-1)])
-    assert NeighborIndex(pair).num_groups == 2
-    with pytest.raises(InputError, match="two different images"):
-        NeighborIndex(pair, flip=True)
-
-
-def test_wrong_images_are_refused():
-    index = NeighborIndex(random_images(4, (3, 8, 8), 14))
-    for bad in (random_images(2, (1, 8, 8), 1), random_images(2, (3, 16, 16), 1), torch.zeros(2, 3, 8, 8)):
-        with pytest.raises(InputError):
-            index.query(bad)
-    for bad in (torch.zeros(4, 3, 8, 8), random_images(4, (3, 8, 8), 1).flatten(1)):
-        with pytest.raises(InputError):
-            NeighborIndex(bad)
-
-
-def test_no_queries_give_empty_columns():
-    found = NeighborIndex(random_images(4, (3, 8, 8), 15)).query(torch.zeros(0, 3, 8, 8, dtype=torch.uint8))
-    assert columns(found).shape == (4, 0) and found.ratio.shape == (0,)
-
-
-def test_images_beyond_int32_sums():
-    """256x256x3 white against black: 255^2 * 196608 = 1.28e10 does not fit int32."""
-    black = torch.zeros(1, 3, 256, 256, dtype=torch.uint8)
-    white = torch.full_like(black, 255)
-    found = NeighborIndex(torch.cat([black, white])).query(white)
-    assert found.squared1.item() == 0 and found.squared2.item() == 255**2 * 3 * 256**2
-
-
-def all_groups(train, groups, queries, k, exclude=None):
-    """k best groups by int64 differences: squared distances, groups (ties to the lower one)."""
-    answer = []
-    for j, query in enumerate(queries.long()):
-        distance = (train.long() - query).square().flatten(1).sum(1)
-        best = {}
-        for d, g in zip(distance.tolist(), groups):
-            best[g] = min(d, best.get(g, FAR))
-        ranked = sorted((d, g) for g, d in best.items() if exclude is None or g != int(exclude[j]))
-        answer.append(ranked[:k])
-    return torch.tensor(answer).unbind(2)
+        assert found.groups.tolist() == [want] and found.squared.tolist() == [[100, 100]]
 
 
 @pytest.mark.parametrize("k", [1, 2, 5, 29, 51])
@@ -242,8 +169,7 @@ def test_k_groups_with_labels_and_without_the_own_group(k, use_int_mm, memory_mi
     queries = torch.cat([train[::3], random_images(9, (1, 3, 3), 21).remainder(3)])
     for exclude in (None, torch.arange(len(queries)) % index.num_groups):
         found = index.query(queries, k, exclude=exclude)
-        squared, ids = all_groups(train, groups, queries, k, exclude)
-        assert torch.equal(found.squared, squared) and torch.equal(found.groups, ids)
+        assert same(found, brute_force(train, groups, queries, k, exclude))
         nearest = (train[found.nearest].long() - queries.long()).square().flatten(1).sum(1)
         assert torch.equal(nearest, found.squared1)
         assert found.squared.shape[1] == min(k, index.num_groups - (exclude is not None))
@@ -269,7 +195,7 @@ def test_threads_do_not_matter(threads):
         found = NeighborIndex(train, memory_mib=2).query(queries, 7)
     finally:
         torch.set_num_threads(before)
-    assert torch.equal(found.squared, want.squared) and torch.equal(found.groups, want.groups)
+    assert same(found, (want.squared, want.groups))
 
 
 def test_the_nearest_image_of_a_mirror_pair_is_the_lower_one():
@@ -291,8 +217,7 @@ def test_flips_labels_and_exclusion_together(seed):
     exclude = torch.arange(30) % index.num_groups
     found = index.query(queries, 3, exclude=exclude)
     twice = torch.cat([train, train.flip(-1)])
-    squared, ids = all_groups(twice, groups * 2, queries, 3, exclude)
-    assert torch.equal(found.squared, squared) and torch.equal(found.groups, ids)
+    assert same(found, brute_force(train, groups, queries, 3, exclude, flip=True))
     for query, image, d, group in zip(queries.long(), found.nearest, found.squared1, found.group1):
         distance = (twice.long() - query).square().flatten(1).sum(1).reshape(2, -1).amin(0)
         assert int(image) == min(i for i in range(40) if distance[i] == d and groups[i] == group)
@@ -312,9 +237,7 @@ def test_products_have_the_sizes_that_cuda_wants(shape, count, memory_mib, monke
     train = random_images(count, shape, 30)
     index = build(train, use_int_mm=True, memory_mib=memory_mib)
     for queries in (random_images(size, shape, 31) for size in (1, 16, 17, 24, 41)):
-        squared, ids = all_groups(train, list(range(count)), queries, 2)
-        found = index.query(queries)
-        assert torch.equal(found.squared, squared) and torch.equal(found.groups, ids)
+        assert same(index.query(queries), brute_force(train, range(count), queries))
 
 
 def test_products_that_saturate_are_noticed(monkeypatch):
@@ -367,9 +290,35 @@ def test_the_faster_exact_path_is_taken_and_timed_once(monkeypatch, fresh_choice
     assert len(calls) == count and set(calls) == ({True, False} if exact else set())
 
 
-def test_no_training_images_are_refused():
-    with pytest.raises(InputError, match="training_set"):
-        NeighborIndex(torch.zeros(0, 1, 8, 8, dtype=torch.uint8))
+def test_components_are_numbered_by_their_first_member():
+    found = connected(6, torch.tensor([5, 4, 3]), torch.tensor([1, 3, 5]))
+    assert found.tolist() == [0, 1, 2, 1, 1, 1]
+
+
+IMAGES = random_images(4, (3, 8, 8), 14)
+PAIR = torch.stack([IMAGES[0], IMAGES[0].flip(-1)])
+REFUSED = {
+    "no training images": (lambda: NeighborIndex(IMAGES[:0]), "training_set"),
+    "one image": (lambda: NeighborIndex(IMAGES[:1]), "two different images"),
+    "one image, repeated": (lambda: NeighborIndex(IMAGES[:1].repeat(5, 1, 1, 1)), "two different images"),
+    "one image and its mirror image": (lambda: NeighborIndex(PAIR, flip=True), "two different images"),
+    "floats": (lambda: NeighborIndex(IMAGES.float()), "must be uint8"),
+    "vectors": (lambda: NeighborIndex(IMAGES.flatten(1)), "must be uint8"),
+    "negative memory": (lambda: NeighborIndex(IMAGES, memory_mib=-1), "is a size"),
+    "labels of other images": (lambda: NeighborIndex(IMAGES, labels=torch.arange(3)), "one label per image"),
+    "queries with fewer channels": (lambda: NeighborIndex(IMAGES).query(IMAGES[:, :1]), "the training images are"),
+    "larger queries": (lambda: NeighborIndex(IMAGES).query(IMAGES.repeat(1, 1, 2, 2)), "the training images are"),
+    "float queries": (lambda: NeighborIndex(IMAGES).query(IMAGES.float()), "the training images are"),
+    "no neighbours": (lambda: NeighborIndex(IMAGES).query(IMAGES, 0), "must be at least 1"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_unusable_input_is_refused(case):
+    call, problem = REFUSED[case]
+    with pytest.raises(InputError, match=problem):
+        call()
+    assert NeighborIndex(PAIR).num_groups == 2
 
 
 MEMORY = """

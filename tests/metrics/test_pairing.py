@@ -41,23 +41,6 @@ def test_each_fate_by_hand():
     assert tuple(table) == TRANSFER
 
 
-@pytest.mark.parametrize("fate", range(5))
-def test_one_sample_has_one_fate(fate):
-    teacher, student, group = [(1, 1, 7), (1, 1, 8), (1, 0, 7), (0, 1, 7), (0, 0, 7)][fate]
-    table = transfer_table(yes(teacher), yes(student), torch.tensor([7]), torch.tensor([group]))
-    assert table == {name: int(k == fate) for k, name in enumerate(TRANSFER)}
-
-
-def test_fates_sum_to_the_samples():
-    g = torch.Generator().manual_seed(0)
-    flags, groups = torch.rand(2, 500, generator=g) < 0.5, torch.randint(4, (2, 500), generator=g)
-    table = transfer_table(*flags, *groups)
-    assert sum(table.values()) == 500 and min(table.values()) > 0
-    back = transfer_table(*flags.flip(0), *groups.flip(0))
-    assert (back["lost"], back["gained"]) == (table["gained"], table["lost"])
-    assert table["kept_same"] + table["kept_other"] + table["lost"] == int(flags[0].sum())
-
-
 # ---- identity -------------------------------------------------------------------------------------------------------
 
 
@@ -201,34 +184,11 @@ def test_squared_errors_are_those_of_the_seeds(train):
     assert math.sqrt(errors.mean()) == pytest.approx(metric.compute()["rmse_to_teacher"], rel=1e-12)
 
 
-@pytest.mark.parametrize("batch", [1, 7, 59])
-def test_batches_do_not_matter(train, batch):
-    student, teacher = pair()
-    assert measure(train, student, teacher, batch) == measure(train, student, teacher)
-
-
 def test_identical_samples(train):
     _, teacher = pair()
     found = measure(train, teacher, teacher)
     assert (found["rmse_to_teacher"], found["variance_ratio"], found["same_basin"]) == (0.0, 1.0, 1.0)
     assert found["same_basin_high"] == 1.0
-
-
-@pytest.mark.parametrize("scale", [0.5, 0.9, 2.0])
-def test_a_scaled_student_scales_the_variance(train, scale):
-    """Images are kept in float32: relative errors of 2^-24."""
-    _, teacher = pair()
-    found = measure(train, teacher * scale + 0.1, teacher)
-    assert found["variance_ratio"] == pytest.approx(scale**2, rel=1e-6)
-    constant = measure(train, teacher[:1].expand_as(teacher), teacher)
-    assert constant["variance_ratio"] == pytest.approx(0.0, abs=1e-12)
-
-
-def test_a_constant_shift_is_the_rmse(train):
-    _, teacher = pair()
-    found = measure(train, teacher.double() + 0.25, teacher.double())
-    assert found["rmse_to_teacher"] == pytest.approx(0.25, rel=1e-6)
-    assert found["variance_ratio"] == pytest.approx(1.0, rel=1e-6)
 
 
 def test_basins_are_training_images(train):
@@ -237,13 +197,3 @@ def test_basins_are_training_images(train):
     swapped = x.clone()
     swapped[:4] = x[:4].roll(1, 0)
     assert measure(train, swapped, x)["same_basin"] == 0.6
-
-
-def test_reset_and_checkpoints(train):
-    student, teacher = pair()
-    metric = PairedWithTeacher().prepare(make_training_set(train))
-    metric.update(*pair(seed=5), torch.arange(60))
-    metric.reset()
-    metric.update(student, teacher, torch.arange(60))
-    assert metric.compute() == measure(train, student, teacher)
-    assert not metric.state_dict() and not list(metric.parameters())

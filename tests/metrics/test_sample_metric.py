@@ -16,9 +16,16 @@ from cdmem.errors import InputError
 from cdmem.images import to_float
 from cdmem.metrics.base import SampleMetric
 from cdmem.metrics.comparison.paired import PairedWithTeacher
+from cdmem.metrics.memorization.authenticity import Authenticity
+from cdmem.metrics.memorization.copy_detection import CopyDetection
 from cdmem.metrics.memorization.coverage import HitCoverage
+from cdmem.metrics.memorization.data_copying import CopyTest, TrainPreference, TwoSampleAccuracy
+from cdmem.metrics.memorization.extraction import AbsoluteExtraction, AdaptiveExtraction
+from cdmem.metrics.memorization.feature_likelihood import FeatureLikelihood
 from cdmem.metrics.memorization.fraction import MemorizedFraction
 from cdmem.metrics.neighbors.index import group_index
+from cdmem.metrics.quality.fidelity import Fidelity
+from cdmem.metrics.quality.prdc import ManifoldQuality
 from support import make_training_set, random_images
 
 
@@ -53,26 +60,33 @@ def feed(metric, images, seeds, batch=1000):
     return metric
 
 
-def metrics():
-    found = {"weighted": Weighted(), "f_mem": MemorizedFraction(), "coverage": HitCoverage()}
-    found["paired"] = PairedWithTeacher()
-    try:
-        from cdmem.metrics.quality.fidelity import Fidelity
-    except ImportError:
-        return found
-    return found | {"fidelity": Fidelity()}
-
-
-NAMES = list(metrics())
+METRICS = {
+    "weighted": Weighted,
+    "f_mem": MemorizedFraction,
+    "coverage": HitCoverage,
+    "absolute": AbsoluteExtraction,
+    "adaptive": lambda: AdaptiveExtraction(neighbors=5),
+    "paired": PairedWithTeacher,
+    "fidelity": lambda: Fidelity(interval=True),
+    "manifold": ManifoldQuality,
+    "authenticity": Authenticity,
+    "copy_test": lambda: CopyTest(cells=1),
+    "preference": TrainPreference,
+    "two_sample": TwoSampleAccuracy,
+    "likelihood": FeatureLikelihood,
+    "hog": CopyDetection,
+}
+NAMES = list(METRICS)
+KINDS = ["weighted", "f_mem", "coverage", "paired", "fidelity"]  # every kind of states and numbers, for processes
 
 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("batch", [1, 7, 64])
 def test_order_and_batches_do_not_matter(name, batch):
     training_set, samples, seeds = case()
-    whole = feed(metrics()[name].prepare(training_set), samples, seeds)
+    whole = feed(METRICS[name]().prepare(training_set), samples, seeds)
     order = torch.randperm(len(seeds), generator=torch.Generator().manual_seed(batch))
-    parts = feed(metrics()[name].prepare(training_set), samples[order], seeds[order], batch)
+    parts = feed(METRICS[name]().prepare(training_set), samples[order], seeds[order], batch)
     assert parts.compute() == whole.compute()
     rows, want = parts.rows(), whole.rows()
     assert rows.keys() == want.keys() and torch.equal(rows["seeds"], seeds.sort().values)
@@ -82,7 +96,7 @@ def test_order_and_batches_do_not_matter(name, batch):
 @pytest.mark.parametrize("name", NAMES)
 def test_a_seed_counts_once(name):
     training_set, samples, seeds = case()
-    once, more = (feed(metrics()[name].prepare(training_set), samples, seeds) for _ in range(2))
+    once, more = (feed(METRICS[name]().prepare(training_set), samples, seeds) for _ in range(2))
     feed(more, samples[:9], seeds[:9])
     feed(more, samples[4:5].repeat(3, 1, 1, 1), seeds[4:5].repeat(3))
     assert more.compute() == once.compute()
@@ -92,7 +106,7 @@ def test_a_seed_counts_once(name):
 @pytest.mark.filterwarnings("ignore:The ``compute`` method")
 def test_reset_forgets_and_nothing_is_refused(name):
     training_set, samples, seeds = case()
-    metric = metrics()[name].prepare(training_set)
+    metric = METRICS[name]().prepare(training_set)
     with pytest.raises(InputError, match="samples=0"):
         metric.compute()
     want = feed(metric, samples, seeds).compute()
@@ -203,8 +217,8 @@ def one_rank(rank, folder):
     answers = {}
     for kind in ("uneven", "empty"):
         mine = share(kind, rank)
-        for name, metric in metrics().items():
-            metric.prepare(training_set)
+        for name in KINDS:
+            metric = METRICS[name]().prepare(training_set)
             if len(mine):
                 feed(metric, samples[mine], seeds[mine], 8)
             rows = metric.rows()  # before and after compute
@@ -228,7 +242,7 @@ def test_two_processes_equal_one_to_the_bit(tmp_path):
         for rank in range(2)
     ]
     try:
-        errors = [rank.communicate(timeout=100)[1] for rank in ranks]
+        errors = [rank.communicate(timeout=300)[1] for rank in ranks]
     finally:
         for rank in ranks:
             rank.kill()
@@ -238,7 +252,7 @@ def test_two_processes_equal_one_to_the_bit(tmp_path):
         answers = torch.load(tmp_path / f"{rank}.pt")
         assert answers.pop("few").startswith("samples=2: Weighted needs at least 3")
         for (kind, name), answer in answers.items():
-            single = feed(metrics()[name].prepare(training_set), samples, seeds)
+            single = feed(METRICS[name]().prepare(training_set), samples, seeds)
             assert answer["compute"] == single.compute(), (rank, kind, name)
             for column, values in single.rows().items():
                 for given in (answer["rows"][column], answer["again"][column]):

@@ -142,7 +142,8 @@ def check_authenticity(copies=1):
 def check_copy_test():
     """Copies read far below 0, samples farther than held-out images above."""
     train, held_out = normal(90, 5, 0), normal(90, 5, 1)
-    scores = [copying.c_t(train, held_out, q, cells=1).c_t for q in (train + 0.01 * normal(90, 5, 2), held_out * 3)]
+    cells = copying.Cells(train, cells=1)
+    scores = [cells.score(held_out, q).c_t for q in (train + 0.01 * normal(90, 5, 2), held_out * 3)]
     assert scores[0] < -5 and scores[1] > 3
 
 
@@ -241,7 +242,7 @@ def check_cache_knows_weights():
 def check_other_weights_are_refused(tmp="other_weights.pt"):
     Path(tmp).write_bytes(b"other weights")
     assert refused(lambda: efficientnet.EfficientNetLite0Features(tmp))
-    assert refused(lambda: inception.checked_bytes(Path(tmp), inception.SHA256))
+    assert refused(lambda: inception.InceptionFeatures(tmp))
 
 
 # ---- samples, pairs, references -------------------------------------------------------------------------------------

@@ -28,10 +28,7 @@ def training_set(train, held_out, *, flip=False, copies=1):
     return make_training_set(train, torch.zeros(len(train), dtype=torch.int64) + copies, held_out, flip)
 
 
-def measure(metric, samples, order=None, size=None):
-    """The metric's numbers; samples have seeds from 100 on and come in an order and batches of a size."""
-    seeds = torch.arange(len(samples)) + 100
-    order = torch.arange(len(samples)) if order is None else order
-    for part in order.split(size or len(samples)):
-        metric.update(samples[part], seeds[part])
+def measure(metric, samples):
+    """The numbers of a prepared metric; samples have seeds from 100 on."""
+    metric.update(samples, torch.arange(len(samples)) + 100)
     return metric.compute()

@@ -21,10 +21,8 @@ def authentic(generated: Tensor, train: Tensor, train_groups: Tensor | None = No
     With y_j the training row nearest to x: authentic if d(y_j, nearest row of another group) < d(x, y_j). Strict, as
     published: at equality x is not authentic.
 
-    Args:
-        generated: features (m, F).
-        train: features (n, F).
-        train_groups: image of every training row, int64 (n,); by default rows of equal content are one image.
+    Features are (m, F) and (n, F); ``train_groups`` is the image of every training row, int64 (n,), by default rows of
+    equal content are one image.
 
     Raises:
         InputError: fewer than two groups, which leaves y_j without another image.
@@ -36,17 +34,6 @@ def authentic(generated: Tensor, train: Tensor, train_groups: Tensor | None = No
     rows, place = torch.unique(index, return_inverse=True)  # only images that are nearest to some sample
     spacing, _ = nearest(train[rows], train, groups[rows], groups)
     return spacing[place] < distance
-
-
-def authenticity(generated: Tensor, train: Tensor, train_groups: Tensor | None = None) -> float:
-    """Share of authentic samples, see :func:`authentic`.
-
-    Raises:
-        InputError: no samples, or fewer than two groups.
-    """
-    if not len(generated):
-        raise InputError("samples", 0, "authenticity is a share of samples", "give at least one")
-    return int(authentic(generated, train, train_groups).sum()) / len(generated)
 
 
 class Authenticity(FeatureMetric):

@@ -57,19 +57,9 @@ class HogFeatures(nn.Module):
         return F.normalize(cells.flatten(1), dim=1).float()
 
 
-def copy_similarity(
-    generated_features: Tensor, train_features: Tensor, groups: Tensor | None = None, block: int = 4096
-) -> tuple[Tensor, Tensor]:
-    """Largest cosine to a training image, in float64 and bounded memory.
-
-    Args:
-        generated_features: (m, F).
-        train_features: (n, F).
-        groups: image of every training row, int64 (n,); by default rows are images.
-        block: training rows at once.
-
-    Returns:
-        cosine float64 (m,), 0 for a zero vector, and the group int64 (m,); ties go to the first row.
+def copy_similarity(generated_features: Tensor, train_features: Tensor, block: int = 4096) -> Tensor:
+    """Largest cosine of features (m, F) to training rows (n, F), ``block`` of them at once: float64 (m,), 0 for a zero
+    vector.
 
     Raises:
         InputError: no training rows, or features of another length.
@@ -79,14 +69,10 @@ def copy_similarity(
         raise InputError("features", given, "must be (m, F) and (n, F) with n >= 1", "use one extractor for both")
     queries = F.normalize(generated_features.double(), dim=1)
     best = torch.full((len(queries),), -torch.inf, dtype=torch.float64)
-    row = torch.zeros(len(queries), dtype=torch.int64)
     for start in range(0, len(train_features), block):
         rows = F.normalize(train_features[start : start + block].double(), dim=1)
-        value, index = (queries @ rows.T).max(1)
-        # Strictly: an equal row of a later block does not take over.
-        better = value > best
-        best, row = torch.where(better, value, best), torch.where(better, start + index, row)
-    return best, row if groups is None else groups[row]
+        best = torch.maximum(best, (queries @ rows.T).amax(1))
+    return best
 
 
 class CopyDetection(FeatureMetric):
@@ -108,9 +94,8 @@ class CopyDetection(FeatureMetric):
         ``heldout_similarity_median``; against d1/d2 < 1/3 in pixels, shares of samples: ``both``, ``only_features``,
         ``only_pixels``, ``neither``."""
         held_out = self.need_held_out(1)
-        train, groups = self.views(self.training_set.images)
-        similarity, _ = copy_similarity(self.features_of(rows["images"]), train, groups)
-        control, _ = copy_similarity(self.features_of(held_out), train, groups)
+        train, _ = self.views(self.training_set.images)
+        similarity, control = (copy_similarity(self.features_of(x), train) for x in (rows["images"], held_out))
         h, m = len(control), len(similarity)
         level = max(FALSE_POSITIVES, 1 / (h + 1))
         # Rounding must not decide between k + 1 and level (h + 1).

@@ -19,10 +19,8 @@ import torch
 from scipy import stats
 from torch import Tensor
 
-from cdmem.errors import InputError
-from cdmem.metrics.memorization.ratio import memorized
-from cdmem.metrics.neighbors.index import NearDuplicates, NeighborMetric
-from cdmem.metrics.statistics import wilson_interval
+from cdmem.metrics.memorization.fraction import RatioMetric
+from cdmem.metrics.statistics import Estimate, fraction
 
 
 def hit_counts(groups: Tensor, hit: Tensor, num_groups: int) -> Tensor:
@@ -40,31 +38,28 @@ def coverage(hits: Tensor) -> dict[str, float]:
     unique, total = int((hits > 0).sum()), int(hits.sum())
     once, twice = int((hits == 1).sum()), int((hits == 2).sum())
     share = hits[hits > 0].double() / max(total, 1)
-    extra, low, high = _unseen(unique, once, twice)
     return {
         "unique": float(unique),
         "unique_share": unique / len(hits),
-        "chao1": unique + extra,
-        "chao1_low": low,
-        "chao1_high": high,
+        **_chao(unique, once, twice).columns("chao1"),
         "good_turing": 1 - once / total if total else math.nan,
         "effective": float(torch.exp(-(share * share.log()).sum())) if total else 0.0,
         "most_hits": float(hits.max()),
     }
 
 
-def _unseen(unique: int, once: int, twice: int) -> tuple[float, float, float]:
-    """Chao's estimate of the groups not seen yet, and the 95 % interval of the total: log-normal in the unseen part."""
+def _chao(unique: int, once: int, twice: int) -> Estimate:
+    """Chao's estimate of all groups; its 95 % interval is log-normal in the part that was not seen."""
     a, b = once, twice + 1
     extra = a * (a - 1) / (2 * b)
     if extra == 0:
-        return 0.0, float(unique), float(unique)
+        return Estimate.around(float(unique), 0.0)
     variance = extra + a * (2 * a - 1) ** 2 / (4 * b**2) + a**2 * twice * (a - 1) ** 2 / (4 * b**4)
     factor = math.exp(float(stats.norm.ppf(0.975)) * math.sqrt(math.log1p(variance / extra**2)))
-    return extra, unique + extra / factor, unique + extra * factor
+    return Estimate(unique + extra, unique + extra / factor, unique + extra * factor)
 
 
-def duplication_slope(hits: Tensor, copies: Tensor) -> tuple[float, float, float] | None:
+def duplication_slope(hits: Tensor, copies: Tensor) -> Estimate | None:
     """Poisson slope of hits on log multiplicity with a 95 % interval.
 
     Newton's method on the concave log likelihood. The interval uses White's sandwich variance, since hits vary more
@@ -76,7 +71,7 @@ def duplication_slope(hits: Tensor, copies: Tensor) -> tuple[float, float, float
         copies: rows of T per group, int64 (G,), at least 1.
 
     Returns:
-        slope, low, high; None where it cannot be known: fewer than three groups, one multiplicity, or hits at one only.
+        None where it cannot be known: fewer than three groups, one multiplicity, or hits at one only.
     """
     x = torch.stack([torch.ones(len(copies), dtype=torch.float64), copies.double().log()], 1)
     y = hits.double()
@@ -95,7 +90,7 @@ def duplication_slope(hits: Tensor, copies: Tensor) -> tuple[float, float, float
     meat = x.T @ (((y - mean) ** 2)[:, None] * x)
     freedom = len(hits) - 2
     half = float(stats.t.ppf(0.975, freedom)) * math.sqrt(float((bread @ meat @ bread)[1, 1]) * len(hits) / freedom)
-    return float(beta[1]), float(beta[1]) - half, float(beta[1]) + half
+    return Estimate.around(float(beta[1]), half)
 
 
 def hits_by_multiplicity(hits: Tensor, copies: Tensor, samples: int) -> list[dict[str, Any]]:
@@ -104,10 +99,10 @@ def hits_by_multiplicity(hits: Tensor, copies: Tensor, samples: int) -> list[dic
     table = []
     for c in torch.unique(copies).tolist():
         mine = hits[copies == c]
-        hit_groups = int((mine > 0).sum())
-        row = {"copies": c, "groups": len(mine), "p_hit": hit_groups / len(mine)}
-        row["ci95"] = list(wilson_interval(hit_groups, len(mine)))
-        table.append(row | {"hits_per_sample": float(mine.double().mean()) / samples})
+        p_hit, low, high = fraction(int((mine > 0).sum()), len(mine))
+        rate = float(mine.double().mean()) / samples
+        row = {"copies": c, "groups": len(mine), "p_hit": p_hit, "ci95": [low, high], "hits_per_sample": rate}
+        table.append(row)
     return table
 
 
@@ -137,7 +132,7 @@ def hits_against_spacing(hits: Tensor, spacing: Tensor, bins: int = 4) -> dict[s
     }
 
 
-class HitCoverage(NeighborMetric):
+class HitCoverage(RatioMetric):
     """Unique memorised images, estimates of how many there are, and the response to duplication and isolation.
 
     Args:
@@ -145,30 +140,20 @@ class HitCoverage(NeighborMetric):
         near_duplicates: grouping.
     """
 
-    def __init__(self, threshold: float = 1 / 3, near_duplicates: NearDuplicates = "off") -> None:
-        super().__init__(2, near_duplicates)
-        if not 0 < threshold <= 1:
-            raise InputError("threshold", threshold, "must be in (0, 1]", "1/3 is customary")
-        self.threshold = threshold
-
-    def hits(self, rows: dict[str, Tensor]) -> Tensor:
+    def hits_by_group(self, rows: dict[str, Tensor]) -> Tensor:
         """Memorised samples per group of T, int64 (G,)."""
-        hit = memorized(rows["squared"][:, 0], rows["squared"][:, 1], self.threshold)
-        return hit_counts(rows["groups"][:, 0], hit, self.search.index.num_groups)
+        return hit_counts(rows["groups"][:, 0], self.hits(rows), self.search.index.num_groups)
 
     def evaluate(self, rows: dict[str, Tensor]) -> dict[str, float]:
         """:func:`coverage`, and ``duplication_slope`` with ``_low`` and ``_high`` where multiplicities differ."""
-        hits = self.hits(rows)
-        values = coverage(hits)
-        slope = duplication_slope(hits, self.search.multiplicities)
-        if slope is not None:
-            values |= dict(zip(("duplication_slope", "duplication_slope_low", "duplication_slope_high"), slope))
-        return values
+        hits = self.hits_by_group(rows)
+        values, slope = coverage(hits), duplication_slope(hits, self.search.multiplicities)
+        return values if slope is None else values | slope.columns("duplication_slope")
 
     def detail(self, rows: dict[str, Tensor]) -> dict[str, Any]:
         """What a report shows beyond single numbers: ``by_multiplicity``, ``by_spacing``, ``top`` (most-hit groups) and
         ``histogram`` (hits -> how many groups have so many)."""
-        hits = self.hits(rows)
+        hits = self.hits_by_group(rows)
         order = torch.argsort(hits, descending=True, stable=True)[:20]
         first = self.search.index.representatives.cpu()
         top = [{"image": int(first[g]), "hits": int(hits[g])} for g in order.tolist() if hits[g] > 0]

@@ -39,10 +39,6 @@ def z_u(generated_distances: Tensor, held_out_distances: Tensor) -> float:
     U counts the pairs in which the sample is farther, ties 1/2; N = m + h; t are the sizes of ties. No continuity
     correction (Meehan et al. add 1/2 to U) and, unlike there, the variance is corrected for ties. 0 if all are equal.
 
-    Args:
-        generated_distances: (m,).
-        held_out_distances: (h,).
-
     Raises:
         InputError: an empty side.
     """
@@ -101,14 +97,18 @@ class Cells:
         self.space = torch.from_numpy(low)
 
     def _place(self, side: Tensor) -> tuple[Tensor, Tensor]:
-        """Cell of every row and its distance to T, both (m,): side is (m, F)."""
+        """Cell of every row of a side (m, F) and its distance to T, both (m,)."""
         if not len(side):
             return torch.zeros(0), torch.zeros(0)
         low = self.pca.transform(side.double().numpy())
         return torch.from_numpy(self.kmeans.predict(low)), nearest(torch.from_numpy(low), self.space)[0]
 
     def score(self, held_out: Tensor, generated: Tensor) -> CopyScore:
-        """C_T of generated (m, F) against held-out features (h, F)."""
+        """C_T of Meehan et al. 2020, generated (m, F) against held-out features (h, F): Z_U averaged by held-out mass.
+
+        A cell counts if at least 20 samples (tau = 20/m) and one held-out image fall into it. Far below 0: copying; far
+        above: underfitting. Values grow with the square root of the number of samples, so compare only equal numbers.
+        """
         (cells_p, near_p), (cells_q, near_q) = self._place(held_out), self._place(generated)
         cells = []
         for k in range(self.kmeans.n_clusters):
@@ -117,25 +117,6 @@ class Cells:
         used = [(cell.held_out, cell.z_u) for cell in cells if cell.z_u is not None]
         total = sum(mass * z for mass, z in used) / sum(mass for mass, _ in used) if used else None
         return CopyScore(total, tuple(cells))
-
-
-def c_t(
-    train: Tensor, held_out: Tensor, generated: Tensor, cells: int = 3, components: int = 64, seed: int = 0
-) -> CopyScore:
-    """Data-copying score of Meehan et al. 2020: Z_U per k-means cell of T, averaged by held-out mass.
-
-    A cell counts if at least 20 samples (tau = 20/m) and one held-out image fall into it. Far below 0: copying; far
-    above: underfitting. Values grow with the square root of the number of samples, so compare only equal numbers.
-
-    Args:
-        train: features (n, F); see :class:`Cells` for this and the last three.
-        held_out: (h, F).
-        generated: (m, F).
-        cells: number of cells.
-        components: number of principal components.
-        seed: of k-means and PCA.
-    """
-    return Cells(train, cells, components, seed).score(held_out, generated)
 
 
 @dataclass(frozen=True)

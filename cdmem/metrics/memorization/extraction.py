@@ -24,12 +24,8 @@ LEVELS = 255.0
 
 
 def absolute_distance(squared1: Tensor, pixels: int) -> Tensor:
-    """Root mean square difference to the nearest training image, pixels in [0, 1]: float64 (m,).
-
-    Args:
-        squared1: squared L2 distance in grey levels, int64 (m,).
-        pixels: values per image, C * H * W.
-    """
+    """Root mean square difference, pixels in [0, 1], float64 (m,), from squared L2 distances in grey levels, (m,), of
+    images of so many values, C * H * W."""
     return squared1.double().sqrt() / (LEVELS * math.sqrt(pixels))
 
 

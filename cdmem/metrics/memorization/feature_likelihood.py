@@ -64,13 +64,8 @@ def _log_normal_(squared: Tensor, log_variances: Tensor, size: int) -> Tensor:
 
 
 def fit_mixture(centres: Tensor, rows: Tensor, weights: Tensor | None = None) -> Mixture:
-    """Variances that maximise the weighted likelihood of the rows, with the background during the fit.
-
-    Args:
-        centres: (m, F).
-        rows: (n, F).
-        weights: of the rows, (n,); 1 by default.
-    """
+    """Variances of Gaussians at the centres (m, F) that maximise the likelihood of rows (n, F) of weights (n,), by
+    default 1, with the background during the fit."""
     weights = torch.ones(len(rows), dtype=torch.float64) if weights is None else weights.double()
     log_variances, _ = maximise_likelihood(centres, rows, weights)
     return Mixture(centres.double(), log_variances[:-1])
@@ -79,13 +74,8 @@ def fit_mixture(centres: Tensor, rows: Tensor, weights: Tensor | None = None) ->
 def maximise_likelihood(centres: Tensor, rows: Tensor, weights: Tensor) -> tuple[Tensor, list[float]]:
     """EM until a step gains less than 1e-6 nats per feature, or 50 steps.
 
-    The first variances are those of the nearest row, and 1 for the background. A component that is responsible for
-    next to nothing keeps its variance.
-
-    Args:
-        centres: (m, F).
-        rows: (n, F).
-        weights: of the rows, float64 (n,).
+    Centres are (m, F), rows (n, F), their weights float64 (n,). The first variances are those of the nearest row, and 1
+    for the background. A component that is responsible for next to nothing keeps its variance.
 
     Returns:
         log variances float64 (m + 1,), the background's last, and the mean log density per feature before every step,
@@ -95,7 +85,7 @@ def maximise_likelihood(centres: Tensor, rows: Tensor, weights: Tensor) -> tuple
     origin = (weights[:, None] * rows.double()).sum(0, keepdim=True) / total
     kept = list(_tables(rows, centres, origin)) if len(rows) * len(centres) <= CACHE_ENTRIES else None
     least = torch.full((len(centres) + 1,), torch.inf, dtype=torch.float64)
-    for _, table in _tables(rows, centres, origin) if kept is None else kept:
+    for _, table in kept or _tables(rows, centres, origin):
         least = torch.minimum(least, table.amin(0))
     log_variances = ((least + START) / size).log()
     log_variances[-1] = 0
@@ -104,7 +94,7 @@ def maximise_likelihood(centres: Tensor, rows: Tensor, weights: Tensor) -> tuple
     trace: list[float] = []
     for _ in range(STEPS):
         mass, spread, reached = torch.zeros_like(least), torch.zeros_like(least), 0.0
-        for part, table in _tables(rows, centres, origin) if kept is None else kept:
+        for part, table in kept or _tables(rows, centres, origin):
             logs = _log_normal_(table.clone(), log_variances, size).add_(log_weights)
             density = logs.logsumexp(1, keepdim=True)
             share = logs.sub_(density).exp_().mul_(weights[part, None])

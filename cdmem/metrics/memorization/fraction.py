@@ -16,7 +16,8 @@ from torch import Tensor
 from cdmem.errors import InputError
 from cdmem.metrics.memorization.ratio import memorized, ratios
 from cdmem.metrics.neighbors.index import NearDuplicates, NeighborMetric
-from cdmem.metrics.statistics import share, wilson_interval
+from cdmem.metrics.statistics import fraction as estimated
+from cdmem.metrics.statistics import share
 
 THRESHOLDS = (1 / 2, 1 / 3, 1 / 4)
 CDF_GRID = torch.linspace(0.0, 1.0, 101, dtype=torch.float64)
@@ -29,8 +30,7 @@ def ratio_cdf(ratio: Tensor, grid: Tensor = CDF_GRID) -> Tensor:
 
 def fraction(hits: Tensor) -> dict[str, float | list[float]]:
     """A share with its 95 % Wilson interval: ``value`` and ``ci95``."""
-    count, total = int(hits.sum()), len(hits)
-    return {"value": count / total, "ci95": list(wilson_interval(count, total))}
+    return estimated(int(hits.sum()), len(hits)).record()
 
 
 def disk_rows(rows: dict[str, Tensor]) -> dict[str, np.ndarray]:
@@ -39,16 +39,13 @@ def disk_rows(rows: dict[str, Tensor]) -> dict[str, np.ndarray]:
     return {name: value.numpy() for name, value in (columns | {"group1": rows["groups"][:, 0]}).items()}
 
 
-class MemorizedFraction(NeighborMetric):
-    """f_mem with its 95 % Wilson interval, at the chosen threshold and at 1/2, 1/3, 1/4, and the CDF of d1 / d2.
+class RatioMetric(NeighborMetric):
+    """Base of metrics on which samples are memorised.
 
     Args:
-        threshold: c.
-        near_duplicates: ``off``, ``auto`` or a ratio: which training images count as one, see
-            `cdmem.metrics.neighbors.near_duplicates`.
+        threshold: memorised means d1 / d2 below it.
+        near_duplicates: grouping.
     """
-
-    higher_is_better = False
 
     def __init__(self, threshold: float = 1 / 3, near_duplicates: NearDuplicates = "off") -> None:
         super().__init__(2, near_duplicates)
@@ -59,6 +56,18 @@ class MemorizedFraction(NeighborMetric):
     def hits(self, rows: dict[str, Tensor]) -> Tensor:
         """Which samples are memorised, bool (m,)."""
         return memorized(rows["squared"][:, 0], rows["squared"][:, 1], self.threshold)
+
+
+class MemorizedFraction(RatioMetric):
+    """f_mem with its 95 % Wilson interval, at the chosen threshold and at 1/2, 1/3, 1/4, and the CDF of d1 / d2.
+
+    Args:
+        threshold: c.
+        near_duplicates: ``off``, ``auto`` or a ratio: which training images count as one, see
+            `cdmem.metrics.neighbors.near_duplicates`.
+    """
+
+    higher_is_better = False
 
     def evaluate(self, rows: dict[str, Tensor]) -> dict[str, float]:
         """``f_mem``, ``f_mem_low``, ``f_mem_high``, ``samples``, ``unique`` (groups hit), ``median_ratio``,

@@ -45,11 +45,18 @@ class FeatureNeighbors:
     certified: Tensor
 
 
-def direct_squared(a: Tensor, b: Tensor) -> Tensor:
-    """Squared distances of paired rows from differences, float64: (B, F), (B, F) -> (B,); 0 for equal rows."""
-    step = max(PAIR_ENTRIES // max(a.shape[1], 1), 1)
-    parts = [(x.double() - y).square_().sum(1) for x, y in zip(a.split(step), b.split(step))]
-    return torch.cat(parts) if parts else a.new_zeros(0, dtype=torch.float64)
+def block_rows(rows: Tensor) -> int:
+    """How many rows (n, F) make a block of differences."""
+    return max(PAIR_ENTRIES // max(rows.shape[1], 1), 1)
+
+
+def direct_squared(a: Tensor, b: Tensor, i: Tensor, j: Tensor) -> Tensor:
+    """Squared distances of rows a[i] to b[j] from differences: (n, F), (m, F), int64 (B,) twice -> float64 (B,).
+
+    Equal rows are at 0. Rows are gathered a block at a time.
+    """
+    step = block_rows(a)
+    return torch.cat([(a[p].double() - b[q]).square_().sum(1) for p, q in zip(i.split(step), j.split(step))])
 
 
 class FeatureIndex:
@@ -70,7 +77,7 @@ class FeatureIndex:
         self.features = features
         self.groups = torch.arange(len(features)) if groups is None else groups
         self.candidates = candidates
-        step = max(PAIR_ENTRIES // max(features.shape[1], 1), 1)
+        step = block_rows(features)
         self.centre = torch.stack([part.double().sum(0) for part in features.split(step)]).sum(0) / len(features)
         _need_finite(self.centre)
         self.centred = torch.cat([(part.double() - self.centre).float() for part in features.split(step)])
@@ -108,10 +115,9 @@ class FeatureIndex:
             for some in left.split(max(TABLE_ENTRIES // (total if width < total else 8 * total), 1)):
                 skip = None if exclude is None else exclude[some]
                 rows, beyond = self._candidates(features[some], width, skip)
-                ranked = self._rank(features[some], rows, k, skip)
-                answer.squared[some], answer.groups[some] = ranked.squared, ranked.groups
-                answer.nearest[some] = ranked.nearest
-                answer.certified[some] = (ranked.squared[:, -1] < beyond) & (width < total)
+                squared, answer.groups[some], answer.nearest[some] = self._rank(features[some], rows, k, skip)
+                answer.squared[some] = squared
+                answer.certified[some] = (squared[:, -1] < beyond) & (width < total)
             left = left[~answer.certified[left]] if width < total else left[:0]
         return answer
 
@@ -132,17 +138,16 @@ class FeatureIndex:
         overflow = torch.maximum(squares, self.squares.max()) > LARGEST
         return rows[:, :-1].sort(1).values, beyond.masked_fill(overflow, -torch.inf)
 
-    def _rank(self, queries: Tensor, rows: Tensor, k: int, exclude: Tensor | None) -> FeatureNeighbors:
-        """The k nearest groups among ``rows`` (b, c), by float64 differences; rows ascend, so ties go to the lowest."""
+    def _rank(self, queries: Tensor, rows: Tensor, k: int, exclude: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        """Distances and ids of the k nearest groups, and the nearest row, among ``rows`` (b, c), as in the answer.
+
+        By float64 differences; rows ascend, so ties go to the lowest.
+        """
         b, c = len(queries), rows.shape[1]
-        pairs = rows.expand(b, c).reshape(-1)
-        squared = torch.empty(b * c, dtype=torch.float64)
-        step = max(PAIR_ENTRIES // max(queries.shape[1], 1), 1)
+        rows = rows.expand(b, c)
         owner = torch.arange(b).repeat_interleave(c)
-        for start in range(0, b * c, step):
-            part = slice(start, start + step)
-            squared[part] = direct_squared(queries[owner[part]], self.features[pairs[part]])
-        squared, groups = squared.reshape(b, c), self.groups[pairs].reshape(b, c)
+        squared = direct_squared(queries, self.features, owner, rows.reshape(-1)).reshape(b, c)
+        groups = self.groups[rows]
         if exclude is not None:
             squared = squared.masked_fill(groups == exclude[:, None], torch.inf)
         values = torch.full((b, k), torch.inf, dtype=torch.float64)
@@ -154,9 +159,9 @@ class FeatureIndex:
             there = least.isfinite()
             values[:, rank], ids[:, rank] = least, torch.where(there, group.flatten(), -1)
             if rank == 0:
-                nearest = torch.where(there, rows.expand(b, c).gather(1, column[:, None]).flatten(), 0)
+                nearest = torch.where(there, rows.gather(1, column[:, None]).flatten(), 0)
             squared = squared.masked_fill(groups == group, torch.inf)
-        return FeatureNeighbors(values, ids, nearest, torch.ones(b, dtype=torch.bool))
+        return values, ids, nearest
 
 
 def _need_finite(features: Tensor) -> None:

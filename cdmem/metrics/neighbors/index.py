@@ -36,8 +36,9 @@ class GroupIndex:
     def __init__(self, training_set: TrainingSet, near_duplicates: NearDuplicates = "off") -> None:
         labels, self.merged = None, 0
         if near_duplicates != "off":
-            near = near_duplicate_labels(training_set.images, flip=training_set.flip, rule=near_duplicates)
-            labels, self.merged = near.labels, near.merged
+            labels, self.merged = near_duplicate_labels(
+                training_set.images, flip=training_set.flip, rule=near_duplicates
+            )
             if self.merged and len(labels.unique()) < 2:
                 problem = "makes one image of the whole training set"
                 raise InputError("near_duplicates", near_duplicates, problem, "use a smaller ratio")

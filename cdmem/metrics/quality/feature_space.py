@@ -39,26 +39,17 @@ def squared_blocks(a: Tensor, b: Tensor) -> Iterator[tuple[slice, Tensor]]:
         scale = rows.square().sum(1)[:, None] + squares
         table = torch.addmm(scale, rows, columns.T, alpha=-2)
         i, j = torch.nonzero(table <= CANCELLED * scale, as_tuple=True)
-        chunk = max(TABLE_ENTRIES // max(a.shape[1], 1), 1)
-        for k in range(0, len(i), chunk):
-            p, q = i[k : k + chunk], j[k : k + chunk]
-            table[p, q] = direct_squared(a[part][p], b[q])
+        table[i, j] = direct_squared(a[part], b, i, j)
         yield part, table
 
 
 def nearest(
     queries: Tensor, rows: Tensor, exclude: Tensor | None = None, groups: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Distance to the nearest row, from differences in float64, and its position.
+    """Distance of queries (B, F) to the nearest of rows (n, F), float64 (B,), and its position, int64 (B,).
 
-    Args:
-        queries: (B, F).
-        rows: (n, F).
-        exclude: group to skip for every query, int64 (B,).
-        groups: group of every row, int64 (n,); needed with ``exclude``.
-
-    Returns:
-        float64 (B,), infinite where every row is skipped, and int64 (B,).
+    ``exclude`` (B,) is a group to skip for every query, of the ``groups`` of the rows (n,); the distance is infinite
+    where every row is skipped.
     """
     neighbors = FeatureIndex(rows, groups).query(queries, 1, exclude)
     return neighbors.squared[:, 0].sqrt(), neighbors.nearest

@@ -39,18 +39,6 @@ def features_name(module: nn.Module) -> str:
     return str(getattr(module, "name", type(module).__name__.lower()))
 
 
-def frechet_key(module: nn.Module) -> str:
-    """``fid`` for Inception, ``fd_<name>`` for every other extractor."""
-    name = features_name(module)
-    return "fid" if name == "inception" else f"fd_{name}"
-
-
-def kernel_key(module: nn.Module) -> str:
-    """``kid`` for Inception, ``kid_<name>`` for every other extractor."""
-    name = features_name(module)
-    return "kid" if name == "inception" else f"kid_{name}"
-
-
 def digest_of(module: nn.Module) -> str:
     """``module.digest``, or the SHA-256 of its class name and ``state_dict``."""
     if hasattr(module, "digest"):

@@ -13,13 +13,11 @@ import torch
 from torch import Tensor, nn
 
 from cdmem.data.subset import TrainingSet
-from cdmem.errors import InputError
 from cdmem.metrics.quality.feature_space import FeatureMetric
-from cdmem.metrics.quality.features import frechet_key, kernel_key
+from cdmem.metrics.quality.features import features_name
 from cdmem.metrics.quality.frechet import (
     BLOCK,
     NORMAL_95,
-    Interval,
     Moments,
     frechet_infinity,
     frechet_interval,
@@ -27,6 +25,7 @@ from cdmem.metrics.quality.frechet import (
     moments_distance,
     sampling_floor,
 )
+from cdmem.metrics.statistics import Estimate
 
 MOST = 10_000  # rows of a reference that the kernel distance looks at, whose cost is quadratic
 LEAST = 3  # the jackknife leaves one of at least three out
@@ -87,7 +86,7 @@ def reference_of(features: Tensor, weights: Tensor | None = None) -> Reference:
     return Reference(features, w, weights is not None, all_moments, rows)
 
 
-def kernel_interval(generated: Tensor, reference: Reference) -> Interval:
+def kernel_interval(generated: Tensor, reference: Reference) -> Estimate:
     """KID over all pairs, with the normal 95 % interval of its jackknife standard error.
 
     Leaving one image out changes only its row sums, so all leave-one-out values come in closed form from the sums that
@@ -112,32 +111,7 @@ def kernel_interval(generated: Tensor, reference: Reference) -> Interval:
         m = total
         less_y = (sum_y - 2 * reference.kernel_rows) / ((m - 1) * (m - 2)) - 2 * (sum_xy - back) / (n * (m - 1))
         variance = variance + (m - 1) / m * (less_y - less_y.mean()).square().sum()
-    half = NORMAL_95 * math.sqrt(float(variance))
-    return Interval(value, value - half, value + half)
-
-
-def fidelity(generated: Tensor, reference: Tensor, reference_weights: Tensor | None = None) -> dict[str, float]:
-    """``fd``, ``kid``, ``kid_low`` and ``kid_high`` between generated (n, F) and reference features (m, F).
-
-    Args:
-        generated: (n, F).
-        reference: (m, F).
-        reference_weights: rows that each stands for, (m,), if the reference is the whole distribution; see
-            :func:`reference_of`.
-
-    Raises:
-        InputError: fewer than three rows on a side.
-    """
-    for name, rows in (("generated", generated), ("reference", reference)):
-        if len(rows) < LEAST and (name == "generated" or reference_weights is None):
-            raise InputError("samples", len(rows), f"distances need at least {LEAST} {name} images", "give more")
-    return _distances(generated, reference_of(reference, reference_weights))
-
-
-def _distances(generated: Tensor, reference: Reference) -> dict[str, float]:
-    kid = kernel_interval(generated, reference)
-    frechet = moments_distance(moments(generated), reference.moments)
-    return {"fd": frechet, "kid": kid.value, "kid_low": kid.low, "kid_high": kid.high}
+    return Estimate.around(value, NORMAL_95 * math.sqrt(float(variance)))
 
 
 class Fidelity(FeatureMetric):
@@ -180,19 +154,18 @@ class Fidelity(FeatureMetric):
 
     def evaluate(self, rows: dict[str, Tensor]) -> dict[str, float]:
         """The distances by key, see the class."""
-        generated = self.features_of(rows["images"])
-        keys = self._keys()
+        generated, key = self.features_of(rows["images"]), self.frechet_key
         values: dict[str, float] = {}
         for suffix, reference in self.references().items():
-            values |= {keys[k] + suffix: v for k, v in _distances(generated, reference).items()}
+            found = {key: moments_distance(moments(generated), reference.moments)}
+            found |= kernel_interval(generated, reference).columns(self.kernel_key)
             if self.interval:
-                _, low, high = frechet_interval(generated, reference.moments)
-                values |= {f"{keys['fd']}_low{suffix}": low, f"{keys['fd']}_high{suffix}": high}
+                # The value is the same with and without an interval, whose decomposition is another one.
+                found |= frechet_interval(generated, reference.moments)._replace(value=found[key]).columns(key)
+            values |= {name + suffix: value for name, value in found.items()}
         if self.infinity and "" in self._references:
             limit = frechet_infinity(generated, self._references[""].moments, seed=0)
-            if limit is not None:
-                names = (f"{keys['fd']}_infinity{end}" for end in ("", "_low", "_high"))
-                values |= dict(zip(names, limit))
+            values |= {} if limit is None else limit.columns(f"{key}_infinity")
         return values
 
     def controls(self, samples: int, seed: int = 0) -> dict[str, float]:
@@ -208,7 +181,7 @@ class Fidelity(FeatureMetric):
             InputError: fewer than four held-out images.
         """
         self.need_held_out(4)
-        key, sides = self._keys()["fd"], self.references()
+        key, sides = self.frechet_key, self.references()
         copycat = moments_distance(sides["_train"].moments, sides[""].moments)
         held_out = sides[""].features
         # Long features cost minutes a split, and need fewer: their distances scatter little.
@@ -218,13 +191,11 @@ class Fidelity(FeatureMetric):
     @property
     def frechet_key(self) -> str:
         """``fid`` for Inception, ``fd_<features>`` otherwise."""
-        return frechet_key(self._features[0])
+        name = features_name(self._features[0])
+        return "fid" if name == "inception" else f"fd_{name}"
 
     @property
     def kernel_key(self) -> str:
         """``kid`` for Inception, ``kid_<features>`` otherwise."""
-        return kernel_key(self._features[0])
-
-    def _keys(self) -> dict[str, str]:
-        kernel = self.kernel_key
-        return {"fd": self.frechet_key, "kid": kernel, "kid_low": f"{kernel}_low", "kid_high": f"{kernel}_high"}
+        name = features_name(self._features[0])
+        return "kid" if name == "inception" else f"kid_{name}"

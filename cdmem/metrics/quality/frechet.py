@@ -3,8 +3,8 @@ r"""The Frechet distance, its bias, its interval and its limit.
 .. math:: FD = \|\mu_1-\mu_2\|^2 + \mathrm{tr}\left(S_1 + S_2 - 2 (S_1 S_2)^{1/2}\right)
 
 With S = R^T R, tr (S1 S2)^(1/2) is the sum of the singular values of R1 R2^T: exact, no matrix square root, never
-complex, and cheap with few images, because R has no more rows than there are images. FD depends on the sample count
-(:func:`frechet_bias`, :func:`frechet_infinity`).
+complex, and cheap with few images, because R has no more rows than there are images. FD depends on the sample count:
+to first order in 1 / n its bias is that of :func:`frechet_infinity`'s line.
 """
 
 from __future__ import annotations
@@ -12,25 +12,17 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from cdmem.errors import InputError
+from cdmem.metrics.statistics import Estimate
 
 NORMAL_95 = 1.959963984540054
 STUDENT_95 = 2.262157162798205  # 9 degrees of freedom, for ten groups
 GROUPS = 10
 BLOCK = 1024
-
-
-class Interval(NamedTuple):
-    """An estimate and its 95 % interval."""
-
-    value: float
-    low: float
-    high: float
 
 
 @dataclass(frozen=True)
@@ -44,25 +36,6 @@ class Moments:
 
     mean: Tensor
     root: Tensor
-
-
-def frechet_distance(mu1: Tensor, cov1: Tensor, mu2: Tensor, cov2: Tensor) -> float:
-    """Distance between two Gaussians, in float64.
-
-    tr (S1 S2)^(1/2) is the sum of the square roots of the eigenvalues of S1^(1/2) S2 S1^(1/2), which is symmetric.
-
-    Args:
-        mu1: (F,).
-        cov1: (F, F).
-        mu2: (F,).
-        cov2: (F, F).
-    """
-    values, vectors = torch.linalg.eigh(cov1.double())
-    root = (vectors * values.clamp_min(0).sqrt()) @ vectors.T
-    middle = root @ cov2.double() @ root
-    cross = torch.linalg.eigvalsh((middle + middle.T) / 2).clamp_min(0).sqrt().sum()
-    shift = (mu1.double() - mu2.double()).square().sum()
-    return float(shift + cov1.double().trace() + cov2.double().trace() - 2 * cross)
 
 
 def moments(features: Tensor, weights: Tensor | None = None) -> Moments:
@@ -91,28 +64,10 @@ def moments(features: Tensor, weights: Tensor | None = None) -> Moments:
 
 
 def moments_distance(a: Moments, b: Moments) -> float:
-    """Frechet distance from roots; equals :func:`frechet_distance` and is more exact for singular covariances."""
+    """Frechet distance from roots; exact also for singular covariances."""
     cross = torch.linalg.svdvals(a.root @ b.root.T).sum()
     shift = (a.mean - b.mean).square().sum()
     return float(shift + a.root.square().sum() + b.root.square().sum() - 2 * cross)
-
-
-def frechet_bias(covariance: Tensor, n: int, m: int | None = None) -> float:
-    """Expected Frechet distance between a sample of n and its own Gaussian, to first order in 1/n.
-
-    tr S / n + (sum_ij l_i l_j / (l_i + l_j) + tr S / 2) / (2 (n - 1)) with eigenvalues l; for the isotropic Gaussian
-    d / n + d (d + 1) / (4 (n - 1)). It depends on the covariance, so it does not cancel between two models.
-
-    Args:
-        covariance: (F, F).
-        n: size of the sample.
-        m: size of a second sample, whose bias is added; None for an exact reference.
-    """
-    values = torch.linalg.eigvalsh(covariance.double()).clamp_min(0)
-    sums = values[:, None] + values
-    pairs = float((torch.outer(values, values) / sums.clamp_min(1e-300)).sum())
-    trace = float(values.sum())
-    return sum(trace / k + (pairs + trace / 2) / (2 * (k - 1)) for k in (n, m) if k is not None)
 
 
 def sampling_floor(reference: Tensor, samples: int, seed: int, repeats: int = 5) -> float:
@@ -135,7 +90,7 @@ def sampling_floor(reference: Tensor, samples: int, seed: int, repeats: int = 5)
     return sum(values) / repeats
 
 
-def frechet_infinity(generated: Tensor, reference: Tensor | Moments, seed: int, points: int = 15) -> Interval | None:
+def frechet_infinity(generated: Tensor, reference: Moments, seed: int, points: int = 15) -> Estimate | None:
     """Frechet distance extrapolated to infinitely many generated images (Chong & Forsyth 2020): a in FD_N = a + b / N.
 
     N runs from max(2 F, n / 10) to n, evenly in 1 / N; FD_N is the mean over all n // N disjoint parts of a shuffled
@@ -144,7 +99,7 @@ def frechet_infinity(generated: Tensor, reference: Tensor | Moments, seed: int, 
 
     Args:
         generated: features (n, F).
-        reference: features (m, F) or their moments.
+        reference: moments of the other side.
         seed: of the shuffle.
         points: sizes N.
 
@@ -154,13 +109,12 @@ def frechet_infinity(generated: Tensor, reference: Tensor | Moments, seed: int, 
     n, count = generated.shape
     if n < max(4 * count, 40):
         return None
-    other = reference if isinstance(reference, Moments) else moments(reference)
     rows = generated[torch.randperm(n, generator=torch.Generator().manual_seed(seed))]
     least = max(2 * count, n // 10)
-    return _jackknife(rows, lambda part: _intercept(part, other, least, points))
+    return _jackknife(rows, lambda part: _intercept(part, reference, least, points))
 
 
-def frechet_interval(generated: Tensor, reference: Moments) -> Interval:
+def frechet_interval(generated: Tensor, reference: Moments) -> Estimate:
     """Frechet distance with its delta-method interval, for a sample of *this* size: its bias stays in.
 
     A sample x of weight w moves FD by |x - mu|^2 - (x - mu)^T A (x - mu) + 2 (mu - mu_ref)^T (x - mu), where A is the
@@ -185,16 +139,15 @@ def frechet_interval(generated: Tensor, reference: Moments) -> Interval:
         rows = generated[part].double() - sample.mean
         moved = rows @ transport if len(sample.root) < count else aligned[part] * math.sqrt(count - 1)
         influence[part] = (rows * (rows - moved + 2 * shift)).sum(1)
-    half = NORMAL_95 * float(influence.std()) / math.sqrt(count)
-    return Interval(value, value - half, value + half)
+    return Estimate.around(value, NORMAL_95 * float(influence.std()) / math.sqrt(count))
 
 
-def _jackknife(rows: Tensor, statistic: Callable[[Tensor], float]) -> Interval:
+def _jackknife(rows: Tensor, statistic: Callable[[Tensor], float]) -> Estimate:
     """Value on all rows (n, F), and Student's 95 % interval from leaving out each of ten groups."""
     value, group = statistic(rows), torch.arange(len(rows)) % GROUPS
     left = torch.tensor([statistic(rows[group != g]) for g in range(GROUPS)], dtype=torch.float64)
-    half = STUDENT_95 * math.sqrt((GROUPS - 1) / GROUPS * float((left - left.mean()).square().sum()))
-    return Interval(value, value - half, value + half)
+    squares = float((left - left.mean()).square().sum())
+    return Estimate.around(value, STUDENT_95 * math.sqrt((GROUPS - 1) / GROUPS * squares))
 
 
 def _intercept(rows: Tensor, other: Moments, least: int, points: int) -> float:

@@ -6,7 +6,6 @@ afterwards) and go through the TorchScript translation of the TensorFlow network
 
 from __future__ import annotations
 
-import hashlib
 import io
 import os
 import platform
@@ -20,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from cdmem.errors import InputError
-from cdmem.io.paths import usable_path
+from cdmem.metrics.quality.weights import checked_bytes, named_file
 
 FILE = "inception-2015-12-05.pt"
 # Of the file at clean-fid's address (95 607 719 bytes), as k-diffusion's evaluation code pins it. clean-fid pins none.
@@ -29,6 +28,7 @@ VARIABLE = "CDMEM_INCEPTION"
 FEATURES = 2048
 WAIT = 600.0  # seconds that other processes give rank zero's download
 KEY = "inception.weights"
+OTHER = f"remove it and use the official {FILE}"
 
 
 def hub_file() -> Path:
@@ -42,11 +42,9 @@ def find_weights(weights: str | None = None) -> Path | None:
     Raises:
         InputError: the path or the variable names no file.
     """
-    given = weights or os.environ.get(VARIABLE)
-    if given:
-        if not usable_path(KEY, given).is_file():
-            raise InputError(KEY, given, "no such file", f"name {FILE}, or leave it out")
-        return Path(given)
+    given = named_file(KEY, weights, VARIABLE, f"name {FILE}, or leave it out")
+    if given is not None:
+        return given
     # clean-fid keeps it in the working directory on Windows and in /tmp elsewhere.
     cleanfid = Path("." if platform.system() == "Windows" else "/tmp") / FILE
     return next((path for path in (hub_file(), cleanfid) if path.is_file()), None)
@@ -93,27 +91,13 @@ def _download(target: Path, sha256: str) -> None:
     try:
         with urllib.request.urlopen(inception_url, timeout=60) as response, part.open("wb") as file:
             shutil.copyfileobj(response, file)
-        checked_bytes(part, sha256)
+        checked_bytes(KEY, part, sha256, OTHER)
         part.replace(target)
     except OSError as error:
         hint = f"fetch it elsewhere and set {VARIABLE} to it"
         raise InputError(KEY, inception_url, f"download failed ({error})", hint) from error
     finally:
         part.unlink(missing_ok=True)
-
-
-def checked_bytes(path: Path, sha256: str) -> bytes:
-    """The file's content.
-
-    Raises:
-        InputError: its SHA-256 is another one; a TorchScript file is a program, so it must not be run.
-    """
-    content = path.read_bytes()
-    digest = hashlib.sha256(content).hexdigest()
-    if digest != sha256:
-        problem = f"SHA-256 is {digest[:12]}..., not {sha256[:12]}...; not loaded"
-        raise InputError(KEY, path, problem, f"remove it and use the official {FILE}")
-    return content
 
 
 class InceptionFeatures(nn.Module):
@@ -139,9 +123,8 @@ class InceptionFeatures(nn.Module):
         if path is None and not download:
             hint = f"give the path of {FILE}, set {VARIABLE} to it, or set download: true"
             raise InputError(KEY, None, "the network is not on this machine", hint)
-        path = path or fetch_weights(sha256)
-        # The bytes that were checked, not the file again.
-        self.network = torch.jit.load(io.BytesIO(checked_bytes(path, sha256)), map_location="cpu").eval()
+        content = checked_bytes(KEY, path or fetch_weights(sha256), sha256, OTHER)
+        self.network = torch.jit.load(io.BytesIO(content), map_location="cpu").eval()
         self.digest = sha256
         self._resize = build_resizer("clean")
 

@@ -9,11 +9,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from cdmem.data.subset import first_rows
 from cdmem.errors import InputError
 from cdmem.metrics.quality.feature_space import (
     FeatureMetric,
-    content_groups,
     direct_squared,
     squared_blocks,
     unique_rows,
@@ -21,13 +19,10 @@ from cdmem.metrics.quality.feature_space import (
 
 TIE = 1e-9  # entries this close to a radius, relative to the largest squared norm, are computed from differences
 SPARE = 4  # candidates beyond the k-th, so that rounding cannot choose a wrong one
-PAIRS = 2**16  # recomputed at once
 SUBSAMPLE_SEED = 0
 
 
-def precision_recall_density_coverage(
-    real: Tensor, fake: Tensor, k: int = 5, real_groups: Tensor | None = None
-) -> dict[str, float]:
+def precision_recall_density_coverage(real: Tensor, fake: Tensor, k: int = 5) -> dict[str, float]:
     """Shares of k-nearest-neighbour balls, as in the package prdc: a point *on* the boundary is outside (``<``).
 
     - precision: fakes inside the ball of some real image;
@@ -39,17 +34,14 @@ def precision_recall_density_coverage(
     block of the distance table is kept. The values depend on both numbers of points: compare equal sizes.
 
     Args:
-        real: features (n, F).
+        real: features (n, F), equal rows are one image.
         fake: features (m, F).
-        k: neighbours.
-        real_groups: image of every real row, int64 (n,), the first row stands for it; by default equal rows are one.
+        k: neighbours, at least 1.
 
     Raises:
-        InputError: k < 1, or not more than k real images or fakes.
+        InputError: not more than k real images or fakes.
     """
-    if k < 1:
-        raise InputError("k", k, "a number of neighbours", "use 5")
-    real = real[first_rows(content_groups(real) if real_groups is None else real_groups)]
+    real = unique_rows(real)
     for name, rows in (("real", real), ("generated", fake)):
         if len(rows) <= k:
             raise InputError(
@@ -79,8 +71,7 @@ def _settle_ties(table: Tensor, radii: tuple[Tensor, ...], tolerance: float, a: 
     for radius in radii:
         near |= (table - radius).abs() <= tolerance
     i, j = torch.nonzero(near, as_tuple=True)
-    for p, q in zip(i.split(PAIRS), j.split(PAIRS)):
-        table[p, q] = direct_squared(a[p], b[q])
+    table[i, j] = direct_squared(a, b, i, j)
 
 
 def _squared_radii(rows: Tensor, k: int) -> Tensor:
@@ -91,7 +82,7 @@ def _squared_radii(rows: Tensor, k: int) -> Tensor:
         own = torch.arange(part.start, part.stop)
         table[torch.arange(len(own)), own] = torch.inf
         index = table.topk(count, dim=1, largest=False).indices
-        pairs = direct_squared(rows[own.repeat_interleave(count)], rows[index.flatten()])
+        pairs = direct_squared(rows, rows, own.repeat_interleave(count), index.flatten())
         radii[part] = pairs.reshape(len(own), count).sort(1).values[:, k - 1]
     return radii
 

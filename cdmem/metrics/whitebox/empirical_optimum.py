@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Unpack
 
 import torch
 from torch import Tensor
@@ -19,7 +20,7 @@ from cdmem.diffusion.analytic import EmpiricalDenoiser
 from cdmem.diffusion.preconditioning import DenoiserLike
 from cdmem.errors import InputError
 from cdmem.images import to_float
-from cdmem.metrics.whitebox.loss_gap import noisy_batches
+from cdmem.metrics.whitebox.loss_gap import NoiseOptions, noisy_batches
 
 # Variance of rounding to grey levels: an optimum that is nearer to the clean image than this reproduces it. The mean
 # over images is then one of rare exceptions, or of nothing but floating-point error.
@@ -99,11 +100,7 @@ def distance_to_optimum(
     optimum: DenoiserLike,
     images: Tensor,
     sigmas: Sequence[float],
-    seed: int = 0,
-    draws: int = 1,
-    batch_size: int = 256,
-    labels: Tensor | None = None,
-    device: torch.device | str = "cpu",
+    **options: Unpack[NoiseOptions],
 ) -> list[OptimumDistance]:
     """One distance per noise level, on noisy versions of ``images`` (from T, or from H).
 
@@ -111,11 +108,11 @@ def distance_to_optimum(
         model: a teacher's D, or a student's f.
         optimum: D* for a D, ``OdeEndpoint(D*)`` for an f.
 
-    Other arguments and errors as in :func:`~cdmem.metrics.whitebox.loss_gap.noisy_batches`.
+    Options and errors as in :func:`~cdmem.metrics.whitebox.loss_gap.noisy_batches`.
     """
     absolute, reference = torch.zeros(2, len(sigmas), dtype=torch.float64)
-    count = len(images) * draws
-    for batch in noisy_batches(images, sigmas, seed, draws, batch_size, labels, device):
+    count = len(images) * options.get("draws", 1)
+    for batch in noisy_batches(images, sigmas, **options):
         best = optimum(batch.x, batch.sigma, batch.labels).double()
         error = model(batch.x, batch.sigma, batch.labels).double() - best
         absolute[batch.level] += float(error.square().flatten(1).mean(1).sum()) / count

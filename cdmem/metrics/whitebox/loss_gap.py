@@ -13,8 +13,9 @@ depend on the batch size beyond rounding.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import TypedDict, Unpack
 
 import numpy as np
 import torch
@@ -27,7 +28,8 @@ from cdmem.diffusion.sampling import NoiseSource, sample_ode
 from cdmem.diffusion.solvers import heun_step
 from cdmem.errors import InputError
 from cdmem.images import to_float
-from cdmem.metrics.whitebox.roc import Estimate, Separation, separation
+from cdmem.metrics.statistics import Estimate
+from cdmem.metrics.whitebox.roc import Separation, separation
 
 # Within a sampling seed's million: samples start at 0, pools of teacher samples at 500,000.
 SEED_OFFSET = 750_000
@@ -40,7 +42,6 @@ class NoisyBatch:
     Attributes:
         rows: which images.
         level: which of the noise levels.
-        draw: which of the noises.
         clean: float64 (b, C, H, W) in [-1, 1].
         x: clean + sigma eps, float64.
         sigma: (b,), all equal.
@@ -49,21 +50,50 @@ class NoisyBatch:
 
     rows: slice
     level: int
-    draw: int
     clean: Tensor
     x: Tensor
     sigma: Tensor
     labels: Tensor | None
 
 
+class BatchOptions(TypedDict, total=False):
+    """The options of :func:`batches`."""
+
+    batch_size: int
+    labels: Tensor | None
+    device: torch.device | str
+
+
+class NoiseOptions(BatchOptions, total=False):
+    """The options of :func:`noisy_batches`."""
+
+    seed: int
+    draws: int
+
+
+def batches(
+    images: Tensor, batch_size: int = 256, labels: Tensor | None = None, device: torch.device | str = "cpu"
+) -> Iterator[tuple[slice, Tensor, Tensor | None]]:
+    """Positions of some images, these in [-1, 1], float64 (b, C, H, W), and their classes.
+
+    Args:
+        images: uint8 (n, C, H, W).
+        batch_size: images at once.
+        labels: classes int64 (n,), for conditional models.
+        device: where the model is.
+
+    Raises:
+        InputError: no images.
+    """
+    if not len(images):
+        raise InputError("images", 0, "there is nothing to measure on", "give at least one")
+    for k in range(0, len(images), batch_size):
+        rows = slice(k, min(k + batch_size, len(images)))
+        yield rows, to_float(images[rows]).double().to(device), None if labels is None else labels[rows].to(device)
+
+
 def noisy_batches(
-    images: Tensor,
-    sigmas: Sequence[float],
-    seed: int = 0,
-    draws: int = 1,
-    batch_size: int = 256,
-    labels: Tensor | None = None,
-    device: torch.device | str = "cpu",
+    images: Tensor, sigmas: Sequence[float], seed: int = 0, draws: int = 1, **options: Unpack[BatchOptions]
 ) -> Iterator[NoisyBatch]:
     """Every image at every level; one noise per image and draw, shared by all levels (and by T and H at a position).
 
@@ -72,50 +102,47 @@ def noisy_batches(
         sigmas: positive noise levels.
         seed: first sample seed of the run.
         draws: noises per image.
-        batch_size: images at once.
-        labels: classes int64 (n,), for conditional models.
-        device: where the model is.
+        options: of :func:`batches`.
 
     Raises:
         InputError: no images, or a level that is not positive.
     """
-    if not len(images):
-        raise InputError("images", 0, "a loss is a mean over images", "give at least one")
     if not len(sigmas) or min(sigmas) <= 0:
         raise InputError("sigmas", list(sigmas), "noise levels must be positive", "e.g. [0.1, 0.5, 2.0]")
     start = seed + SEED_OFFSET
-    for k in range(0, len(images), batch_size):
-        rows = slice(k, min(k + batch_size, len(images)))
-        clean = to_float(images[rows]).double().to(device)
+    for rows, clean, classes in batches(images, **options):
         source = NoiseSource(range(start + rows.start, start + rows.stop), images.shape[1:])
-        classes = None if labels is None else labels[rows].to(device)
-        for draw in range(draws):
-            eps = source.next().double().to(device)
+        for _ in range(draws):
+            eps = source.next().double().to(clean.device)
             for level, sigma in enumerate(sigmas):
-                s = torch.full((len(clean),), float(sigma), dtype=torch.float64, device=device)
-                yield NoisyBatch(rows, level, draw, clean, clean + sigma * eps, s, classes)
+                s = torch.full((len(clean),), float(sigma), dtype=torch.float64, device=clean.device)
+                yield NoisyBatch(rows, level, clean, clean + sigma * eps, s, classes)
 
 
 @torch.no_grad()
-def denoising_losses(
-    denoiser: DenoiserLike,
+def _squared_errors(
+    model: DenoiserLike,
+    target: Callable[[NoisyBatch], Tensor],
     images: Tensor,
     sigmas: Sequence[float],
-    seed: int = 0,
-    draws: int = 1,
-    batch_size: int = 256,
-    labels: Tensor | None = None,
-    device: torch.device | str = "cpu",
+    options: NoiseOptions,
+) -> Tensor:
+    """Squared distance of a model's output to a target, float64 (n, levels), mean over pixels and draws."""
+    losses = torch.zeros(len(images), len(sigmas), dtype=torch.float64)
+    for batch in noisy_batches(images, sigmas, **options):
+        error = model(batch.x, batch.sigma, batch.labels).double() - target(batch).double()
+        losses[batch.rows, batch.level] += error.square().flatten(1).mean(1).cpu() / options.get("draws", 1)
+    return losses
+
+
+def denoising_losses(
+    denoiser: DenoiserLike, images: Tensor, sigmas: Sequence[float], **options: Unpack[NoiseOptions]
 ) -> Tensor:
     """Per-image |D(y + sigma eps, sigma) - y|^2: float64 (n, levels), mean over pixels and draws.
 
-    Also for a student's f in place of D. Arguments and errors as in :func:`noisy_batches`.
+    Also for a student's f in place of D. Options and errors as in :func:`noisy_batches`.
     """
-    losses = torch.zeros(len(images), len(sigmas), dtype=torch.float64)
-    for batch in noisy_batches(images, sigmas, seed, draws, batch_size, labels, device):
-        error = denoiser(batch.x, batch.sigma, batch.labels).double() - batch.clean
-        losses[batch.rows, batch.level] += error.square().flatten(1).mean(1).cpu() / draws
-    return losses
+    return _squared_errors(denoiser, lambda batch: batch.clean, images, sigmas, options)
 
 
 @dataclass(frozen=True)
@@ -144,17 +171,12 @@ class OdeEndpoint:
         return sample_ode(self.denoiser, x, grid, heun_step, labels)
 
 
-@torch.no_grad()
 def endpoint_losses(
     consistency: DenoiserLike,
     teacher_endpoint: DenoiserLike,
     images: Tensor,
     sigmas: Sequence[float],
-    seed: int = 0,
-    draws: int = 1,
-    batch_size: int = 256,
-    labels: Tensor | None = None,
-    device: torch.device | str = "cpu",
+    **options: Unpack[NoiseOptions],
 ) -> Tensor:
     """Per-image |f(y + sigma eps, sigma) - Phi(y + sigma eps, sigma)|^2: float64 (n, levels), mean over pixels, draws.
 
@@ -164,14 +186,11 @@ def endpoint_losses(
         consistency: the student's f.
         teacher_endpoint: Phi, see :class:`OdeEndpoint`.
 
-    Other arguments and errors as in :func:`noisy_batches`.
+    Options and errors as in :func:`noisy_batches`.
     """
-    losses = torch.zeros(len(images), len(sigmas), dtype=torch.float64)
-    for batch in noisy_batches(images, sigmas, seed, draws, batch_size, labels, device):
-        end = teacher_endpoint(batch.x, batch.sigma, batch.labels).double()
-        error = consistency(batch.x, batch.sigma, batch.labels).double() - end
-        losses[batch.rows, batch.level] += error.square().flatten(1).mean(1).cpu() / draws
-    return losses
+    return _squared_errors(
+        consistency, lambda batch: teacher_endpoint(batch.x, batch.sigma, batch.labels), images, sigmas, options
+    )
 
 
 @dataclass(frozen=True)
@@ -199,11 +218,8 @@ def loss_gap(train_losses: Tensor, heldout_losses: Tensor) -> list[LossGap]:
     if min(len(train_losses), len(heldout_losses)) < 2:
         sizes = f"{len(train_losses)} and {len(heldout_losses)}"
         raise InputError("data.held_out", sizes, "a gap with an interval needs two images of each", "use 2 or more")
-    gaps = []
-    for t, h in zip(train_losses.double().numpy().T, heldout_losses.double().numpy().T):
-        roc = separation(-t, -h)
-        gaps.append(LossGap(float(t.mean()), float(h.mean()), welch(h, t), roc))
-    return gaps
+    levels = zip(train_losses.double().numpy().T, heldout_losses.double().numpy().T)
+    return [LossGap(float(t.mean()), float(h.mean()), welch(h, t), separation(-t, -h)) for t, h in levels]
 
 
 def welch(first: np.ndarray, second: np.ndarray, confidence: float = 0.95) -> Estimate:
@@ -212,8 +228,7 @@ def welch(first: np.ndarray, second: np.ndarray, confidence: float = 0.95) -> Es
     parts = [float(v.var(ddof=1)) / len(v) for v in (first, second)]
     total = sum(parts)
     if total == 0:
-        return Estimate(difference, difference, difference)
+        return Estimate.around(difference, 0.0)
     # Relative parts: their squares could underflow otherwise.
     freedom = 1 / sum((p / total) ** 2 / (len(v) - 1) for p, v in zip(parts, (first, second)))
-    half = float(stats.t.ppf(0.5 + confidence / 2, freedom)) * math.sqrt(total)
-    return Estimate(difference, difference - half, difference + half)
+    return Estimate.around(difference, float(stats.t.ppf(0.5 + confidence / 2, freedom)) * math.sqrt(total))

@@ -25,8 +25,9 @@ it turns round, since inversion carries a held-out image into the sole reach of 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
+from typing import Unpack
 
 import torch
 from torch import Tensor
@@ -36,7 +37,7 @@ from cdmem.diffusion.noise import SIGMA_MIN
 from cdmem.diffusion.preconditioning import DenoiserLike
 from cdmem.diffusion.solvers import euler_step, slope
 from cdmem.errors import InputError
-from cdmem.images import to_float
+from cdmem.metrics.whitebox.loss_gap import BatchOptions, batches
 from cdmem.metrics.whitebox.roc import Separation, separation
 
 TIME, INTERVAL = 100, 10
@@ -62,16 +63,6 @@ def attack_sigmas(time: int = TIME, interval: int = INTERVAL, sigma_min: float =
     return levels
 
 
-def _batches(
-    images: Tensor, batch_size: int, labels: Tensor | None, device: torch.device | str
-) -> Iterator[tuple[Tensor, Tensor | None]]:
-    if not len(images):
-        raise InputError("images", 0, "there is nothing to score", "give at least one")
-    for k in range(0, len(images), batch_size):
-        classes = None if labels is None else labels[k : k + batch_size].to(device)
-        yield to_float(images[k : k + batch_size]).double().to(device), classes
-
-
 def _levels(x: Tensor, sigma: float) -> Tensor:
     return torch.full((len(x),), sigma, dtype=x.dtype, device=x.device)
 
@@ -81,9 +72,7 @@ def secmi(
     denoiser: DenoiserLike,
     images: Tensor,
     sigmas: Sequence[float] | None = None,
-    batch_size: int = 256,
-    labels: Tensor | None = None,
-    device: torch.device | str = "cpu",
+    **options: Unpack[BatchOptions],
 ) -> Tensor:
     """SecMI's t-error, float64 (n,), a sum over pixels; small for members. Deterministic.
 
@@ -92,9 +81,7 @@ def secmi(
         images: uint8 (n, C, H, W).
         sigmas: ascending levels, positive: the image counts as one at the first, the attack is at the last but one.
             None: :func:`attack_sigmas`. Costs one evaluation a level.
-        batch_size: images at once.
-        labels: classes int64 (n,), for conditional models.
-        device: where the model is.
+        options: of :func:`~cdmem.metrics.whitebox.loss_gap.batches`.
 
     Raises:
         InputError: no images, or fewer than three levels, or levels that do not ascend.
@@ -111,7 +98,7 @@ def secmi(
         back = euler_step(denoiser, up, there, here, classes)
         return (back - x).square().flatten(1).sum(1)
 
-    return _scores(error, images, batch_size, labels, device)
+    return _scores(error, images, options)
 
 
 @torch.no_grad()
@@ -120,9 +107,7 @@ def pia(
     images: Tensor,
     sigma: float | None = None,
     sigma_small: float | None = None,
-    batch_size: int = 256,
-    labels: Tensor | None = None,
-    device: torch.device | str = "cpu",
+    **options: Unpack[BatchOptions],
 ) -> Tensor:
     """PIA's distance, float64 (n,): the l4 norm between predicted noises; small for members. Two evaluations.
 
@@ -132,9 +117,7 @@ def pia(
         sigma: level of the attack; None is that of t = 100.
         sigma_small: level at which the noise of the clean image is predicted, no less than the model's sigma_min; None
             is that of t = 0, 0.0100.
-        batch_size: images at once.
-        labels: classes int64 (n,), for conditional models.
-        device: where the model is.
+        options: of :func:`~cdmem.metrics.whitebox.loss_gap.batches`.
 
     Raises:
         InputError: no images, or not 0 < sigma_small < sigma.
@@ -150,17 +133,11 @@ def pia(
         second = slope(denoiser, x + high * first, _levels(x, high), classes)
         return (first - second).flatten(1).norm(p=4, dim=1)
 
-    return _scores(error, images, batch_size, labels, device)
+    return _scores(error, images, options)
 
 
-def _scores(
-    error: Callable[[Tensor, Tensor | None], Tensor],
-    images: Tensor,
-    batch_size: int,
-    labels: Tensor | None,
-    device: torch.device | str,
-) -> Tensor:
-    return torch.cat([error(x, classes).cpu() for x, classes in _batches(images, batch_size, labels, device)])
+def _scores(error: Callable[[Tensor, Tensor | None], Tensor], images: Tensor, options: BatchOptions) -> Tensor:
+    return torch.cat([error(x, classes).cpu() for _, x, classes in batches(images, **options)])
 
 
 def membership(train_scores: Tensor, heldout_scores: Tensor) -> Separation:

@@ -6,8 +6,8 @@ search over samples. Everything is a function of the model, T and H, the seed an
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any, Protocol
 
@@ -21,7 +21,7 @@ from cdmem.metrics.whitebox.empirical_optimum import OptimumDistance, distance_t
 from cdmem.metrics.whitebox.intrinsic_dimension import lid
 from cdmem.metrics.whitebox.loss_gap import LossGap, OdeEndpoint, denoising_losses, endpoint_losses, loss_gap
 from cdmem.metrics.whitebox.membership_inference import attack_sigmas, membership, pia, secmi
-from cdmem.metrics.whitebox.roc import Estimate, Separation
+from cdmem.metrics.whitebox.roc import Separation
 
 SIGMAS = (0.1, 0.5, 2.0)
 IMAGES = 256  # of T, and of H
@@ -103,18 +103,14 @@ class Whitebox:
 
     def loss_gaps(self) -> list[LossGap]:
         """T against H by noise level; both sides are needed."""
-        losses = [
-            denoising_losses(self.function, x, self.sigmas, labels=y, **self._noise) for x, y in self.sides.values()
-        ]
-        return loss_gap(*losses)
+        return self._gaps(denoising_losses, self.function)
 
     def endpoint_gaps(self, endpoint: DenoiserLike) -> list[LossGap]:
         """The same of a student's distance to ``endpoint``, Phi of its teacher."""
-        losses = [
-            endpoint_losses(self.function, endpoint, x, self.sigmas, labels=y, **self._noise)
-            for x, y in self.sides.values()
-        ]
-        return loss_gap(*losses)
+        return self._gaps(endpoint_losses, self.function, endpoint)
+
+    def _gaps(self, losses: Callable[..., Tensor], *models: DenoiserLike) -> list[LossGap]:
+        return loss_gap(*(losses(*models, x, self.sigmas, labels=y, **self._noise) for x, y in self.sides.values()))
 
     def optimum(self) -> DenoiserLike:
         """D* of T for a teacher, where its ODE ends for a student."""
@@ -185,10 +181,7 @@ def whitebox_record(
         elif teacher is not None:
             record["endpoint"] = _gap_rows(whitebox.endpoint_gaps(OdeEndpoint(teacher.function(), model.sigma_min)))
     record[f"optimum{whitebox.suffix}"] = {
-        name: [
-            {"sigma": s, "absolute": d.absolute, "reference": d.reference, "ratio": d.ratio}
-            for s, d in zip(SIGMAS, row)
-        ]
+        name: [{"sigma": s, **asdict(d)} for s, d in zip(SIGMAS, row)]
         for name, row in whitebox.optimum_distances(whitebox.optimum()).items()
     }
     dimensions = whitebox.dimensions(samples[:POINTS], seeds[:POINTS].tolist())
@@ -196,17 +189,13 @@ def whitebox_record(
     return record
 
 
-def _estimate(e: Estimate) -> dict[str, Any]:
-    return {"value": e.value, "ci95": [e.low, e.high]}
-
-
 def _separation(s: Separation) -> dict[str, Any]:
-    return {"auc": _estimate(s.auc), "tpr_at_1_fpr": _estimate(s.tpr)}
+    return {"auc": s.auc.record(), "tpr_at_1_fpr": s.tpr.record()}
 
 
 def _gap_rows(gaps: Sequence[LossGap]) -> list[dict[str, Any]]:
     return [
-        {"sigma": sigma, "train": g.train, "held_out": g.held_out, "gap": _estimate(g.gap), **_separation(g.separation)}
+        {"sigma": sigma, "train": g.train, "held_out": g.held_out, "gap": g.gap.record(), **_separation(g.separation)}
         for sigma, g in zip(SIGMAS, gaps)
     ]
 

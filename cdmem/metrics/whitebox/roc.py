@@ -11,18 +11,9 @@ from scipy import stats
 from scipy.optimize import brentq
 
 from cdmem.errors import InputError
-from cdmem.metrics.statistics import wilson_interval
+from cdmem.metrics.statistics import Estimate, fraction
 
 FALSE_POSITIVES = 0.01
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """A number with its 95 % interval."""
-
-    value: float
-    low: float
-    high: float
 
 
 @dataclass(frozen=True)
@@ -92,8 +83,7 @@ def tpr_at_fpr(members: np.ndarray, others: np.ndarray, rate: float = FALSE_POSI
     members, others = _checked(members), _checked(others)
     allowed = math.floor(rate * len(others) + 1e-9)
     threshold = np.sort(others)[len(others) - 1 - allowed]
-    hits = int((members > threshold).sum())
-    return Estimate(hits / len(members), *wilson_interval(hits, len(members)))
+    return fraction(int((members > threshold).sum()), len(members))
 
 
 def separation(member_scores: np.ndarray, other_scores: np.ndarray) -> Separation:

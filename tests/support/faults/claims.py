@@ -53,9 +53,9 @@ plant(
 plant(
     support.check_hits,
     good_turing_of_unique_images=slip(coverage.coverage, "1 - once / total", "1 - once / unique"),
-    chao_without_its_correction=slip(coverage._unseen, "a, b = once, twice + 1", "a, b = once, max(twice, 1)"),
+    chao_without_its_correction=slip(coverage._chao, "a, b = once, twice + 1", "a, b = once, max(twice, 1)"),
     chao_counts_pairs_for_singles=patch(
-        coverage, "_unseen", lambda real: lambda unique, once, twice: real(unique, twice, once)
+        coverage, "_chao", lambda real: lambda unique, once, twice: real(unique, twice, once)
     ),
 )
 plant(
@@ -64,7 +64,9 @@ plant(
         coverage.duplication_slope, "copies.double().log()", "copies.double()"
     ),
     hits_weighted_by_rows=patch(
-        coverage.HitCoverage, "hits", lambda real: lambda self, rows: self.search.multiplicities * real(self, rows)
+        coverage.HitCoverage,
+        "hits_by_group",
+        lambda real: lambda self, rows: self.search.multiplicities * real(self, rows),
     ),
 )
 
@@ -206,7 +208,9 @@ plant(
 )
 plant(
     support.check_endpoint,
-    endpoint_is_the_clean_image=slip(loss_gap.endpoint_losses, ".double() - end", ".double() - batch.clean"),
+    endpoint_is_the_clean_image=slip(
+        loss_gap.endpoint_losses, "teacher_endpoint(batch.x, batch.sigma, batch.labels)", "batch.clean"
+    ),
     endpoint_is_the_posterior_mean=patch(
         loss_gap.OdeEndpoint, "__call__", lambda _: lambda self, x, sigma, labels=None: self.denoiser(x, sigma, labels)
     ),

@@ -21,7 +21,7 @@ from cdmem.metrics.neighbors import features as feature_neighbors
 from cdmem.metrics.neighbors import index as search
 from cdmem.metrics.neighbors import pixels as neighbors
 from cdmem.metrics.neighbors.pixels import NeighborIndex
-from cdmem.metrics.quality import efficientnet, feature_space, features, fidelity, frechet, inception, prdc
+from cdmem.metrics.quality import feature_space, features, fidelity, frechet, prdc, weights
 from cdmem.models.pipelines import PipelineSampler
 from support.faults.frame import fault, patch, plant, slip
 
@@ -79,7 +79,7 @@ plant(
 )
 plant(
     support.check_feature_distances,
-    near_copies_drown_in_products=slip(feature_neighbors.FeatureIndex.query, "(ranked.squared[:, -1] < beyond) & ", ""),
+    near_copies_drown_in_products=slip(feature_neighbors.FeatureIndex.query, "(squared[:, -1] < beyond) & ", ""),
     equal_features_are_not_at_zero=slip(feature_space.squared_blocks, "table <= CANCELLED * scale", "table < -1e300"),
 )
 
@@ -139,11 +139,7 @@ plant(
 plant(
     support.check_manifold,
     2,
-    repeated_rows_shrink_the_balls=slip(
-        prdc.precision_recall_density_coverage,
-        "real[first_rows(content_groups(real) if real_groups is None else real_groups)]",
-        "real",
-    ),
+    repeated_rows_shrink_the_balls=slip(prdc.precision_recall_density_coverage, "unique_rows(real)", "real"),
 )
 plant(
     support.check_frechet,
@@ -179,10 +175,7 @@ def cache_by_name_alone(m):
 
 plant(
     support.check_other_weights_are_refused,
-    efficientnet_digest_not_compared=slip(
-        efficientnet.EfficientNetLite0Features.__init__, "if digest != SHA256", "if not digest"
-    ),
-    inception_digest_not_compared=slip(inception.checked_bytes, "if digest != sha256", "if not digest"),
+    digest_not_compared=slip(weights.checked_bytes, "if digest != sha256", "if not digest"),
 )
 
 # ---- samples, pairs, references -------------------------------------------------------------------------------------

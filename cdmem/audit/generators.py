@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -81,8 +81,9 @@ class GivenImages:
         return self.images[list(seeds)].to(device)
 
 
-def _digest(module: DiffusionModule) -> str:
-    return weights_digest(module.function().network)
+def _about(module: DiffusionModule) -> tuple[str, int | None, str, DiffusionModule]:
+    """Weights, step, digest and the module: the end of its generators' fields."""
+    return module.weights, module.record.step, weights_digest(module.function().network), module
 
 
 def _weights(module: DiffusionModule, weights: str | None) -> DiffusionModule:
@@ -93,33 +94,23 @@ def _weights(module: DiffusionModule, weights: str | None) -> DiffusionModule:
 
 def teacher_generators(module: DiffusionTeacher, nfe: Sequence[int] | None = None) -> list[Generator]:
     """The teacher at full cost, and at each further ``nfe``."""
-    about = (module.weights, module.record.step, _digest(module), module)
-    generators = [Generator("teacher", "teacher", module.sampling.solver, module.sampler(), *about)]
-    for k in nfe or ():
-        sampler = module.sampler(k)
-        if sampler.nfe != generators[0].sampler.nfe:
-            generators.append(Generator("teacher", "teacher", module.sampling.solver, sampler, *about))
-    return generators
+    full = Generator("teacher", "teacher", module.sampling.solver, module.sampler(), *_about(module))
+    further = [replace(full, sampler=module.sampler(k)) for k in nfe or ()]
+    return [full, *(g for g in further if g.sampler.nfe != full.sampler.nfe)]
 
 
 def student_generators(name: str, module: Student, nfe: Sequence[int] | None = None) -> list[Generator]:
     """The student at every NFE asked for; all that its ``mid_sigmas`` allow without ``nfe``."""
-    about = (module.weights, module.record.step, _digest(module), module)
+    about = _about(module)
     return [Generator(name, "student", "consistency", module.sampler(k), *about) for k in nfe or module.default_nfe]
 
 
 def with_teacher(teacher: DiffusionTeacher, students: Sequence[Generator]) -> list[Generator]:
     """The teacher at full cost, the teacher by Euler steps at the students' own levels, then the students."""
-    full = teacher_generators(teacher)
-    cheap: dict[tuple[float, ...], Generator] = {}
-    for s in students:
-        mids = tuple(s.sampler.mid_sigmas)  # type: ignore[attr-defined]
-        if mids not in cheap:
-            euler = teacher.few_step_sampler(mids)
-            cheap[mids] = Generator(
-                "teacher", "teacher", "euler", euler, full[0].weights, full[0].step, full[0].digest, teacher
-            )
-    return [*full, *cheap.values(), *students]
+    (full,) = teacher_generators(teacher)
+    levels = dict.fromkeys(tuple(s.sampler.mid_sigmas) for s in students)  # type: ignore[attr-defined]
+    cheap = [replace(full, method="euler", sampler=teacher.few_step_sampler(mids)) for mids in levels]
+    return [full, *cheap, *students]
 
 
 def study_generators(
@@ -225,9 +216,6 @@ def stage_generators(
     return with_teacher(original, students), notes
 
 
-# ---- whatever the user names ----------------------------------------------------------------------------------------
-
-
 def open_generators(
     path: str | Path,
     training_set: TrainingSet,
@@ -259,9 +247,11 @@ def open_generators(
         return [Generator(path.name, "generator", method, s, "pipeline", None, digest) for s in samplers], {}, []
     if (path / "teacher/checkpoints/last.ckpt").is_file():
         _refuse_needless("a study, which has its own teacher", teacher=teacher)
-        generators = study_generators(path, students_of(path), settings.nfe, settings.torch_device, weights)
+        students = students_of(path)
+        generators = study_generators(path, students, settings.nfe, settings.torch_device, weights)
         notes = _training_set_notes(generators, training_set)
-        return generators, {} if notes else _records(generators, settings, weights, path), notes
+        folders = {name: path / name for name in students}
+        return generators, {} if notes else _records(generators, settings, weights, folders), notes
     stage = (path / "checkpoints").is_dir() or (path / "last.ckpt").is_file()
     if path.suffix == ".ckpt" or stage or is_model_folder(path):
         return _open_stage(path, training_set, settings, weights, teacher)
@@ -285,7 +275,7 @@ def _open_stage(
     folder, records = path if path.is_dir() else path.parent.parent, {}
     if generators[-1].role == "student" and not other:
         if (folder / CONFIG).is_file() and (folder / "evaluations").is_dir():
-            records = _records(generators, settings, weights, folder.parent, folder)
+            records = _records(generators, settings, weights, {"student": folder})
         else:
             notes.append("no evaluations along the distillation: convergence is unknown")
     return generators, records, notes + other
@@ -311,22 +301,15 @@ def _training_set_notes(generators: Sequence[Generator], training_set: TrainingS
 
 
 def _records(
-    generators: Sequence[Generator],
-    settings: AuditSettings,
-    weights: str | None,
-    study: Path,
-    folder: Path | None = None,
+    generators: Sequence[Generator], settings: AuditSettings, weights: str | None, folders: Mapping[str, Path]
 ) -> dict[str, Any]:
-    """What is known of the distillation of every student: of the weights and up to the step that are audited."""
-    records: dict[str, Any] = {}
-    for g in generators:
-        if g.role != "student" or g.name in records:
-            continue
-        place = folder or study / g.name
-        usual = load_record(place).weights if weights else g.weights
-        if g.weights == usual:
-            records[g.name] = distillation_record(RunFolder(place), settings.threshold, g.step)
-    return records
+    """What the folders tell of every student's distillation: of the weights and up to the step that are audited."""
+    students = {g.name: g for g in generators if g.role == "student"}
+    return {
+        name: distillation_record(RunFolder(folders[name]), settings.threshold, g.step)
+        for name, g in students.items()
+        if not weights or g.weights == load_record(folders[name]).weights
+    }
 
 
 def _refuse_needless(what: str, **given: object) -> None:

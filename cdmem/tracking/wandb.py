@@ -11,6 +11,7 @@ import os
 import sys
 import warnings
 from collections.abc import Callable, Mapping
+from functools import wraps
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,25 @@ class Ignored:
         return lambda *args, **kwargs: None
 
 
+def guarded(method: Callable[..., None]) -> Callable[..., None]:
+    """A logger's method, on rank zero only, whose first failure is told and ends W&B, not the run."""
+
+    @rank_zero_only
+    @wraps(method)
+    def inner(logger: SafeWandbLogger, *args: Any, **kwargs: Any) -> None:
+        if logger.broken:
+            return
+        try:
+            method(logger, *args, **kwargs)
+        # Anything at all: network, disk, service process, an API that changed.
+        except Exception as error:
+            logger.broken = True
+            reason = str(error).split("\n")[0][:120]
+            warnings.warn(f"W&B failed ({type(error).__name__}: {reason}); the run goes on without it", stacklevel=3)
+
+    return inner
+
+
 class SafeWandbLogger(WandbLogger):
     """Lightning's logger that never fails a run, with our axes and tables.
 
@@ -58,26 +78,15 @@ class SafeWandbLogger(WandbLogger):
         super().__init__(**settings)
         self.teacher, self.parts, self.broken = teacher, parts, False
 
-    def _try(self, action: Callable[[], Any]) -> Any:
-        if self.broken:
-            return None
-        try:
-            return action()
-        # Anything at all: network, disk, service process, an API that changed.
-        except Exception as error:
-            self.broken = True
-            reason = str(error).split("\n")[0][:120]
-            warnings.warn(f"W&B failed ({type(error).__name__}: {reason}); the run goes on without it", stacklevel=3)
-            return None
-
     @property
     @rank_zero_experiment
     def experiment(self) -> Any:
         """The W&B run, started at first use; a stand-in that ignores everything once W&B has failed."""
-        if self._experiment is None and not self.broken:
-            self._try(self._start)
-        return Ignored() if self.broken or self._experiment is None else self._experiment
+        if self._experiment is None:
+            self._start()
+        return Ignored() if self.broken else self._experiment
 
+    @guarded
     def _start(self) -> None:
         if OWN_DATA_DIR is None:
             # Pictures of tables wait for the sync outside the run's folder otherwise, in a home that may not last.
@@ -110,19 +119,19 @@ class SafeWandbLogger(WandbLogger):
         run.notes = f"teacher: run {teacher['run_id']}, {teacher['path']}, weights {teacher['digest']}"
         run.summary["teacher/run_id"], run.summary["teacher/digest"] = teacher["run_id"], teacher["digest"]
 
-    @rank_zero_only
+    @guarded
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        self._try(lambda: super(SafeWandbLogger, self).log_metrics(metrics, step))
+        super().log_metrics(metrics, step)
 
-    @rank_zero_only
+    @guarded
     def log_hyperparams(self, params: Any) -> None:
-        self._try(lambda: super(SafeWandbLogger, self).log_hyperparams(params))
+        super().log_hyperparams(params)
 
-    @rank_zero_only
+    @guarded
     def log_image(self, key: str, images: list[Any], step: int | None = None, **kwargs: Any) -> None:
-        self._try(lambda: super(SafeWandbLogger, self).log_image(key, images, step, **kwargs))
+        super().log_image(key, images, step, **kwargs)
 
-    @rank_zero_only
+    @guarded
     def log_panel_data(
         self,
         step: int,
@@ -140,16 +149,6 @@ class SafeWandbLogger(WandbLogger):
             by_multiplicity: rows of :data:`MULTIPLICITY_COLUMNS`.
             pairs: rows of :data:`PAIR_COLUMNS`; pictures as uint8 (H, W, 3).
         """
-        self._try(lambda: self._log_panel_data(step, ratio, cdf, by_multiplicity, pairs))
-
-    def _log_panel_data(
-        self,
-        step: int,
-        ratio: np.ndarray,
-        cdf: list[tuple[float, float]],
-        by_multiplicity: list[list[float]],
-        pairs: list[list[Any]],
-    ) -> None:
         import wandb
 
         rows = [[wandb.Image(v) if isinstance(v, np.ndarray) else v for v in row] for row in pairs]
@@ -161,25 +160,21 @@ class SafeWandbLogger(WandbLogger):
         }
         super().log_metrics(values, step)
 
-    @rank_zero_only
+    @guarded
     def log_checkpoint(self, path: Path, role: str, about: dict[str, Any]) -> None:
         """The final checkpoint as artifact ``<role>-<run id>``: a reference with its hash; the weights stay here.
 
         Weights that reproduce training images are not to be uploaded by default.
         """
+        import wandb
 
-        def log() -> None:
-            import wandb
+        artifact = wandb.Artifact(f"{role}-{self._id}", type="model", metadata=about)
+        artifact.add_reference(path.resolve().as_uri(), name=path.name)
+        self.experiment.log_artifact(artifact)
 
-            artifact = wandb.Artifact(f"{role}-{self._id}", type="model", metadata=about)
-            artifact.add_reference(path.resolve().as_uri(), name=path.name)
-            self.experiment.log_artifact(artifact)
-
-        self._try(log)
-
-    @rank_zero_only
+    @guarded
     def finalize(self, status: str) -> None:
-        self._try(lambda: super(SafeWandbLogger, self).finalize(status))
+        super().finalize(status)
 
 
 def group_name(folder: RunFolder) -> str:

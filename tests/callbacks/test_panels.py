@@ -9,7 +9,6 @@ import torch
 from callbacks.panels import (
     FRAME,
     STRIP,
-    VERMILLION,
     Triples,
     curves_panel,
     nearest_of_group,
@@ -21,6 +20,8 @@ from callbacks.panels import (
 from cdmem.metrics.memorization.fraction import CDF_GRID
 from cdmem.metrics.neighbors.index import GroupIndex
 from support import make_training_set, random_images
+
+VERMILLION = np.array((213, 94, 0), np.uint8)
 
 
 def rows_of(samples: torch.Tensor, search: GroupIndex) -> dict[str, torch.Tensor]:
@@ -42,7 +43,7 @@ def test_only_memorised_samples_are_framed_and_they_come_first(channels, size):
     assert found.seeds[0] == 3 and found.row1[0] == 4 and found.ratio[0] == 0
     assert torch.equal(found.nearest[0], t[4]) and (found.ratio.diff() >= 0).all()
     picture = neighbor_panel(found, columns=4)
-    framed = (picture == np.array(VERMILLION, np.uint8)).all(-1)
+    framed = (picture == VERMILLION).all(-1)
     assert framed[STRIP, 1] and framed[STRIP : STRIP + FRAME, 1:20].all()
     assert not framed[:, picture.shape[1] // 4 :].any()
     # The sample's first pixel lies just inside the frame, and below it its nearest image's.
@@ -72,4 +73,4 @@ def test_pairs_and_curves_have_content():
     assert picture.shape[2] == 3 and picture.std() > 0
     multiplicities = [{"copies": 1, "groups": 4, "p_hit": 0.5, "ci95": [0.2, 0.8]}]
     curves = curves_panel(CDF_GRID, 1 / 3, multiplicities)
-    assert (curves == np.array(VERMILLION, np.uint8)).all(-1).any()
+    assert (curves == VERMILLION).all(-1).any()

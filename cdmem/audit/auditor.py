@@ -16,7 +16,7 @@ from tqdm import tqdm
 from cdmem.audit.generators import Generator, GivenImages
 from cdmem.audit.result import AuditResult
 from cdmem.audit.settings import SAMPLES, AuditSettings
-from cdmem.audit.suite import build_features, extractor_record, fidelity_metrics, measure, prepared
+from cdmem.audit.suite import FEATURES, extractor_record, fidelity_metrics, measure, prepared
 from cdmem.data.subset import TrainingSet
 from cdmem.errors import InputError
 from cdmem.images import to_float, to_uint8
@@ -78,7 +78,7 @@ class Auditor:
         self.near_duplicates, self.device = self.settings.near_duplicates, self.settings.torch_device
         self.first = first_sample(sampling_seed)
         names = dict.fromkeys(self.settings.features or ["pixels"])
-        self.extractors = [build_features(name).to(self.device) for name in names]
+        self.extractors = [FEATURES[name]().to(self.device) for name in names]
         self.folder, self.progress = folder, progress
         self.memorized = MemorizedFraction(self.threshold, self.near_duplicates)
         self.memorized.prepare(training_set)

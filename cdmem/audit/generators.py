@@ -67,11 +67,7 @@ class Generator:
 
 @dataclass
 class GivenImages:
-    """A sampler over images that exist: seed k is image k.
-
-    Args:
-        images: uint8 (m, C, H, W).
-    """
+    """A sampler over images that exist, uint8 (m, C, H, W): seed k is image k."""
 
     images: Tensor
     nfe: int = 0
@@ -164,19 +160,18 @@ def find_teacher(path: str | None, record: ModelRecord, places: Sequence[str | P
     Raises:
         InputError: a named teacher that is not the one the student was distilled from.
     """
-    if path is not None:
-        module = _teacher_at(path, record)
-        if module is None:
-            raise InputError("teacher", path, "is not the teacher this student was distilled from", "give that teacher")
-        return module
-    named = record.teacher
-    for place in [*places, *([] if named is None or named.startswith("analytic:") else [named])]:
+    named = [record.teacher] if record.teacher and not record.teacher.startswith("analytic:") else []
+    for place in [*places, *named] if path is None else [path]:
         try:
             module = _teacher_at(place, record)
         except InputError:
-            continue  # nobody asked for this one
+            if path is None:
+                continue  # nobody asked for this one
+            raise
         if module is not None:
             return module
+    if path is not None:
+        raise InputError("teacher", path, "is not the teacher this student was distilled from", "give that teacher")
     return None
 
 
@@ -206,9 +201,9 @@ def stage_generators(
     students = student_generators("student", module, nfe)
     # In a study's folder the teacher lies beside the student, wherever the folder was moved.
     stage = Path(path) if Path(path).is_dir() else Path(path).resolve().parent.parent
-    status, notes = module.record.training_set_status, []
-    if status != RECORDED:
-        notes.append(f"the training set of the student's teacher is {status}, not recorded by who trained it")
+    status = module.record.training_set_status
+    note = f"the training set of the student's teacher is {status}, not recorded by who trained it"
+    notes = [] if status == RECORDED else [note]
     original = find_teacher(teacher, module.record, [stage.parent / "teacher"])
     if original is None:
         return students, [*notes, "the student's teacher was not found: no paired comparison (give --teacher PATH)"]

@@ -34,8 +34,8 @@ class Corner(nn.Module):
 """
 
 
-def entry(name: str, samples: int = 32, **options) -> dict:
-    metric = {"class_path": f"cdmem.metrics.{name}", "init_args": METRICS[name][0]}
+def entry(name: str, samples: int = 32, own: dict | None = None, **options) -> dict:
+    metric = {"class_path": f"cdmem.metrics.{name}", "init_args": own or METRICS[name][0]}
     return callback("callbacks.MetricCallback", samples, 1, **{"metric": metric, **options})
 
 
@@ -64,13 +64,7 @@ def test_every_metric_is_one_entry_in_a_config(tmp_path, monkeypatch):
         (entry("AdaptiveExtraction", metric=None), "metric"),
         (entry("ManifoldQuality", 2), "samples"),
         # What this training set cannot have is known at once.
-        (
-            entry(
-                "AdaptiveExtraction",
-                metric={"class_path": "cdmem.metrics.AdaptiveExtraction", "init_args": {"neighbors": 50}},
-            ),
-            "50 neighbours",
-        ),
+        (entry("AdaptiveExtraction", own={"neighbors": 50}), "50 neighbours"),
     ],
 )
 def test_impossible_entries_stop_before_training(tmp_path, capsys, broken, words):

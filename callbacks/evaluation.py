@@ -196,6 +196,7 @@ class EvaluationCallback(Callback):
     Attributes:
         samples: generated images of the evaluation that is due: those of the cadence, ``cadence.test_samples`` in
             ``test``, 8 at most under ``fast_dev_run``.
+        steps_to_evaluate: optimizer steps still to come; a checkpoint is written just before each of them.
 
     Raises:
         InputError: a count that cannot be.
@@ -207,7 +208,7 @@ class EvaluationCallback(Callback):
     def __init__(self, cadence: Cadence = Cadence()) -> None:
         cadence.check(f"{type(self).__name__}.cadence")
         self.cadence, self.samples = cadence, cadence.samples
-        self._steps: set[int] = set()
+        self.steps_to_evaluate: set[int] = set()
 
     def check_run(self, trainer: Trainer, training_set: TrainingSet) -> None:
         """Raise InputError for a run that this metric cannot measure; called before any stage of a study trains."""
@@ -247,18 +248,13 @@ class EvaluationCallback(Callback):
         log_values(trainer, module, values)
         return values
 
-    @property
-    def steps_to_evaluate(self) -> set[int]:
-        """Optimizer steps still to be evaluated; a checkpoint is written just before each of them."""
-        return self._steps
-
     def on_fit_start(self, trainer: Trainer, pl_module: Any) -> None:
         self.check_run(trainer, pl_module.data.training_set)
-        self._steps = set(evaluation_steps(trainer.max_steps, self.cadence.points, self.cadence.spacing))
+        self.steps_to_evaluate = set(evaluation_steps(trainer.max_steps, self.cadence.points, self.cadence.spacing))
 
     def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
         # What came before the checkpoint was evaluated before it.
-        self._steps = {step for step in self._steps if step > trainer.global_step}
+        self.steps_to_evaluate = {step for step in self.steps_to_evaluate if step > trainer.global_step}
         # Step 0 of a student is the teacher's network used in one step: the baseline of its curve.
         fresh = trainer.global_step == 0 and trainer.ckpt_path is None
         if fresh and pl_module.role == "student" and not trainer.fast_dev_run:
@@ -266,8 +262,8 @@ class EvaluationCallback(Callback):
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: Any, *args: Any) -> None:
         # With accumulation several micro-batches share a step: evaluate after the one that moved the weights.
-        if trainer.global_step in self._steps:
-            self._steps.discard(trainer.global_step)
+        if trainer.global_step in self.steps_to_evaluate:
+            self.steps_to_evaluate.discard(trainer.global_step)
             values = self.run(trainer, pl_module)
             pl_module.log_dict(values, logger=False, prog_bar=False, sync_dist=False)
 

@@ -132,12 +132,13 @@ def neighbor_panel(worst: Triples, columns: int = 16) -> np.ndarray:
     return np.asarray(canvas)
 
 
-def pairs_panel(teacher: Tensor, student: Tensor, columns: int = 16) -> np.ndarray:
-    """Teacher above student on the same seeds, uint8 (k, C, H, W) both -> (H, W, 3) uint8."""
-    parts = []
-    for k in range(0, len(teacher), columns):
-        parts += [teacher[k : k + columns], student[k : k + columns]]
-    return grid(torch.cat(parts), min(columns, len(teacher)), scale=max(1, LEAST_WIDTH // teacher.shape[-1]))
+def pairs_panel(above: Tensor, below: Tensor, columns: int = 16) -> np.ndarray:
+    """Each image above the one of the same number, uint8 (k, C, H, W) both -> (H, W, 3) uint8."""
+    columns = min(columns, len(above))
+    white = torch.full_like(above[:columns], 255)
+    rows = [row for pair in zip(above.split(columns), below.split(columns)) for row in pair]
+    whole = torch.cat([torch.cat([row, white[len(row) :]]) for row in rows])
+    return grid(whole, columns, scale=max(1, LEAST_WIDTH // above.shape[-1]))
 
 
 def curves_panel(cdf: Tensor, threshold: float, by_multiplicity: list[dict[str, Any]]) -> np.ndarray:

@@ -35,7 +35,7 @@ def has_login() -> bool:
         return True
     try:
         return netrc.netrc(Path.home() / ".netrc").authenticators("api.wandb.ai") is not None
-    except (FileNotFoundError, netrc.NetrcParseError, OSError):
+    except (netrc.NetrcParseError, OSError):
         return False
 
 
@@ -119,17 +119,10 @@ class SafeWandbLogger(WandbLogger):
         run.notes = f"teacher: run {teacher['run_id']}, {teacher['path']}, weights {teacher['digest']}"
         run.summary["teacher/run_id"], run.summary["teacher/digest"] = teacher["run_id"], teacher["digest"]
 
-    @guarded
-    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        super().log_metrics(metrics, step)
-
-    @guarded
-    def log_hyperparams(self, params: Any) -> None:
-        super().log_hyperparams(params)
-
-    @guarded
-    def log_image(self, key: str, images: list[Any], step: int | None = None, **kwargs: Any) -> None:
-        super().log_image(key, images, step, **kwargs)
+    log_metrics = guarded(WandbLogger.log_metrics)
+    log_hyperparams = guarded(WandbLogger.log_hyperparams)
+    log_image = guarded(WandbLogger.log_image)
+    finalize = guarded(WandbLogger.finalize)
 
     @guarded
     def log_panel_data(
@@ -171,10 +164,6 @@ class SafeWandbLogger(WandbLogger):
         artifact = wandb.Artifact(f"{role}-{self._id}", type="model", metadata=about)
         artifact.add_reference(path.resolve().as_uri(), name=path.name)
         self.experiment.log_artifact(artifact)
-
-    @guarded
-    def finalize(self, status: str) -> None:
-        super().finalize(status)
 
 
 def group_name(folder: RunFolder) -> str:

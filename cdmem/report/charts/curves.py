@@ -88,14 +88,13 @@ def log_scale(ax: Axes, which: str, values: np.ndarray) -> None:
     positive = values[values > 0]
     if not len(positive):
         return
-    low, high = float(positive.min()), float(positive.max())
-    axis = getattr(ax, f"{which}axis")
+    low, high, axis = float(positive.min()), float(positive.max()), getattr(ax, f"{which}axis")
     if (values <= 0).any():
         getattr(ax, f"set_{which}scale")("symlog", linthresh=low, linscale=0.4)
     else:
-        getattr(ax, f"set_{which}scale")("log")
+        ax.set(**{f"{which}scale": "log"})
         if low == high:
-            getattr(ax, f"set_{which}lim")(low / 3, high * 3)
+            ax.set(**{f"{which}lim": (low / 3, high * 3)})
         decades = math.log10(high / low)
         subs = (1.0,) if decades > 2.2 else (1.0, 3.0) if decades > 1.2 else (1.0, 2.0, 5.0)
         axis.set_major_locator(LogLocator(subs=subs, numticks=7))
@@ -188,20 +187,17 @@ def name_lines(ax: Axes, entries: Sequence[tuple[str, Look]], points: Sequence[n
     entries = [e for e, _ in kept]
     to_axes = ax.transScale + ax.transLimits
     ends = [to_axes.transform(p[:2, int(np.argmax(p[0]))]) for _, p in kept]
-    gap = 0.095
     fits = 0 < len(kept) <= 6 and all(len(clean(label)) <= 21 for label, _ in entries)
-    if not fits or any(e[0] < 0.9 for e in ends):
-        return keys(ax, entries)
-    places = spread([float(e[1]) for e in ends], gap, 0.03, 0.97)
-    if max(abs(p - e[1]) for p, e in zip(places, ends)) > 0.3:
-        return keys(ax, entries)
+    places = spread([float(e[1]) for e in ends], 0.095, 0.03, 0.97)
+    if not fits or any(e[0] < 0.9 or abs(p - e[1]) > 0.3 for p, e in zip(places, ends)):
+        keys(ax, entries)
+        return
     for (label, look), end, y in zip(entries, ends, places):
         ax.plot(
             [end[0], 1.015, 1.03], [end[1], y, y], color=look.color, linewidth=0.8, transform=ax.transAxes,
             clip_on=False, scalex=False, scaley=False,
         )  # fmt: skip
         ax.text(1.04, y, clean(label) or "unnamed", transform=ax.transAxes, va="center", ha="left", fontsize=10)
-    return None
 
 
 def frame(ax: Axes, xlabel: str, ylabel: str) -> None:

@@ -126,12 +126,9 @@ class Planned:
 
 @dataclass
 class Evaluation:
-    """What a metric may look at.
+    """What a metric may look at: the model in eval mode, and the run folder; ask :attr:`is_writer` before writing.
 
     Attributes:
-        trainer: for ranks and folders.
-        module: the model, in eval mode.
-        folder: the run folder; use :attr:`is_writer` before writing.
         batch_size: samples made at once.
     """
 

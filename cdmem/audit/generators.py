@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -160,18 +161,17 @@ def find_teacher(path: str | None, record: ModelRecord, places: Sequence[str | P
     Raises:
         InputError: a named teacher that is not the one the student was distilled from.
     """
-    named = [record.teacher] if record.teacher and not record.teacher.startswith("analytic:") else []
-    for place in [*places, *named] if path is None else [path]:
-        try:
-            module = _teacher_at(place, record)
-        except InputError:
-            if path is None:
-                continue  # nobody asked for this one
-            raise
-        if module is not None:
-            return module
     if path is not None:
-        raise InputError("teacher", path, "is not the teacher this student was distilled from", "give that teacher")
+        module = _teacher_at(path, record)
+        if module is None:
+            raise InputError("teacher", path, "is not the teacher this student was distilled from", "give that teacher")
+        return module
+    named = [record.teacher] if record.teacher and not record.teacher.startswith("analytic:") else []
+    for place in (*places, *named):
+        with suppress(InputError):  # nobody asked for this one
+            module = _teacher_at(place, record)
+            if module is not None:
+                return module
     return None
 
 
@@ -181,9 +181,7 @@ def _teacher_at(path: str | Path, record: ModelRecord) -> DiffusionTeacher | Non
     if not isinstance(module, DiffusionTeacher):
         raise InputError("teacher", path, f"is a {module.role}", "give the teacher's checkpoint")
     digest, known = record.teacher_digest, _weights_by_digest(module)
-    if digest and digest not in known:
-        return None
-    return _weights(module, known.get(digest or ""))
+    return None if digest and digest not in known else _weights(module, known.get(digest or ""))
 
 
 def stage_generators(

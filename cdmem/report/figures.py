@@ -81,7 +81,7 @@ def _against(run: RunData, name: str, key: str, xlabel: str, more: str = "") -> 
 
 def pairs(run: RunData) -> Iterator[Figure]:
     """Transfer mosaics and paired ratios of every student against the teacher."""
-    threshold = float(run.summary["settings"]["threshold"])
+    threshold = run.threshold
     teacher = run.arrays("audit", run.teacher) if run.teacher else {}
     for m in (m for m in run.students if m.get("paired")):
         name, label, transfer = f"{m['name'][:NAME]}_{m['nfe']}", model_label(m), m["paired"]["transfer"]
@@ -108,8 +108,7 @@ def distributions(run: RunData) -> Iterator[Figure]:
     if held.get("ratio_cdf"):
         series.append(Series("held-out images", "control", GRID, held["ratio_cdf"]))
     if series:
-        threshold = float(run.summary["settings"]["threshold"])
-        chart = charts.cdfs("ratio_cdf", series, threshold, "cumulative share of d1/d2")
+        chart = charts.cdfs("ratio_cdf", series, run.threshold, "cumulative share of d1/d2")
         yield Figure(chart, "Share of samples with d1/d2 below the abscissa: the answer at every threshold at once.")
     yield from _multiplicity(run)
     text = "Denoising-loss gap by noise level."

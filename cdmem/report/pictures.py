@@ -42,7 +42,7 @@ def _training(run: RunData) -> dict[int, np.ndarray]:
 
 def same_seeds(run: RunData) -> Iterator[Text | Wall]:
     """First seeds of the audit: teacher, students, nearest training image of each; memorised ones framed."""
-    threshold, training = float(run.summary["settings"]["threshold"]), _training(run)
+    threshold, training = run.threshold, _training(run)
     loaded = [(model_label(m), run.arrays("samples", m), run.arrays("audit", m)) for m in run.main_models]
     loaded = [(label, s, a) for label, s, a in loaded if s and a]
     if not loaded:

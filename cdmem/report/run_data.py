@@ -89,6 +89,11 @@ class RunData:
         return [m for m in (self.teacher, *self.students) if m]
 
     @property
+    def threshold(self) -> float:
+        """Memorised means d1 / d2 below it."""
+        return float(self.summary["settings"]["threshold"])
+
+    @property
     def distance(self) -> str:
         """Key of the Frechet distance that is shown."""
         return distance_keys(self.summary)[0]

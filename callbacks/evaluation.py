@@ -1,15 +1,6 @@
 """Base of all metric callbacks: when to evaluate, and samples shared between the callbacks of one moment.
 
-A new metric is one file with one class::
-
-    class MeanBrightness(EvaluationCallback):
-        prefix = "brightness"
-
-        def measure(self, evaluation):
-            _, images = evaluation.samples(self.samples)
-            return {"mean": float(images.mean())}
-
-and two lines of YAML under ``trainer.callbacks``: ``class_path`` and ``init_args: {cadence: {samples: 256}}``.
+A metric of your own is one class in one file, see the recipe "A callback" in ``CONTRIBUTING.md``.
 """
 
 from __future__ import annotations
@@ -86,25 +77,28 @@ class Cadence:
 
 
 @dataclass
-class SampleCache:
-    """Images already made at this step, by (role, nfe, weights): every callback of one moment shares them."""
-
-    step: int = -1
-    fixed: dict[str, Tensor] = field(default_factory=dict)
-    current: dict[str, Tensor] = field(default_factory=dict)
-
-
-@dataclass
 class Evaluated:
-    """The values of all callbacks of one moment, for callbacks that judge them; the same on every rank."""
+    """What the callbacks of one moment share.
+
+    Attributes:
+        step: optimizer step of the latest evaluation.
+        values: measured there by all callbacks, for those that judge them; the same on every rank.
+        samples: images made there, by NFE and weights.
+        endpoints: the frozen teacher's, of every step.
+    """
 
     step: int = -1
     values: dict[str, float] = field(default_factory=dict)
+    samples: dict[str, Tensor] = field(default_factory=dict)
+    endpoints: dict[str, Tensor] = field(default_factory=dict)
 
 
-def evaluated(module: DiffusionModule) -> Evaluated:
-    """What was measured at the model's latest evaluation."""
-    return module.__dict__.setdefault("_evaluated", Evaluated())
+def evaluated(module: DiffusionModule, step: int | None = None) -> Evaluated:
+    """The model's latest evaluation, or that of ``step``, which is empty at first."""
+    found: Evaluated = module.__dict__.setdefault("_evaluated", Evaluated())
+    if step is not None and step != found.step:
+        found.step, found.values, found.samples = step, {}, {}
+    return found
 
 
 def log_values(trainer: Trainer, module: DiffusionModule, values: dict[str, float]) -> None:
@@ -132,12 +126,9 @@ class Planned:
 
 @dataclass
 class Evaluation:
-    """What a metric may look at.
+    """What a metric may look at: the model in eval mode, and the run folder; ask :attr:`is_writer` before writing.
 
     Attributes:
-        trainer: for ranks and folders.
-        module: the model, in eval mode.
-        folder: the run folder; use :attr:`is_writer` before writing.
         batch_size: samples made at once.
     """
 
@@ -160,21 +151,14 @@ class Evaluation:
         from step 0 again, and what training wrote at its steps must stay."""
         return self.trainer.is_global_zero and self.trainer.state.fn == "fit" and not self.trainer.fast_dev_run
 
-    def _seeds(self, count: int) -> list[int]:
-        start = first_sample(self.module.sampling_seed)
-        return list(range(start + self.trainer.global_rank, start + count, self.trainer.world_size))
-
     def _make(self, store: dict[str, Tensor], key: str, sampler: Sampler, count: int) -> tuple[Tensor, Tensor]:
-        seeds = self._seeds(count)
-        have = store.get(key)
-        missing = seeds[0 if have is None else len(have) :]
-        parts = [] if have is None else [have]
-        for k in range(0, len(missing), self.batch_size):
-            parts.append(sampler(missing[k : k + self.batch_size], self.module.device).cpu())
-        if parts:
-            store[key] = torch.cat(parts)
-        images = store.get(key, torch.zeros(0, *self.module.shape))
-        return torch.tensor(seeds, dtype=torch.int64), images[: len(seeds)]
+        start = first_sample(self.module.sampling_seed)
+        seeds = range(start + self.trainer.global_rank, start + count, self.trainer.world_size)
+        parts = [store.get(key, torch.zeros(0, *self.module.shape))]
+        for k in range(len(parts[0]), len(seeds), self.batch_size):
+            parts.append(sampler(list(seeds[k : k + self.batch_size]), self.module.device).cpu())
+        store[key] = torch.cat(parts)
+        return torch.tensor(seeds, dtype=torch.int64), store[key][: len(seeds)]
 
     def samples(self, count: int, nfe: int | None = None, weights: str | None = None) -> tuple[Tensor, Tensor]:
         """This rank's share of the first ``count`` samples of the model.
@@ -182,19 +166,15 @@ class Evaluation:
         Returns:
             seeds int64 (b,) and float32 images (b, C, H, W) on the CPU, in [-1, 1] but not clamped.
         """
-        cache = self.module.__dict__.setdefault("_sample_cache", SampleCache())
-        if cache.step != self.step:
-            cache.step, cache.current = self.step, {}
-        sampler = self.module.sampler(nfe, weights)
-        return self._make(cache.current, f"{sampler.nfe}/{weights or self.module.weights}", sampler, count)
+        made, sampler = evaluated(self.module, self.step).samples, self.module.sampler(nfe, weights)
+        return self._make(made, f"{sampler.nfe}/{weights or self.module.weights}", sampler, count)
 
     def teacher_endpoints(self, count: int) -> Tensor | None:
         """The frozen teacher's ODE endpoints for the same seeds (b, C, H, W), or None for a module without teacher."""
         sampler = getattr(self.module, "teacher_sampler", lambda: None)()
         if sampler is None:
             return None
-        cache = self.module.__dict__.setdefault("_sample_cache", SampleCache())
-        return self._make(cache.fixed, "teacher", sampler, count)[1]
+        return self._make(evaluated(self.module).endpoints, "teacher", sampler, count)[1]
 
     def send_picture(self, key: str, picture: np.ndarray, file: str = "") -> None:
         """Keep uint8 (H, W, 3) as ``panels/<file>step=<step>.png``, and send it to the loggers that take images."""
@@ -213,24 +193,26 @@ class EvaluationCallback(Callback):
     Attributes:
         samples: generated images of the evaluation that is due: those of the cadence, ``cadence.test_samples`` in
             ``test``, 8 at most under ``fast_dev_run``.
+        steps_to_evaluate: optimizer steps still to come; a checkpoint is written just before each of them.
 
     Raises:
         InputError: a count that cannot be.
     """
 
     prefix = "metric"
+    every_nfe = False  # look at the model's own list of NFE by default, not at its headline alone
 
     def __init__(self, cadence: Cadence = Cadence()) -> None:
         cadence.check(f"{type(self).__name__}.cadence")
         self.cadence, self.samples = cadence, cadence.samples
-        self._steps: set[int] = set()
+        self.steps_to_evaluate: set[int] = set()
 
     def check_run(self, trainer: Trainer, training_set: TrainingSet) -> None:
         """Raise InputError for a run that this metric cannot measure; called before any stage of a study trains."""
 
     def nfes(self, module: DiffusionModule) -> Sequence[int | None]:
         """Network evaluations per sample to look at; None is the model's headline."""
-        return getattr(self, "nfe", None) or [None]
+        return getattr(self, "nfe", None) or (module.default_nfe if self.every_nfe else [None])
 
     def planned(self, module: DiffusionModule, training_set: TrainingSet) -> Planned:
         """What one call of :meth:`measure` asks of the networks, for ``plan``: samples at every NFE."""
@@ -259,25 +241,17 @@ class EvaluationCallback(Callback):
         module.train(training)
         self.samples = usual
         values = {k if "/" in k else f"{self.prefix}/{k}": float(v) for k, v in values.items()}
-        moment = evaluated(module)
-        if moment.step != trainer.global_step:
-            moment.step, moment.values = trainer.global_step, {}
-        moment.values |= values
+        evaluated(module, trainer.global_step).values |= values
         log_values(trainer, module, values)
         return values
 
-    @property
-    def steps_to_evaluate(self) -> set[int]:
-        """Optimizer steps still to be evaluated; a checkpoint is written just before each of them."""
-        return self._steps
-
     def on_fit_start(self, trainer: Trainer, pl_module: Any) -> None:
         self.check_run(trainer, pl_module.data.training_set)
-        self._steps = set(evaluation_steps(trainer.max_steps, self.cadence.points, self.cadence.spacing))
+        self.steps_to_evaluate = set(evaluation_steps(trainer.max_steps, self.cadence.points, self.cadence.spacing))
 
     def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
         # What came before the checkpoint was evaluated before it.
-        self._steps = {step for step in self._steps if step > trainer.global_step}
+        self.steps_to_evaluate = {step for step in self.steps_to_evaluate if step > trainer.global_step}
         # Step 0 of a student is the teacher's network used in one step: the baseline of its curve.
         fresh = trainer.global_step == 0 and trainer.ckpt_path is None
         if fresh and pl_module.role == "student" and not trainer.fast_dev_run:
@@ -285,8 +259,8 @@ class EvaluationCallback(Callback):
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: Any, *args: Any) -> None:
         # With accumulation several micro-batches share a step: evaluate after the one that moved the weights.
-        if trainer.global_step in self._steps:
-            self._steps.discard(trainer.global_step)
+        if trainer.global_step in self.steps_to_evaluate:
+            self.steps_to_evaluate.discard(trainer.global_step)
             values = self.run(trainer, pl_module)
             pl_module.log_dict(values, logger=False, prog_bar=False, sync_dist=False)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 
 from callbacks.evaluation import Cadence, Evaluation, EvaluationCallback, Planned
@@ -28,7 +27,7 @@ class MemorizationCallback(EvaluationCallback):
         cadence: when, and on how many samples.
     """
 
-    prefix = "memorization"
+    prefix, every_nfe = "memorization", True
 
     def __init__(
         self,
@@ -39,12 +38,7 @@ class MemorizationCallback(EvaluationCallback):
         cadence: Cadence = Cadence(),
     ) -> None:
         super().__init__(cadence)
-        self.threshold, self.nfe, self.weights = threshold, nfe, weights
-        self.near_duplicates = near_duplicates
-
-    def nfes(self, module: DiffusionModule) -> Sequence[int | None]:
-        """The model's own list by default."""
-        return self.nfe or module.default_nfe
+        self.threshold, self.near_duplicates, self.nfe, self.weights = threshold, near_duplicates, nfe, weights
 
     def planned(self, module: DiffusionModule, training_set: TrainingSet) -> Planned:
         """Samples, and the teacher's endpoints for them."""
@@ -52,13 +46,11 @@ class MemorizationCallback(EvaluationCallback):
 
     def measure(self, evaluation: Evaluation) -> dict[str, float]:
         module, t, values = evaluation.module, evaluation.training_set, {}
-        device = module.device
-        teacher = evaluation.teacher_endpoints(self.samples)
+        teacher, device = evaluation.teacher_endpoints(self.samples), module.device
         group_index(t, self.near_duplicates).index.to(device)
         for k, nfe in enumerate(self.nfes(module)):
             seeds, images = evaluation.samples(self.samples, nfe, self.weights)
-            metric = MemorizedFraction(self.threshold, self.near_duplicates).to(device)
-            metric.prepare(t)
+            metric = MemorizedFraction(self.threshold, self.near_duplicates).to(device).prepare(t)
             metric.update(to_uint8(images), seeds)
             result = metric.compute()
             suffix = "" if k == 0 else f"_nfe{nfe}"
@@ -67,8 +59,7 @@ class MemorizationCallback(EvaluationCallback):
             # Gathers over processes, so every rank must ask for the rows, also those that write nothing.
             rows = disk_rows(metric.rows())
             if teacher is not None:
-                paired = PairedWithTeacher(self.near_duplicates).to(device)
-                paired.prepare(t)
+                paired = PairedWithTeacher(self.near_duplicates).to(device).prepare(t)
                 paired.update(images, teacher, seeds)
                 distance = paired.compute()
                 for name in ("rmse_to_teacher", "variance_ratio", "same_basin"):

@@ -40,14 +40,16 @@ Curve = Sequence[tuple[int, float]]
 Crossing = dict[str, Any]
 
 
-def crossing(before: tuple[int, float] | None, after: tuple[int, float], level: float) -> Crossing:
-    """Where a curve passes ``level`` between two evaluations (step, value), linearly in log step.
+def crossing(curve: Curve, k: int, level: float) -> Crossing:
+    """Where a curve passes ``level`` before its evaluation ``k`` (step, value), linearly in log step.
 
     Returns:
         ``step`` (float) and ``between`` (the two steps; None for a first evaluation that is already past it).
     """
-    if before is None:
+    after = curve[k]
+    if k == 0:
         return {"step": float(after[0]), "between": [None, after[0]]}
+    before = curve[k - 1]
     # Step 0 has no logarithm: the first optimizer step stands for it.
     a, b = math.log(max(before[0], 1)), math.log(max(after[0], 1))
     share = (level - before[1]) / (after[1] - before[1]) if after[1] != before[1] else 1.0
@@ -56,12 +58,8 @@ def crossing(before: tuple[int, float] | None, after: tuple[int, float], level: 
 
 def memorization_onset(lower_bounds: Curve, bar: float) -> Crossing | None:
     """tau_mem from (step, lower bound of f_mem) in order of steps, or None while no bound is above the bar."""
-    before = None
-    for point in lower_bounds:
-        if point[1] > bar:
-            return crossing(before, point, bar)
-        before = point
-    return None
+    k = next((i for i, (_, value) in enumerate(lower_bounds) if value > bar), None)
+    return None if k is None else crossing(lower_bounds, k, bar)
 
 
 def plateau_start(distances: Curve, tolerance: float = 0.1) -> Crossing | None:
@@ -70,9 +68,7 @@ def plateau_start(distances: Curve, tolerance: float = 0.1) -> Crossing | None:
         return None
     level = (1 + tolerance) * min(value for _, value in distances)
     k = next(i for i, (_, value) in enumerate(distances) if value <= level)
-    if k == len(distances) - 1:
-        return None
-    return crossing(distances[k - 1] if k else None, distances[k], level)
+    return None if k == len(distances) - 1 else crossing(distances, k, level)
 
 
 def held_out_bar(training_set: TrainingSet, threshold: float, near_duplicates: str | float) -> float:
@@ -150,26 +146,19 @@ class OnsetCallback(_Judge):
         if not 0 < tolerance < 1:
             raise InputError("OnsetCallback.tolerance", tolerance, "must be in (0, 1)", "0.1 is usual")
         self.quality, self.tolerance = quality, tolerance
-        self._lower: list[tuple[int, float]] = []
-        self._distances: list[tuple[int, float]] = []
+        self._lower, self._distances = [], []  # (step, value) of every evaluation
         self._crossings: dict[str, Crossing] = {}
 
-    def _quality_key(self, values: dict[str, float]) -> str | None:
-        if self.quality is not None:
-            return self.quality
-        return next((k for k in values if k.startswith("quality/fd_") and not k.endswith("_train")), None)
-
     def judge(self, trainer: Trainer, module: DiffusionModule, values: dict[str, float]) -> None:
-        step, key = trainer.global_step, self._quality_key(values)
+        distances = (k for k in values if k.startswith("quality/fd_") and not k.endswith("_train"))
+        step, key = trainer.global_step, self.quality or next(distances, None)
         if F_MEM_LOW in values:
             self._lower.append((step, values[F_MEM_LOW]))
         if key in values and math.isfinite(values[key]):
             self._distances.append((step, values[key]))
         bar = self.bar(trainer, module)
-        now = {
-            "tau_mem": memorization_onset(self._lower, bar),
-            "tau_gen": plateau_start(self._distances, self.tolerance),
-        }
+        plateau = plateau_start(self._distances, self.tolerance)
+        now = {"tau_mem": memorization_onset(self._lower, bar), "tau_gen": plateau}
         fresh = {name: c for name, c in now.items() if c is not None and c != self._crossings.get(name)}
         for name, place in fresh.items():
             about = f"f_mem above the held-out bar {bar:.4f}" if name == "tau_mem" else f"{key} within its plateau"
@@ -223,11 +212,9 @@ class MemorizationStopping(_Judge):
         low = values[F_MEM_LOW]
         if low <= bar:
             return
-        kind = "the held-out bar" if self.threshold is None else "the threshold"
-        self.reached = (
-            f"memorisation onset at step {trainer.global_step}: f_mem {values[F_MEM]:.4f}, "
-            f"lower bound {low:.4f} above {kind} {bar:.4f}"
-        )
+        above = f"above {'the held-out bar' if self.threshold is None else 'the threshold'} {bar:.4f}"
+        found = f"f_mem {values[F_MEM]:.4f}, lower bound {low:.4f} {above}"
+        self.reached = f"memorisation onset at step {trainer.global_step}: {found}"
         if self.action == "stop":
             trainer.should_stop = True
             _print_line(f"{self.reached}; training stops here")

@@ -1,6 +1,6 @@
 """Pictures that show what a number hides: samples beside what they copy, students beside their teacher, curves.
 
-All of it is made from the samples that the metrics of the same step have made anyway. Files are PNG, drawn by PIL.
+All of it is made from the samples that the metrics of the same step have made anyway. Files are PNG.
 """
 
 from __future__ import annotations
@@ -10,43 +10,40 @@ from typing import Any
 
 import numpy as np
 import torch
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
 from PIL import Image, ImageDraw
 from torch import Tensor
 
 from callbacks.evaluation import Cadence, Evaluation, EvaluationCallback, Planned
 from cdmem.data.subset import TrainingSet
 from cdmem.images import grid, to_uint8
+from cdmem.metrics.base import SampleMetric
 from cdmem.metrics.memorization.coverage import hit_counts, hits_by_multiplicity
 from cdmem.metrics.memorization.fraction import CDF_GRID, ratio_cdf
 from cdmem.metrics.memorization.ratio import memorized, ratios
 from cdmem.metrics.neighbors.index import GroupIndex, NearDuplicates, NeighborMetric
 from cdmem.training.module import DiffusionModule
 
-VERMILLION = (213, 94, 0)  # #D55E00: told apart from black and grey by colour-blind readers too
-BLUE = (0, 114, 178)
+VERMILLION, BLUE = "#D55E00", "#0072B2"  # told apart from black and grey by colour-blind readers too
 FRAME, GAP, STRIP, LEAST_WIDTH = 2, 1, 12, 32  # pixels; the narrowest picture still holds its ratio as text
 TABLE_ROWS = 64
-PLOT = (260, 200)  # width and height of one curve in pixels
 
 
-class SampleRows(NeighborMetric):
-    """Gathers the samples themselves with their distances: a panel needs the worst of *all* ranks."""
-
-    def columns(self, images: Tensor) -> dict[str, Tensor]:
-        """Squared distances and groups int64 (B, 2), and the images uint8 (B, C, H, W)."""
-        return {**super().columns(images), "images": images}
+class Gathered(SampleMetric):
+    """Gathers images uint8 (B, C, H, W), by seed: a panel shows those of *all* ranks."""
 
     def evaluate(self, rows: dict[str, Tensor]) -> dict[str, float]:
         """Nothing: only the rows are wanted."""
         return {}
 
 
-class Gathered(SampleRows):
-    """Gathers images only, by seed: a teacher's endpoints need no neighbours."""
+class SampleRows(Gathered, NeighborMetric):
+    """Gathers with the images their squared distances and groups, int64 (B, 2)."""
 
     def columns(self, images: Tensor) -> dict[str, Tensor]:
-        """The images uint8 (B, C, H, W)."""
-        return {"images": images}
+        """Squared distances, groups and images."""
+        return {**super().columns(images), "images": images}
 
 
 @dataclass
@@ -125,22 +122,23 @@ def neighbor_panel(worst: Triples, columns: int = 16) -> np.ndarray:
     draw = ImageDraw.Draw(canvas)
     for k, (ratio, hit) in enumerate(zip(worst.ratio.tolist(), worst.hit.tolist())):
         left, top = (k % columns) * cell + 1, (k // columns) * block
-        draw.text((left + FRAME, top), f"{ratio:.2f}", fill=VERMILLION if hit else (0, 0, 0))
+        draw.text((left + FRAME, top), f"{ratio:.2f}", fill=VERMILLION if hit else "black")
         top += STRIP
         if hit:
-            box = (left, top, left + width + 2 * FRAME - 1, top + tall - 1)
-            draw.rectangle(box, outline=VERMILLION, width=FRAME)
+            corner = (left + width + 2 * FRAME - 1, top + tall - 1)
+            draw.rectangle(((left, top), corner), outline=VERMILLION, width=FRAME)
         for i, stack in enumerate(stacks):
             canvas.paste(Image.fromarray(stack[k]), (left + FRAME, top + FRAME + i * (height + GAP)))
     return np.asarray(canvas)
 
 
-def pairs_panel(teacher: Tensor, student: Tensor, columns: int = 16) -> np.ndarray:
-    """Teacher above student on the same seeds, uint8 (k, C, H, W) both -> (H, W, 3) uint8."""
-    parts = []
-    for k in range(0, len(teacher), columns):
-        parts += [teacher[k : k + columns], student[k : k + columns]]
-    return grid(torch.cat(parts), min(columns, len(teacher)), scale=max(1, LEAST_WIDTH // teacher.shape[-1]))
+def pairs_panel(above: Tensor, below: Tensor, columns: int = 16) -> np.ndarray:
+    """Each image above the one of the same number, uint8 (k, C, H, W) both -> (H, W, 3) uint8."""
+    columns = min(columns, len(above))
+    white = torch.full_like(above[:columns], 255)
+    rows = [row for pair in zip(above.split(columns), below.split(columns)) for row in pair]
+    whole = torch.cat([torch.cat([row, white[len(row) :]]) for row in rows])
+    return grid(whole, columns, scale=max(1, LEAST_WIDTH // above.shape[-1]))
 
 
 def curves_panel(cdf: Tensor, threshold: float, by_multiplicity: list[dict[str, Any]]) -> np.ndarray:
@@ -149,31 +147,22 @@ def curves_panel(cdf: Tensor, threshold: float, by_multiplicity: list[dict[str, 
     Returns:
         (H, W, 3) uint8.
     """
-    width, height = PLOT
-    canvas = Image.new("RGB", (2 * width, height), "white")
-    draw = ImageDraw.Draw(canvas)
-
-    def place(panel: int, x: float, y: float) -> tuple[float, float]:
-        return panel * width + 26 + x * (width - 44), height - 26 - y * (height - 48)
-
-    titles = ("share of samples with d1/d2 below", "share of images hit, by copies in T")
-    for panel, title in enumerate(titles):
-        draw.rectangle((*place(panel, 0, 1), *place(panel, 1, 0)), outline=(160, 160, 160))
-        draw.text((panel * width + 26, 4), title, fill=(0, 0, 0))
-        for y in (0.0, 1.0):
-            draw.text((panel * width + 6, place(panel, 0, y)[1] - 6), f"{y:g}", fill=(0, 0, 0))
-    for x in (0.0, 0.5, 1.0):
-        draw.text((place(0, x, 0)[0] - 4, height - 22), f"{x:g}", fill=(0, 0, 0))
-    draw.line([place(0, threshold, 0), place(0, threshold, 1)], fill=VERMILLION)
-    draw.line([place(0, x, y) for x, y in zip(CDF_GRID.tolist(), cdf.tolist())], fill=BLUE, width=2)
-    for k, row in enumerate(by_multiplicity):
-        at = (k + 0.5) / len(by_multiplicity)
-        low, high = row["ci95"]
-        draw.line([place(1, at, low), place(1, at, high)], fill=BLUE)
-        x, y = place(1, at, row["p_hit"])
-        draw.ellipse((x - 3, y - 3, x + 3, y + 3), fill=BLUE)
-        draw.text((x - 4, height - 22), str(row["copies"]), fill=(0, 0, 0))
-    return np.asarray(canvas)
+    figure = Figure((5.2, 2.0), dpi=100)
+    canvas, (left, right) = FigureCanvasAgg(figure), figure.subplots(1, 2)
+    left.plot(CDF_GRID, cdf, color=BLUE)
+    left.axvline(threshold, color=VERMILLION)
+    left.set_xlim(0, 1)
+    left.set_title("share of samples with d1/d2 below", fontsize=8)
+    at = range(len(by_multiplicity))
+    right.vlines(at, *zip(*(row["ci95"] for row in by_multiplicity)), color=BLUE)
+    right.plot(at, [row["p_hit"] for row in by_multiplicity], "o", color=BLUE)
+    right.set_xticks(at, [str(row["copies"]) for row in by_multiplicity])
+    right.set_title("share of images hit, by copies in T", fontsize=8)
+    for ax in (left, right):
+        ax.set_ylim(0, 1)
+        ax.tick_params(labelsize=7)
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba())[..., :3]
 
 
 def table_rows(worst: Triples) -> list[list[Any]]:
@@ -252,9 +241,7 @@ class NeighborPanelCallback(EvaluationCallback):
         if teacher is None:
             return None
         seeds, _ = evaluation.samples(self.shown)
-        gathered = Gathered().to(evaluation.module.device)
-        # The teacher's pictures need no search over T.
-        super(NeighborMetric, gathered).prepare(evaluation.training_set)
+        gathered = Gathered().to(evaluation.module.device).prepare(evaluation.training_set)
         gathered.update(to_uint8(teacher), seeds)
         return gathered.rows()
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from lightning.pytorch import Trainer
 from torch import nn
 
@@ -12,7 +10,6 @@ from callbacks.metric import MetricCallback
 from cdmem.data.subset import TrainingSet
 from cdmem.errors import InputError
 from cdmem.metrics.quality.fidelity import LEAST, Fidelity
-from cdmem.training.module import DiffusionModule
 
 
 class QualityCallback(MetricCallback):
@@ -23,6 +20,8 @@ class QualityCallback(MetricCallback):
         nfe: network evaluations per sample; None takes the model's own list.
         cadence: when, and on how many samples; Frechet distances of different sample counts do not compare.
     """
+
+    every_nfe = True
 
     def __init__(
         self, features: nn.Module | None = None, nfe: list[int] | None = None, cadence: Cadence = Cadence()
@@ -35,7 +34,3 @@ class QualityCallback(MetricCallback):
         if held_out < LEAST:
             raise InputError("data.held_out", held_out, "quality needs a held-out set", f"use {LEAST} or more")
         super().check_run(trainer, training_set)
-
-    def nfes(self, module: DiffusionModule) -> Sequence[int | None]:
-        """The model's own list by default."""
-        return self.nfe or module.default_nfe

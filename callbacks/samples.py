@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import torch
-
 from callbacks.evaluation import Cadence, Evaluation, EvaluationCallback
-from cdmem.images import grid, to_uint8
+from callbacks.panels import pairs_panel
+from cdmem.images import to_uint8
 from cdmem.metrics.neighbors.index import group_index
 
 
@@ -25,14 +24,8 @@ class SampleGridCallback(EvaluationCallback):
 
     def measure(self, evaluation: Evaluation) -> dict[str, float]:
         _, images = evaluation.samples(self.samples)
-        t = evaluation.training_set
-        if not evaluation.is_writer:
-            return {}
-        shown = to_uint8(images)
-        nearest = t.images[group_index(t).query(shown, 1).nearest]
-        rows = []
-        for k in range(0, len(shown), self.columns):
-            rows += [shown[k : k + self.columns], nearest[k : k + self.columns]]
-        scale = max(1, 32 // t.shape[1])
-        evaluation.send_picture("samples/grid", grid(torch.cat(rows), self.columns, scale=scale))
+        if evaluation.is_writer:
+            t, shown = evaluation.training_set, to_uint8(images)
+            nearest = t.images[group_index(t).query(shown, 1).nearest]
+            evaluation.send_picture("samples/grid", pairs_panel(shown, nearest, self.columns))
         return {}

@@ -111,11 +111,6 @@ class WhiteboxCallback(EvaluationCallback):
         module.move_teacher()
         return self._remembered.setdefault("teacher", Remembered(OdeEndpoint(denoiser, module.sigma_min)))
 
-    def _optimum(self, whitebox: Whitebox) -> Remembered:
-        if "optimum" not in self._remembered:
-            self._remembered["optimum"] = Remembered(whitebox.optimum())
-        return self._remembered["optimum"]
-
     def measure(self, evaluation: Evaluation) -> dict[str, float]:
         module, t, size = evaluation.module, evaluation.training_set, self.cadence.batch_size
         seed, device = first_sample(module.sampling_seed), module.device
@@ -132,7 +127,9 @@ class WhiteboxCallback(EvaluationCallback):
             columns |= {"endpoint": [g.train for g in gaps], "endpoint_heldout": [g.held_out for g in gaps]}
             columns |= _spread("endpoint_gap", [g.gap for g in gaps])
         if self.optimum:
-            for side, distances in whitebox.optimum_distances(self._optimum(whitebox)).items():
+            if "optimum" not in self._remembered:
+                self._remembered["optimum"] = Remembered(whitebox.optimum())
+            for side, distances in whitebox.optimum_distances(self._remembered["optimum"]).items():
                 name = f"{f}_heldout" if side == "held_out" else f
                 columns[f"optimum_mse{name}"] = [d.absolute for d in distances]
                 columns[f"optimum{name}"] = [d.ratio for d in distances]

@@ -16,7 +16,7 @@ from tqdm import tqdm
 from cdmem.audit.generators import Generator, GivenImages
 from cdmem.audit.result import AuditResult
 from cdmem.audit.settings import SAMPLES, AuditSettings
-from cdmem.audit.suite import build_features, extractor_record, fidelity_metrics, measure, prepared
+from cdmem.audit.suite import FEATURES, extractor_record, fidelity_metrics, measure, prepared
 from cdmem.data.subset import TrainingSet
 from cdmem.errors import InputError
 from cdmem.images import to_float, to_uint8
@@ -24,7 +24,6 @@ from cdmem.metrics.comparison.equal_noise import fidelity_matched
 from cdmem.metrics.comparison.paired import PairedWithTeacher, adjust, compare
 from cdmem.metrics.comparison.verdict import judge
 from cdmem.metrics.memorization.fraction import MemorizedFraction, disk_rows, fraction, ratio_cdf, ratios
-from cdmem.metrics.neighbors.index import group_index
 from cdmem.metrics.statistics import benjamini_hochberg, conformal_p_values
 from cdmem.metrics.whitebox.record import whitebox_record
 from cdmem.run.folder import RunFolder
@@ -51,6 +50,10 @@ class Measured:
     rows: dict[str, Tensor]
 
 
+def _rounded_cdf(ratio: Tensor) -> list[float]:
+    return [round(x, 6) for x in ratio_cdf(ratio).tolist()]
+
+
 class Auditor:
     """Measures generators on the same seeds against one training set.
 
@@ -75,9 +78,11 @@ class Auditor:
         self.near_duplicates, self.device = self.settings.near_duplicates, self.settings.torch_device
         self.first = first_sample(sampling_seed)
         names = dict.fromkeys(self.settings.features or ["pixels"])
-        self.extractors = [build_features(name).to(self.device) for name in names]
+        self.extractors = [FEATURES[name]().to(self.device) for name in names]
         self.folder, self.progress = folder, progress
-        self.search = group_index(training_set, self.near_duplicates)
+        self.memorized = MemorizedFraction(self.threshold, self.near_duplicates)
+        self.memorized.prepare(training_set)
+        self.search = self.memorized.search
         # Prepared once: the features and moments of T and H serve every generator.
         self.fidelity = fidelity_metrics(self.settings, self.extractors)
         self.suite = prepared(self.settings, self.extractors, training_set)
@@ -87,8 +92,7 @@ class Auditor:
         self._seen: set[int] = set()
         self._shown: set[int] = set()
         self._control_rows = self._rows(self._held_out, torch.arange(len(self._held_out)))
-
-    # ---- samples ------------------------------------------------------------------------------------------------
+        self._control_ratios = ratios(self._control_rows["squared"])
 
     def seeds(self, generator: Generator) -> list[int]:
         """Seeds of a generator's samples: given images are numbered from 0."""
@@ -98,10 +102,9 @@ class Auditor:
 
     def _rows(self, images: Tensor, seeds: Tensor) -> dict[str, Tensor]:
         """Neighbour rows of uint8 images, sorted by seed."""
-        metric = MemorizedFraction(self.threshold, self.near_duplicates)
-        metric.prepare(self.training_set)
-        metric.update(images, seeds)
-        return metric.rows()
+        self.memorized.reset()
+        self.memorized.update(images, seeds)
+        return self.memorized.rows()
 
     def draw(self, generator: Generator) -> Measured:
         """All samples of a generator with their neighbours."""
@@ -116,34 +119,28 @@ class Auditor:
             problem = f"makes images of shape {list(made.shape[1:])}, T has {list(self.training_set.shape)}"
             raise InputError("generator", generator.name, problem, "give the training set of this generator")
         if made.is_floating_point() and not bool(torch.isfinite(made).all()):
-            raise InputError(
-                "generator", generator.name, "makes values that are not finite", "audit another checkpoint"
-            )
+            problem = "makes values that are not finite"
+            raise InputError("generator", generator.name, problem, "audit another checkpoint")
         images = to_uint8(made) if made.is_floating_point() else made
         floats = made if made.is_floating_point() else to_float(made)
         if "memorization" in self.settings.metrics:
             self.search.query(images, WIDEST)  # all metrics on neighbours share this answer
         return Measured(generator, images, floats, self._rows(images, torch.tensor(seeds)))
 
-    # ---- one model ----------------------------------------------------------------------------------------------
-
     def measure(self, m: Measured, reference: Measured | None) -> dict[str, Any]:
         """One entry of ``models``; ``reference`` is the teacher at full cost on the same seeds, or None."""
         generator, seeds = m.generator, m.rows["seeds"]
-        metric = MemorizedFraction(self.threshold, self.near_duplicates)
-        values = metric.prepare(self.training_set).evaluate(m.rows)  # type: ignore[attr-defined]
-        hit = metric.hits(m.rows)
-        ratio = ratios(m.rows["squared"])
+        values, hit, ratio = self.memorized.evaluate(m.rows), self.memorized.hits(m.rows), ratios(m.rows["squared"])
         entry: dict[str, Any] = {"name": generator.name, "role": generator.role, "method": generator.method}
         entry |= {"nfe": generator.sampler.nfe, "weights": generator.weights, "step": generator.step}
         entry |= {"samples": len(seeds), "seeds": [int(seeds[0]), int(seeds[-1])], "digest": generator.digest}
         entry |= {"f_mem": fraction(hit), "unique": int(values["unique"]), "median_ratio": values["median_ratio"]}
         entry["thresholds"] = {k: values[k] for k in values if k.startswith("f_mem_1/")}
-        entry["ratio_cdf"] = [round(x, 6) for x in ratio_cdf(ratio).tolist()]
+        entry["ratio_cdf"] = _rounded_cdf(ratio)
         entry["conformal"] = self._conformal(ratio)
         entry["quality"] = self.quality(m.images, seeds)
         entry["metrics"] = measure(self.suite, m.images, seeds)
-        pair: dict[str, Any] = {"variance_ratio": None, "rmse_to_teacher": None, "same_basin": None}
+        pair: dict[str, Any] = dict.fromkeys(("variance_ratio", "rmse_to_teacher", "same_basin"))
         if reference is not None:
             paired = PairedWithTeacher(self.near_duplicates)
             paired.prepare(self.training_set)
@@ -152,33 +149,26 @@ class Auditor:
             pair = {name: distance[name] for name in pair}
         if self.folder is not None:
             self._keep(m)
-        if self._looks_inside(generator):
-            teacher = None if reference is None else reference.generator.module
-            entry["inside"] = whitebox_record(
-                generator.module, self.training_set, teacher, m.floats, seeds, hit, self.device
-            )
+        module, teacher = generator.module, None if reference is None else reference.generator.module
+        # Once per model: at another NFE it is the same one.
+        if "inside" in self.settings.metrics and module is not None and id(module) not in self._seen:
+            self._seen.add(id(module))
+            entry["inside"] = whitebox_record(module, self.training_set, teacher, m.floats, seeds, hit, self.device)
         return entry | pair
-
-    def _looks_inside(self, generator: Generator) -> bool:
-        """Once per model: at another NFE it is the same model."""
-        if "inside" not in self.settings.metrics or generator.module is None or id(generator.module) in self._seen:
-            return False
-        self._seen.add(id(generator.module))
-        return True
 
     def _conformal(self, ratio: Tensor) -> dict[str, Any] | None:
         """How many samples are closer to T than held-out images are, at a false-discovery rate of 1 %."""
         if len(self._held_out) < 2:
             return None
-        p = conformal_p_values(ratio.numpy(), ratios(self._control_rows["squared"]).numpy())
+        p = conformal_p_values(ratio.numpy(), self._control_ratios.numpy())
         discoveries = int(benjamini_hochberg(p, FALSE_DISCOVERIES).sum())
         return {"smallest_p": float(p.min()), "discoveries": discoveries, "false_discovery_rate": FALSE_DISCOVERIES}
 
     def _keep(self, m: Measured) -> None:
         arrays = disk_rows(m.rows)
         if len(self._held_out):
-            control = ratios(self._control_rows["squared"]).numpy()
-            arrays["conformal_p"] = conformal_p_values(ratios(m.rows["squared"]).numpy(), control)
+            ratio = ratios(m.rows["squared"]).numpy()
+            arrays["conformal_p"] = conformal_p_values(ratio, self._control_ratios.numpy())
         nearest = self.search.query(m.images, 1).nearest
         arrays["nearest"] = nearest.numpy()
         self._shown.update(nearest[:PICTURES].tolist())
@@ -207,17 +197,10 @@ class Auditor:
                 values |= metric.compute()
         return values
 
-    def _quality_controls(self) -> dict[str, float]:
-        """Frechet distance of T itself to H, and between two halves of H, by extractor; empty without H."""
-        enough = len(self._held_out) >= 4
-        return {k: v for m in self.fidelity if enough for k, v in m.controls(self.samples).items()}
-
-    # ---- pairs and controls -------------------------------------------------------------------------------------
-
     def pair(self, teacher: Measured, student: Measured, cheap: Measured | None) -> dict[str, Any]:
-        """The student against the teacher on the same seeds, see `cdmem.metrics.comparison.paired` and `matching`."""
+        """The student against the teacher on the same seeds, see `cdmem.metrics.comparison`."""
         pair = compare(teacher.rows, student.rows, self.threshold)
-        control = ratios(self._control_rows["squared"]) if len(self._held_out) else None
+        control = self._control_ratios if len(self._held_out) else None
         pair["matched"] = fidelity_matched(
             teacher.images, teacher.rows, student.rows, self.search, self.threshold, control
         )
@@ -226,40 +209,37 @@ class Auditor:
 
     def control(self) -> dict[str, Any]:
         """Held-out images and T's own images in place of samples: what 'none' and 'all' look like here."""
-        held, heldout = self._held_out, None
-        metric = MemorizedFraction(self.threshold, self.near_duplicates)
-        metric.prepare(self.training_set)
-        if len(held):
-            heldout = fraction(metric.hits(self._control_rows)) | {"samples": len(held)}
-            heldout["ratio_cdf"] = [round(x, 6) for x in ratio_cdf(ratios(self._control_rows["squared"])).tolist()]
+        heldout = None
+        if len(self._held_out):
+            heldout = fraction(self.memorized.hits(self._control_rows)) | {"samples": len(self._held_out)}
+            heldout["ratio_cdf"] = _rounded_cdf(self._control_ratios)
         # The copycat draws rows of T at random, as a perfect copier would.
         draw = torch.Generator().manual_seed(self.first)
         t = self.training_set
         copies = t.images[t.row_to_group[torch.randint(t.rows, (self.samples,), generator=draw)]]
         seeds = torch.arange(len(copies))
-        rows = self._rows(copies, seeds)
+        # Frechet distance of T itself to H, and between two halves of H, by extractor.
+        enough = len(self._held_out) >= 4
         return {
             "heldout_f_mem": heldout,
-            "quality": self._quality_controls(),
+            "quality": {k: v for m in self.fidelity if enough for k, v in m.controls(self.samples).items()},
             "copycat": {
                 "samples": self.samples,
-                "f_mem": fraction(metric.hits(rows)),
+                "f_mem": fraction(self.memorized.hits(self._rows(copies, seeds))),
                 "quality": self.quality(copies, seeds),
                 "metrics": measure(self.suite, copies, seeds),
             },
         }
 
-    # ---- all ----------------------------------------------------------------------------------------------------
-
     def run(self, generators: Sequence[Generator], distillation: dict[str, Any] | None = None) -> AuditResult:
-        """Audit all generators; the first full-ODE teacher is the reference of the paired numbers.
+        """Audit all generators; the first teacher, at full cost, is the reference of the paired numbers.
 
         Args:
             generators: teachers first.
             distillation: per student the record of `cdmem.audit.distillation_curve`, for the verdict.
         """
-        models, reference, cheap = [], None, {}
-        control, comparisons = self.control(), {}
+        models, reference, cheap, control, comparisons = [], None, {}, self.control(), {}
+        distillation = distillation or {}
         for generator in generators:
             m = self.draw(generator)
             if generator.role == "teacher" and reference is None:
@@ -277,14 +257,13 @@ class Auditor:
             self._keep_pictures(models)
         for entry in models:
             if entry["role"] == "student":
-                entry["verdict"] = self._verdict(entry, models, control, (distillation or {}).get(entry["name"]) or {})
-        return AuditResult(self._about(), models, control, self._settings(), distillation or {})
+                entry["verdict"] = self._verdict(entry, models[0], control, distillation.get(entry["name"]) or {})
+        return AuditResult(self._about(), models, control, self._settings(), distillation)
 
     def _verdict(
-        self, entry: dict[str, Any], models: list[dict[str, Any]], control: dict[str, Any], record: dict[str, Any]
+        self, entry: dict[str, Any], teacher: dict[str, Any], control: dict[str, Any], record: dict[str, Any]
     ) -> dict[str, Any]:
-        paired, nfe = entry.get("paired"), str(entry["nfe"])
-        teacher, held = models[0], control["heldout_f_mem"]
+        paired, nfe, held = entry.get("paired"), str(entry["nfe"]), control["heldout_f_mem"]
         equal = (paired or {}).get("equal_nfe")
         return judge(
             variance_ratio=entry["variance_ratio"],

@@ -91,18 +91,14 @@ def distillation_record(folder: RunFolder, threshold: float, until: int | None =
         ``curve``, ``f_mem_trend``, ``rmse_trend`` and ``extrapolation`` by NFE (None where they cannot be judged) and
         ``lr_schedule``.
     """
-    curve = []
-    for row in MetricsRecord(folder).rows():
-        if not isinstance(row, dict) or "step" not in row:
-            continue
-        values = {k: v for k, v in row.items() if k.startswith(("memorization/f_mem", "distillation/"))}
-        if values:
-            curve.append({"step": row["step"], **values})
+    rows = (row for row in MetricsRecord(folder).rows() if isinstance(row, dict) and "step" in row)
+    shown = ("memorization/f_mem", "distillation/")
+    curve = [{k: v for k, v in row.items() if k == "step" or k.startswith(shown)} for row in rows]
     flags, errors = _rows_by_nfe(folder, threshold, until)
     f_mem = {nfe: convergence(by_step) for nfe, by_step in sorted(flags.items())}
     rmse = {nfe: rmse_convergence(errors.get(nfe, {})) for nfe in f_mem}
     return {
-        "curve": curve,
+        "curve": [point for point in curve if len(point) > 1],
         "f_mem_trend": {str(nfe): None if c is None else c.record() for nfe, c in f_mem.items()},
         "rmse_trend": {str(nfe): None if c is None else c.record() for nfe, c in rmse.items()},
         "extrapolation": {str(nfe): extrapolate(flags[nfe], errors.get(nfe, {})) for nfe in f_mem},

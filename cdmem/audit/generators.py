@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -67,11 +68,7 @@ class Generator:
 
 @dataclass
 class GivenImages:
-    """A sampler over images that exist: seed k is image k.
-
-    Args:
-        images: uint8 (m, C, H, W).
-    """
+    """A sampler over images that exist, uint8 (m, C, H, W): seed k is image k."""
 
     images: Tensor
     nfe: int = 0
@@ -81,8 +78,9 @@ class GivenImages:
         return self.images[list(seeds)].to(device)
 
 
-def _digest(module: DiffusionModule) -> str:
-    return weights_digest(module.function().network)
+def _about(module: DiffusionModule) -> tuple[str, int | None, str, DiffusionModule]:
+    """Weights, step, digest and the module: the end of its generators' fields."""
+    return module.weights, module.record.step, weights_digest(module.function().network), module
 
 
 def _weights(module: DiffusionModule, weights: str | None) -> DiffusionModule:
@@ -93,33 +91,23 @@ def _weights(module: DiffusionModule, weights: str | None) -> DiffusionModule:
 
 def teacher_generators(module: DiffusionTeacher, nfe: Sequence[int] | None = None) -> list[Generator]:
     """The teacher at full cost, and at each further ``nfe``."""
-    about = (module.weights, module.record.step, _digest(module), module)
-    generators = [Generator("teacher", "teacher", module.sampling.solver, module.sampler(), *about)]
-    for k in nfe or ():
-        sampler = module.sampler(k)
-        if sampler.nfe != generators[0].sampler.nfe:
-            generators.append(Generator("teacher", "teacher", module.sampling.solver, sampler, *about))
-    return generators
+    full = Generator("teacher", "teacher", module.sampling.solver, module.sampler(), *_about(module))
+    further = [replace(full, sampler=module.sampler(k)) for k in nfe or ()]
+    return [full, *(g for g in further if g.sampler.nfe != full.sampler.nfe)]
 
 
 def student_generators(name: str, module: Student, nfe: Sequence[int] | None = None) -> list[Generator]:
     """The student at every NFE asked for; all that its ``mid_sigmas`` allow without ``nfe``."""
-    about = (module.weights, module.record.step, _digest(module), module)
+    about = _about(module)
     return [Generator(name, "student", "consistency", module.sampler(k), *about) for k in nfe or module.default_nfe]
 
 
 def with_teacher(teacher: DiffusionTeacher, students: Sequence[Generator]) -> list[Generator]:
     """The teacher at full cost, the teacher by Euler steps at the students' own levels, then the students."""
-    full = teacher_generators(teacher)
-    cheap: dict[tuple[float, ...], Generator] = {}
-    for s in students:
-        mids = tuple(s.sampler.mid_sigmas)  # type: ignore[attr-defined]
-        if mids not in cheap:
-            euler = teacher.few_step_sampler(mids)
-            cheap[mids] = Generator(
-                "teacher", "teacher", "euler", euler, full[0].weights, full[0].step, full[0].digest, teacher
-            )
-    return [*full, *cheap.values(), *students]
+    (full,) = teacher_generators(teacher)
+    levels = dict.fromkeys(tuple(s.sampler.mid_sigmas) for s in students)  # type: ignore[attr-defined]
+    cheap = [replace(full, method="euler", sampler=teacher.few_step_sampler(mids)) for mids in levels]
+    return [full, *cheap, *students]
 
 
 def study_generators(
@@ -178,14 +166,12 @@ def find_teacher(path: str | None, record: ModelRecord, places: Sequence[str | P
         if module is None:
             raise InputError("teacher", path, "is not the teacher this student was distilled from", "give that teacher")
         return module
-    named = record.teacher
-    for place in [*places, *([] if named is None or named.startswith("analytic:") else [named])]:
-        try:
+    named = [record.teacher] if record.teacher and not record.teacher.startswith("analytic:") else []
+    for place in (*places, *named):
+        with suppress(InputError):  # nobody asked for this one
             module = _teacher_at(place, record)
-        except InputError:
-            continue  # nobody asked for this one
-        if module is not None:
-            return module
+            if module is not None:
+                return module
     return None
 
 
@@ -195,9 +181,7 @@ def _teacher_at(path: str | Path, record: ModelRecord) -> DiffusionTeacher | Non
     if not isinstance(module, DiffusionTeacher):
         raise InputError("teacher", path, f"is a {module.role}", "give the teacher's checkpoint")
     digest, known = record.teacher_digest, _weights_by_digest(module)
-    if digest and digest not in known:
-        return None
-    return _weights(module, known.get(digest or ""))
+    return None if digest and digest not in known else _weights(module, known.get(digest or ""))
 
 
 def stage_generators(
@@ -215,17 +199,14 @@ def stage_generators(
     students = student_generators("student", module, nfe)
     # In a study's folder the teacher lies beside the student, wherever the folder was moved.
     stage = Path(path) if Path(path).is_dir() else Path(path).resolve().parent.parent
-    status, notes = module.record.training_set_status, []
-    if status != RECORDED:
-        notes.append(f"the training set of the student's teacher is {status}, not recorded by who trained it")
+    status = module.record.training_set_status
+    note = f"the training set of the student's teacher is {status}, not recorded by who trained it"
+    notes = [] if status == RECORDED else [note]
     original = find_teacher(teacher, module.record, [stage.parent / "teacher"])
     if original is None:
         return students, [*notes, "the student's teacher was not found: no paired comparison (give --teacher PATH)"]
     original.to(device)
     return with_teacher(original, students), notes
-
-
-# ---- whatever the user names ----------------------------------------------------------------------------------------
 
 
 def open_generators(
@@ -259,9 +240,11 @@ def open_generators(
         return [Generator(path.name, "generator", method, s, "pipeline", None, digest) for s in samplers], {}, []
     if (path / "teacher/checkpoints/last.ckpt").is_file():
         _refuse_needless("a study, which has its own teacher", teacher=teacher)
-        generators = study_generators(path, students_of(path), settings.nfe, settings.torch_device, weights)
+        students = students_of(path)
+        generators = study_generators(path, students, settings.nfe, settings.torch_device, weights)
         notes = _training_set_notes(generators, training_set)
-        return generators, {} if notes else _records(generators, settings, weights, path), notes
+        folders = {name: path / name for name in students}
+        return generators, {} if notes else _records(generators, settings, weights, folders), notes
     stage = (path / "checkpoints").is_dir() or (path / "last.ckpt").is_file()
     if path.suffix == ".ckpt" or stage or is_model_folder(path):
         return _open_stage(path, training_set, settings, weights, teacher)
@@ -285,7 +268,7 @@ def _open_stage(
     folder, records = path if path.is_dir() else path.parent.parent, {}
     if generators[-1].role == "student" and not other:
         if (folder / CONFIG).is_file() and (folder / "evaluations").is_dir():
-            records = _records(generators, settings, weights, folder.parent, folder)
+            records = _records(generators, settings, weights, {"student": folder})
         else:
             notes.append("no evaluations along the distillation: convergence is unknown")
     return generators, records, notes + other
@@ -311,22 +294,15 @@ def _training_set_notes(generators: Sequence[Generator], training_set: TrainingS
 
 
 def _records(
-    generators: Sequence[Generator],
-    settings: AuditSettings,
-    weights: str | None,
-    study: Path,
-    folder: Path | None = None,
+    generators: Sequence[Generator], settings: AuditSettings, weights: str | None, folders: Mapping[str, Path]
 ) -> dict[str, Any]:
-    """What is known of the distillation of every student: of the weights and up to the step that are audited."""
-    records: dict[str, Any] = {}
-    for g in generators:
-        if g.role != "student" or g.name in records:
-            continue
-        place = folder or study / g.name
-        usual = load_record(place).weights if weights else g.weights
-        if g.weights == usual:
-            records[g.name] = distillation_record(RunFolder(place), settings.threshold, g.step)
-    return records
+    """What the folders tell of every student's distillation: of the weights and up to the step that are audited."""
+    students = {g.name: g for g in generators if g.role == "student"}
+    return {
+        name: distillation_record(RunFolder(folders[name]), settings.threshold, g.step)
+        for name, g in students.items()
+        if not weights or g.weights == load_record(folders[name]).weights
+    }
 
 
 def _refuse_needless(what: str, **given: object) -> None:

@@ -104,17 +104,14 @@ def _checked(path: str | Path, key: str) -> dict[str, Any]:
         "provenance": isinstance(about, dict),
     }
     if right["provenance"] and right["shape"]:
-        sides = {None, record["shape"][1]}
-        right["provenance.crop"] = about.get("crop") is None or _whole([about["crop"]], 1)
-        right["provenance.resolution"] = not isinstance(about.get("resolution"), list | dict | float) and (
-            about.get("resolution") in sides
-        )
-        classes = about.get("classes")
+        crop, side, classes = (about.get(name) for name in ("crop", "resolution", "classes"))
         whole = isinstance(classes, list) and all(isinstance(c, int | str) for c in classes)
+        right["provenance.crop"] = crop is None or _whole([crop], 1)
+        right["provenance.resolution"] = side is None or (type(side) is int and side == record["shape"][1])
         right["provenance.classes"] = classes is None or whole
-    for name, fine in right.items():
-        if not fine:
-            raise InputError(key, path, f"its field {name} is invalid", "name the training_set.json that a run wrote")
+    wrong = next((name for name, fine in right.items() if not fine), None)
+    if wrong is not None:
+        raise InputError(key, path, f"its field {wrong} is invalid", "name the training_set.json that a run wrote")
     return record
 
 
@@ -143,13 +140,20 @@ def from_record(path: str | Path, data_path: str | None = None, key: str = "trai
         held_out_images=held,
         held_out_labels=held_labels,
         held_out_indices=torch.tensor(record["held_out_indices"][: len(held)], dtype=torch.int64),
-        flip=bool(record["flip"]),
+        flip=record["flip"],
         class_names=tuple(record.get("class_names", ())),
-        source=str(record["source"]),
+        source=record["source"],
         provenance=record["provenance"],
         spec=record.get("spec", {}),
     )
-    _prove(rebuilt, record, path, key)
+    if rebuilt.hash != record["hash"]:
+        hashes = f"hash {rebuilt.hash[:12]}, not {record['hash'][:12]}"
+        problem = f"the pixels of {rebuilt.source} are not those of the record ({hashes})"
+        raise InputError(key, path, problem, "give the data that the run was trained on, by --data_path")
+    whole = len(held) == len(record["held_out_indices"])
+    if whole and record.get("held_out_hash", rebuilt.held_out_hash) != rebuilt.held_out_hash:
+        hint = "give the data of the run, by --data_path, or its own training_set.json"
+        raise InputError(key, path, "the held-out images are not those of the record", hint)
     return rebuilt
 
 
@@ -160,8 +164,7 @@ def _pixel_options(record: dict[str, Any]) -> dict[str, Any]:
 
 def _source_of(record: dict[str, Any], data: dict[str, Any], data_path: str | None) -> ImagePool:
     """All images of the source that a record names."""
-    source = str(record["source"])
-    where = None if source == "digits" else data_path or data.get("path")
+    source, where = record["source"], None if record["source"] == "digits" else data_path or data.get("path")
     if source != "digits" and where is None:
         raise InputError("data_path", None, f"the record names {source}, but not where it lies", "give --data_path")
     try:
@@ -192,20 +195,8 @@ def _held_out(
     outside = data.get("held_out_path")
     if outside is None:
         return pool.images[:0], pool.labels[:0]
-    kind = "array" if str(outside).endswith(ARRAYS) else "folder"
+    kind = "array" if outside.endswith(ARRAYS) else "folder"
     return _chosen(load_source(kind, outside, **_pixel_options(record)), indices, wrong)
-
-
-def _prove(rebuilt: TrainingSet, record: dict[str, Any], path: str | Path, key: str) -> None:
-    """Raises InputError where the images are not those that the record was made of."""
-    if rebuilt.hash != record["hash"]:
-        hashes = f"hash {rebuilt.hash[:12]}, not {record['hash'][:12]}"
-        problem = f"the pixels of {rebuilt.source} are not those of the record ({hashes})"
-        raise InputError(key, path, problem, "give the data that the run was trained on, by --data_path")
-    whole = len(rebuilt.held_out_images) == len(record["held_out_indices"])
-    if whole and record.get("held_out_hash", rebuilt.held_out_hash) != rebuilt.held_out_hash:
-        hint = "give the data of the run, by --data_path, or its own training_set.json"
-        raise InputError(key, path, "the held-out images are not those of the record", hint)
 
 
 def from_rows(rows: Tensor, held_out: Tensor, flip: bool, source: str) -> TrainingSet:
@@ -243,17 +234,16 @@ def disjoint(held_out: Tensor, training: Tensor, flip: bool) -> tuple[Tensor, in
     Returns:
         the images kept, how many were training images, how many were repetitions.
     """
-    seen, kept, shared, repeated = set(content_digests(training, flip)), [], 0, 0
-    fresh: set[bytes] = set()
+    seen, shared, repeated = set(content_digests(training, flip)), 0, 0
+    fresh: dict[bytes, int] = {}
     for k, digest in enumerate(content_digests(held_out, flip)):
         if digest in seen:
             shared += 1
         elif digest in fresh:
             repeated += 1
         else:
-            fresh.add(digest)
-            kept.append(k)
-    return held_out[kept], shared, repeated
+            fresh[digest] = k
+    return held_out[list(fresh.values())], shared, repeated
 
 
 def load_references(
@@ -273,7 +263,7 @@ def load_references(
     Raises:
         InputError: anything unreadable, mismatched or too small.
     """
-    notes: list[str] = []
+    notes = []
     if is_record(training_set):
         rebuilt = from_record(training_set, data_path)
         if flip and not rebuilt.flip:
@@ -299,8 +289,7 @@ def load_references(
 
 def with_held_out(training_set: TrainingSet, held_out: Tensor, flip: bool) -> TrainingSet:
     """The same T beside another H."""
-    t = training_set
-    same = torch.equal(held_out, t.held_out_images)
+    t, same = training_set, torch.equal(held_out, training_set.held_out_images)
     if flip == t.flip and same:
         return t
     return replace(

@@ -19,26 +19,13 @@ from cdmem.metrics.memorization.coverage import HitCoverage
 from cdmem.metrics.memorization.data_copying import CopyTest, TrainPreference, TwoSampleAccuracy
 from cdmem.metrics.memorization.extraction import AbsoluteExtraction, AdaptiveExtraction
 from cdmem.metrics.memorization.feature_likelihood import FeatureLikelihood
+from cdmem.metrics.quality.efficientnet import EfficientNetLite0Features
 from cdmem.metrics.quality.features import PixelFeatures, digest_of, features_name
 from cdmem.metrics.quality.fidelity import Fidelity
+from cdmem.metrics.quality.inception import InceptionFeatures
 from cdmem.metrics.quality.prdc import ManifoldQuality
 
-
-def build_features(name: str) -> nn.Module:
-    """An extractor by name, of :data:`EXTRACTORS`.
-
-    Raises:
-        InputError: weights that are missing or altered.
-    """
-    if name == "pixels":
-        return PixelFeatures()
-    if name == "efficientnet":
-        from cdmem.metrics.quality.efficientnet import EfficientNetLite0Features
-
-        return EfficientNetLite0Features()
-    from cdmem.metrics.quality.inception import InceptionFeatures
-
-    return InceptionFeatures()
+FEATURES = {"pixels": PixelFeatures, "efficientnet": EfficientNetLite0Features, "inception": InceptionFeatures}
 
 
 def build_suite(settings: AuditSettings, extractors: Sequence[nn.Module]) -> dict[str, Callable[[], SampleMetric]]:
@@ -102,19 +89,15 @@ def measure(suite: dict[str, SampleMetric | str], images: Tensor, seeds: Tensor)
         try:
             metric.reset()
             metric.update(images, seeds)
-            values[name] = {key: _plain(value) for key, value in metric.compute().items()}
-            detail = getattr(metric, "detail", None)
-            if detail is not None:
-                values[name]["detail"] = detail(metric.rows())
+            found = metric.compute().items()  # a user's metric may return tensors
+            values[name] = {key: v.tolist() if isinstance(v, np.generic | Tensor) else v for key, v in found}
+            if hasattr(metric, "detail"):
+                values[name]["detail"] = metric.detail(metric.rows())
         except InputError as error:
             values[name] = {"unavailable": str(error)}
         finally:
             metric.reset()
     return values
-
-
-def _plain(value: Any) -> Any:
-    return value.item() if isinstance(value, np.generic) or (isinstance(value, Tensor) and not value.dim()) else value
 
 
 def extractor_record(extractors: Sequence[nn.Module]) -> dict[str, str]:

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from typing import Any
 
 from cdmem.audit.result import AuditResult
+from cdmem.metrics.comparison.paired import TRANSFER
 from cdmem.metrics.comparison.verdict import points
 from cdmem.report.rows import CONTROLS, NOTHING, Cell, Estimate, model_table, p_value, second_opinions
 
 MAX_REACH = 3.0  # an extrapolation over more than this many times the range seen is not printed
-FATES = ("kept_same", "kept_other", "lost", "gained", "neither")
 
 
 def _columns(rows: Sequence[Sequence[str]]) -> list[str]:
@@ -22,10 +22,8 @@ def _columns(rows: Sequence[Sequence[str]]) -> list[str]:
 
 def _names(result: AuditResult, *others: str) -> list[list[str]]:
     """``teacher (heun)`` and its NFE for every model, then the others."""
-    names = []
-    for m in result.models:
-        method = "" if m["method"] in ("consistency", "given") else f" ({m['method']})"
-        names.append([m["name"] + method, str(m["nfe"] or NOTHING)])
+    methods = ["" if m["method"] in ("consistency", "given") else f" ({m['method']})" for m in result.models]
+    names = [[m["name"] + method, str(m["nfe"] or NOTHING)] for m, method in zip(result.models, methods)]
     return names + [[other, ""] for other in others]
 
 
@@ -37,24 +35,19 @@ def _plain(cell: Cell) -> str:
 def table(result: AuditResult) -> list[str]:
     """One row a model, then the controls."""
     head, rows = model_table(vars(result))
-    rows = [[*name, *map(_plain, row)] for name, row in zip(_names(result, *CONTROLS), rows)]
-    return _columns(_without_empty([["model", "NFE", *head], *rows]))
-
-
-def _without_empty(rows: list[list[str]]) -> list[list[str]]:
-    """Without the columns that show nothing for any model: what was not measured needs no room."""
-    kept = [k for k in range(len(rows[0])) if k < 3 or any(r[k] not in ("", NOTHING) for r in rows[1:])]
-    return [[r[k] for k in kept] for r in rows]
+    lines = [[*name, *map(_plain, row)] for name, row in zip(_names(result, *CONTROLS), rows)]
+    # What was not measured needs no room.
+    kept = [k for k in range(2 + len(head)) if k < 3 or any(line[k] not in ("", NOTHING) for line in lines)]
+    return _columns([[line[k] for k in kept] for line in [["model", "NFE", *head], *lines]])
 
 
 def transfer(result: AuditResult) -> list[str]:
     """The fate of every seed from teacher to student; empty without pairs."""
-    rows = [["student", "NFE", *(fate.replace("_", " ") for fate in FATES), "difference [95 %]", "Holm p"]]
-    for m in result.models:
-        if m.get("paired"):
-            counts, difference = m["paired"]["transfer"], m["paired"]["difference"]
-            cells = [*(str(counts[fate]) for fate in FATES), points(difference), p_value(difference["p_holm"])]
-            rows.append([m["name"], str(m["nfe"]), *cells])
+    rows = [["student", "NFE", *(fate.replace("_", " ") for fate in TRANSFER), "difference [95 %]", "Holm p"]]
+    for m in (m for m in result.models if m.get("paired")):
+        counts, difference = m["paired"]["transfer"], m["paired"]["difference"]
+        cells = [*(str(counts[fate]) for fate in TRANSFER), points(difference), p_value(difference["p_holm"])]
+        rows.append([m["name"], str(m["nfe"]), *cells])
     return _columns(rows) if rows[1:] else []
 
 
@@ -68,16 +61,11 @@ def opinions(result: AuditResult) -> list[str]:
 def sentences(result: AuditResult) -> list[str]:
     """What may be said of each student, and what may not: the verdicts, and the comparison at equal NFE."""
     said = []
-    for m in result.models:
-        verdict = m.get("verdict")
-        if verdict:
-            said.append(verdict["statement"])
-            record = result.distillation.get(m["name"], {}).get("extrapolation") or {}
-            if record.get(str(m["nfe"])):
-                said.append(f"{m['name']}, {m['nfe']} NFE: {extrapolated(record[str(m['nfe'])])}")
-            if verdict.get("equal_nfe"):
-                said.append(verdict["equal_nfe"])
-    return said
+    for m in (m for m in result.models if m.get("verdict")):
+        line = (result.distillation.get(m["name"], {}).get("extrapolation") or {}).get(str(m["nfe"]))
+        beyond = f"{m['name']}, {m['nfe']} NFE: {extrapolated(line)}" if line else ""
+        said += [m["verdict"]["statement"], beyond, m["verdict"].get("equal_nfe")]
+    return [sentence for sentence in said if sentence]
 
 
 def extrapolated(line: dict[str, Any]) -> str:

@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from cdmem.audit.text import print_summary
 from cdmem.io.atomic import owned
 from cdmem.report.build import write_report
-from cdmem.report.compare import studies_below, write_comparison
+from cdmem.report.compare import prepare_comparison, studies_below
 from cdmem.run.provenance import environment
 from cdmem.study.config import StudySettings, read_study
 from cdmem.study.parsing import help_text, quiet_libraries
@@ -53,7 +53,7 @@ def run_study(args: Sequence[str]) -> int:
     folder, sweep = run_sweep(rest, items, lambda cell: Study(read_study(cell)), run_one)
     finished = studies_below(folder.path)
     if finished:
-        print(f"comparison: {write_comparison(finished, folder / 'comparison.html')}")
+        print(f"comparison: {prepare_comparison(finished, folder / 'comparison.html')()}")
     failed = [cell for cell in sweep.cells if cell.status != "finished"]
     for cell in failed:
         print(f"failed: {cell.folder}: {cell.error}")

@@ -56,12 +56,12 @@ def verdicts(run: RunData) -> Iterator[Verdict]:
 
 def models(run: RunData) -> Table:
     """Teacher, student for each NFE, and controls."""
-    about, threshold = run.models[0], run.summary["settings"]["threshold"]
+    about = run.models[0]
     head, rows = model_table(run.summary)
     names = [*map(model_label, run.models), *CONTROLS]
     text = (
         f"{about['samples']} samples a model, seeds {about['seeds'][0]} to {about['seeds'][1]}, "
-        f"weights {about['weights']}. Memorised: d1/d2 below {threshold:.3f} over groups of T. "
+        f"weights {about['weights']}. Memorised: d1/d2 below {run.threshold:.3f} over groups of T. "
         f"{run.distance} of the held-out row is the floor: two halves of H."
     )
     return Table(["model", *head], [[name, *row] for name, row in zip(names, rows)], text, sortable=True)

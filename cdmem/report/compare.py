@@ -87,10 +87,10 @@ def differing(runs: Sequence[RunData]) -> list[str]:
     return own + [k for k in keys if k not in own and k.split(".")[-1] not in tails]
 
 
-def over_seeds(values: Sequence[float]) -> tuple[float, float | None, float | None]:
-    """Mean over runs with Student's 95 % interval, the run as unit; no interval for one run."""
+def over_seeds(values: Sequence[float]) -> tuple[float, float, float]:
+    """Mean over runs with Student's 95 % interval, the run as unit; its ends are NaN for one run."""
     mean, low, high = mean_interval(np.asarray(values, dtype=float))
-    return (mean, low, high) if len(values) > 1 else (mean, None, None)
+    return (mean, low, high) if len(values) > 1 else (mean, math.nan, math.nan)
 
 
 def _is_number(value: object) -> bool:
@@ -114,9 +114,7 @@ def _series(runs: Sequence[RunData], x_key: str, key: str) -> list[Series]:
     series = []
     for (label, kind), by_x in values.items():
         x = sorted(by_x)
-        rows = [over_seeds(by_x[k]) for k in x]
-        low, high = ([r[k] if r[k] is not None else math.nan for r in rows] for k in (1, 2))
-        series.append(Series(label, kind, x, [r[0] for r in rows], low, high))
+        series.append(Series(label, kind, x, *zip(*(over_seeds(by_x[k]) for k in x))))
     return series
 
 
@@ -156,8 +154,7 @@ def _means(runs: Sequence[RunData], swept: Sequence[str], distance: str) -> list
     """Mean over repetitions of every setting, with the run as unit; nothing without repetitions."""
     groups: dict[tuple[str, ...], list[RunData]] = defaultdict(list)
     for run in runs:
-        mine = settings(run)
-        groups[tuple(str(mine.get(k)) for k in swept)].append(run)
+        groups[tuple(str(settings(run).get(k)) for k in swept)].append(run)
     if max(map(len, groups.values())) < 2:
         return []
     rows: list[list[Cell]] = []
@@ -182,17 +179,16 @@ def _mean(values: Sequence[float], digits: int) -> Cell:
     if not values:
         return NOTHING
     mean, low, high = over_seeds(values)
-    return Estimate(f"{mean:.{digits}f}", "" if low is None else f"[{low:.{digits}f}, {high:.{digits}f}]")
+    return Estimate(f"{mean:.{digits}f}", f"[{low:.{digits}f}, {high:.{digits}f}]" if math.isfinite(low) else "")
 
 
 def _studies(runs: Sequence[RunData], keys: Sequence[str], distance: str, root: Path) -> Table:
     """The main models of every study, with a link to its page."""
     rows = []
     for run in runs:
-        mine = settings(run)
         # Quoted, a folder called "javascript:..." is a folder.
         page = quote(os.path.relpath(run.path / "report.html", root), safe="/=")
-        study = [Link(os.path.relpath(run.path, root), page), *(str(mine.get(k)) for k in keys)]
+        study = [Link(os.path.relpath(run.path, root), page), *(str(settings(run).get(k)) for k in keys)]
         for m in run.main_models:
             claim = str((m.get("verdict") or {}).get("claim", "")).replace("_", " ")
             cells = [percent(m["f_mem"]), points((m.get("paired") or {}).get("difference"))]
@@ -201,11 +197,6 @@ def _studies(runs: Sequence[RunData], keys: Sequence[str], distance: str, root: 
     head = ["study", *keys, "model", "f_mem [95 %]", "against teacher (points)", f"{distance} to H"]
     text = "Click a heading to sort. Intervals within a study are over seeds of samples."
     return Table([*head, "variance ratio", "verdict"], rows, text, sortable=True)
-
-
-def write_comparison(folders: Sequence[Path], path: Path) -> Path:
-    """Write the comparison page, its figures and data beside it; raises what :func:`prepare_comparison` does."""
-    return prepare_comparison(folders, path)()
 
 
 def prepare_comparison(folders: Sequence[Path], path: Path) -> Callable[[], Path]:

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from cdmem.metrics.memorization.ratio import ratios
 from cdmem.report import charts
 from cdmem.report.charts import Series
 from cdmem.report.page import Figure
@@ -80,9 +81,9 @@ def _against(run: RunData, name: str, key: str, xlabel: str, more: str = "") -> 
 
 def pairs(run: RunData) -> Iterator[Figure]:
     """Transfer mosaics and paired ratios of every student against the teacher."""
-    threshold = float(run.summary["settings"]["threshold"])
+    threshold = run.threshold
     teacher = run.arrays("audit", run.teacher) if run.teacher else {}
-    for m in [m for m in run.students if m.get("paired")]:
+    for m in (m for m in run.students if m.get("paired")):
         name, label, transfer = f"{m['name'][:NAME]}_{m['nfe']}", model_label(m), m["paired"]["transfer"]
         fates = ", ".join(f"{k} {v}" for k, v in transfer.items())
         alt = f"fate of every seed from teacher to {label}: {fates}"
@@ -90,16 +91,10 @@ def pairs(run: RunData) -> Iterator[Figure]:
         yield Figure(charts.transfer_mosaic(f"transfer_{name}", transfer, alt), caption)
         student = run.arrays("audit", m)
         if teacher and student and np.array_equal(teacher["seeds"], student["seeds"]):
-            ratios = [_ratios(rows) for rows in (teacher, student)]
+            of = [ratios(np.stack([rows["squared1"], rows["squared2"]], 1)) for rows in (teacher, student)]
             alt = f"d1/d2 of teacher and {label}, seed by seed"
-            chart = charts.ratio_scatter(f"ratios_{name}", *ratios, threshold, alt)
             caption = f"{label}: d1/d2 of the same seed under both models; below the lines means memorised."
-            yield Figure(chart, caption)
-
-
-def _ratios(rows: dict[str, np.ndarray]) -> np.ndarray:
-    """(n,) d1/d2."""
-    return np.sqrt(rows["squared1"] / np.maximum(rows["squared2"].astype(float), 1e-300))
+            yield Figure(charts.ratio_scatter(f"ratios_{name}", *of, threshold, alt), caption)
 
 
 def distributions(run: RunData) -> Iterator[Figure]:
@@ -113,8 +108,7 @@ def distributions(run: RunData) -> Iterator[Figure]:
     if held.get("ratio_cdf"):
         series.append(Series("held-out images", "control", GRID, held["ratio_cdf"]))
     if series:
-        threshold = float(run.summary["settings"]["threshold"])
-        chart = charts.cdfs("ratio_cdf", series, threshold, "cumulative share of d1/d2")
+        chart = charts.cdfs("ratio_cdf", series, run.threshold, "cumulative share of d1/d2")
         yield Figure(chart, "Share of samples with d1/d2 below the abscissa: the answer at every threshold at once.")
     yield from _multiplicity(run)
     text = "Denoising-loss gap by noise level."

@@ -38,11 +38,7 @@ class Link:
 
 @dataclass(frozen=True)
 class Table:
-    """Rows of text, estimates, links, or yes and no; the first column names the row.
-
-    Attributes:
-        sortable: a click on a heading sorts.
-    """
+    """Rows of text, estimates, links, or yes and no; the first column names the row; ``sortable`` by its headings."""
 
     kind: ClassVar[str] = "table"
     head: Sequence[str]
@@ -103,14 +99,9 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Page:
-    """One document.
+    """One document: title, sentences (``lead``), verdicts, a table, sections.
 
     Attributes:
-        title: heading and name of the window.
-        lead: sentences at the top.
-        sections: in order.
-        verdicts: boxes below the lead.
-        table: above the sections.
         figures: folder of the figures' files, beside the page.
     """
 
@@ -128,10 +119,8 @@ class Page:
     def files(self, name: str) -> dict[str, str | bytes]:
         """Content by file name: every figure as PNG and CSV, then the page under its own name."""
         charts = [part.chart for s in self.sections for part in s.parts if isinstance(part, Figure)]
-        files: dict[str, str | bytes] = {}
-        for chart in charts:
-            files |= {f"{self.figures}/{chart.name}.png": chart.png(), f"{self.figures}/{chart.name}.csv": chart.csv()}
-        return files | {name: self.html()}
+        pictures = {f"{self.figures}/{chart.name}.png": chart.png() for chart in charts}
+        return pictures | {f"{self.figures}/{chart.name}.csv": chart.csv() for chart in charts} | {name: self.html()}
 
 
 @cache

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from cdmem.metrics.memorization.ratio import memorized, ratios
 from cdmem.report.page import Text, Wall, picture
 from cdmem.report.rows import model_label
 from cdmem.report.run_data import RunData
@@ -41,7 +42,7 @@ def _training(run: RunData) -> dict[int, np.ndarray]:
 
 def same_seeds(run: RunData) -> Iterator[Text | Wall]:
     """First seeds of the audit: teacher, students, nearest training image of each; memorised ones framed."""
-    threshold, training = float(run.summary["settings"]["threshold"]), _training(run)
+    threshold, training = run.threshold, _training(run)
     loaded = [(model_label(m), run.arrays("samples", m), run.arrays("audit", m)) for m in run.main_models]
     loaded = [(label, s, a) for label, s, a in loaded if s and a]
     if not loaded:
@@ -51,12 +52,12 @@ def same_seeds(run: RunData) -> Iterator[Text | Wall]:
     for k, tile in enumerate(tiles):
         for label, samples, rows in loaded:
             alt, scale = f"{label}, seed {int(samples['seeds'][k])}", _scale(samples["images"])
-            squared1, squared2 = rows["squared1"][k], float(rows["squared2"][k])
-            shown = [picture(samples["images"][k], alt, scale, framed=bool(squared1 < threshold**2 * squared2))]
+            squared = rows["squared1"][k], rows["squared2"][k]
+            shown = [picture(samples["images"][k], alt, scale, framed=bool(memorized(*squared, threshold)))]
             near = training.get(int(rows["nearest"][k])) if "nearest" in rows else None
             if near is not None:
                 shown.append(picture(near, f"nearest training image of {alt}", scale))
-            tile += [shown, f"{np.sqrt(squared1 / max(squared2, 1e-300)):.2f}"]
+            tile += [shown, f"{ratios(np.array([squared]))[0]:.2f}"]
     order = "; ".join(label for label, _, _ in loaded)
     text = (
         f"The first {count} seeds of the audit, not chosen. From top to bottom: {order}; each with "

@@ -37,18 +37,19 @@ def number(value: object, digits: int = 3) -> str:
 
 def percent(fraction: Mapping[str, Any] | None) -> Cell:
     """``93.1 % [91.9, 94.1]``."""
-    if not fraction:
-        return NOTHING
-    low, high = (100 * x for x in fraction["ci95"])
-    return Estimate(f"{100 * fraction['value']:.1f} %", f"[{low:.1f}, {high:.1f}]")
+    return _estimate(fraction, unit=" %")
 
 
 def points(difference: Mapping[str, Any] | None) -> Cell:
     """``-64.2 [-66.3, -62.1]``, in percentage points."""
-    if not difference:
+    return _estimate(difference, sign="+")
+
+
+def _estimate(share: Mapping[str, Any] | None, sign: str = "", unit: str = "") -> Cell:
+    if not share:
         return NOTHING
-    low, high = (100 * x for x in difference["ci95"])
-    return Estimate(f"{100 * difference['value']:+.1f}", f"[{low:+.1f}, {high:+.1f}]")
+    value, low, high = (f"{100 * x:{sign}.1f}" for x in (share["value"], *share["ci95"]))
+    return Estimate(f"{value}{unit}", f"[{low}, {high}]")
 
 
 def p_value(p: object) -> str:

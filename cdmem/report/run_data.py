@@ -25,14 +25,12 @@ MAX_TEXT = 64 * 2**20
 
 @dataclass
 class Stage:
-    """One training run inside a study.
+    """One training run inside a study; what its folder lacks is empty.
 
     Attributes:
         name: folder name, ``teacher`` or a student's.
-        config: its resolved settings.
+        config, onset, finished: content of the files of these names.
         records: lines of ``metrics.jsonl``, merged by step, ascending.
-        onset: content of ``onset.json``, empty without.
-        finished: content of ``finished.json``, empty without.
     """
 
     name: str
@@ -55,10 +53,9 @@ class Stage:
 
 @dataclass
 class RunData:
-    """A study's folder.
+    """A study's folder ``path``.
 
     Attributes:
-        path: the folder.
         summary: ``audit/summary.json``.
         stages: teacher first.
         config: the study's own settings.
@@ -92,6 +89,11 @@ class RunData:
         return [m for m in (self.teacher, *self.students) if m]
 
     @property
+    def threshold(self) -> float:
+        """Memorised means d1 / d2 below it."""
+        return float(self.summary["settings"]["threshold"])
+
+    @property
     def distance(self) -> str:
         """Key of the Frechet distance that is shown."""
         return distance_keys(self.summary)[0]
@@ -114,20 +116,19 @@ class RunData:
             return {}
 
 
-def _text(file: Path, limit: int = MAX_TEXT) -> str | None:
+def _text(file: Path, limit: int = MAX_TEXT) -> str:
     try:
         return read_text(file, limit)
     except (OSError, ValueError):
-        return None
+        return ""
 
 
-def _mapping(file: Path, notes: list[str], *, is_yaml: bool = False) -> dict[str, Any]:
+def _mapping(file: Path, notes: list[str]) -> dict[str, Any]:
     """A JSON or YAML mapping; empty where there is none, with a note where there is something else."""
+    is_yaml = file.suffix == ".yaml"
     text = _text(file, LIMIT if is_yaml else MAX_TEXT)
-    if text is None:
-        return {}
     try:
-        value = parse_yaml(text) if is_yaml else parse_json(text)
+        value = parse_yaml(text) if is_yaml else parse_json(text or "{}")
     except ValueError as error:
         notes.append(f"{file.name} could not be read ({type(error).__name__})")
         return {}
@@ -137,7 +138,7 @@ def _mapping(file: Path, notes: list[str], *, is_yaml: bool = False) -> dict[str
 def _records(file: Path) -> list[dict[str, Any]]:
     """Lines of a metrics record merged by step; torn lines are skipped."""
     merged: dict[int, dict[str, Any]] = {}
-    for line in (_text(file) or "").splitlines():
+    for line in _text(file).splitlines():
         try:
             row = parse_json(line)
             step = int(row["step"])
@@ -151,7 +152,7 @@ def _records(file: Path) -> list[dict[str, Any]]:
 def _stage(folder: Path, notes: list[str]) -> Stage:
     return Stage(
         name=folder.name,
-        config=_mapping(folder / "config.yaml", notes, is_yaml=True),
+        config=_mapping(folder / "config.yaml", notes),
         records=_records(folder / "metrics.jsonl"),
         onset=_mapping(folder / "onset.json", notes),
         finished=_mapping(folder / "finished.json", notes),
@@ -188,13 +189,13 @@ def read_run(path: str | Path) -> RunData:
     summary = _mapping(folder / SUMMARY, notes)
     if not isinstance(summary.get("models"), list) or not summary["models"]:
         raise InputError("run", path, f"{SUMMARY} is torn or empty", "run the study again to make it anew")
-    names = sorted(p.parent.name for p in folder.glob("*/config.yaml"))
-    names.sort(key=lambda name: name != "teacher")
+    names = (p.parent.name for p in folder.glob("*/config.yaml"))
+    names = sorted(names, key=lambda name: (name != "teacher", name))
     return RunData(
         path=folder,
         summary=summary,
         stages=[_stage(folder / name, notes) for name in names],
-        config=_mapping(folder / "config.yaml", notes, is_yaml=True),
+        config=_mapping(folder / "config.yaml", notes),
         environment=_mapping(folder / "environment.json", notes),
         notes=notes,
     )

@@ -11,6 +11,7 @@ import os
 import sys
 import warnings
 from collections.abc import Callable, Mapping
+from functools import wraps
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,7 @@ def has_login() -> bool:
         return True
     try:
         return netrc.netrc(Path.home() / ".netrc").authenticators("api.wandb.ai") is not None
-    except (FileNotFoundError, netrc.NetrcParseError, OSError):
+    except (netrc.NetrcParseError, OSError):
         return False
 
 
@@ -43,6 +44,25 @@ class Ignored:
 
     def __getattr__(self, name: str) -> Callable[..., None]:
         return lambda *args, **kwargs: None
+
+
+def guarded(method: Callable[..., None]) -> Callable[..., None]:
+    """A logger's method, on rank zero only, whose first failure is told and ends W&B, not the run."""
+
+    @rank_zero_only
+    @wraps(method)
+    def inner(logger: SafeWandbLogger, *args: Any, **kwargs: Any) -> None:
+        if logger.broken:
+            return
+        try:
+            method(logger, *args, **kwargs)
+        # Anything at all: network, disk, service process, an API that changed.
+        except Exception as error:
+            logger.broken = True
+            reason = str(error).split("\n")[0][:120]
+            warnings.warn(f"W&B failed ({type(error).__name__}: {reason}); the run goes on without it", stacklevel=3)
+
+    return inner
 
 
 class SafeWandbLogger(WandbLogger):
@@ -58,26 +78,15 @@ class SafeWandbLogger(WandbLogger):
         super().__init__(**settings)
         self.teacher, self.parts, self.broken = teacher, parts, False
 
-    def _try(self, action: Callable[[], Any]) -> Any:
-        if self.broken:
-            return None
-        try:
-            return action()
-        # Anything at all: network, disk, service process, an API that changed.
-        except Exception as error:
-            self.broken = True
-            reason = str(error).split("\n")[0][:120]
-            warnings.warn(f"W&B failed ({type(error).__name__}: {reason}); the run goes on without it", stacklevel=3)
-            return None
-
     @property
     @rank_zero_experiment
     def experiment(self) -> Any:
         """The W&B run, started at first use; a stand-in that ignores everything once W&B has failed."""
-        if self._experiment is None and not self.broken:
-            self._try(self._start)
-        return Ignored() if self.broken or self._experiment is None else self._experiment
+        if self._experiment is None:
+            self._start()
+        return Ignored() if self.broken else self._experiment
 
+    @guarded
     def _start(self) -> None:
         if OWN_DATA_DIR is None:
             # Pictures of tables wait for the sync outside the run's folder otherwise, in a home that may not last.
@@ -112,19 +121,12 @@ class SafeWandbLogger(WandbLogger):
         run.notes = f"teacher: run {teacher['run_id']}, {teacher['path']}, weights {teacher['digest']}"
         run.summary["teacher/run_id"], run.summary["teacher/digest"] = teacher["run_id"], teacher["digest"]
 
-    @rank_zero_only
-    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        self._try(lambda: super(SafeWandbLogger, self).log_metrics(metrics, step))
+    log_metrics = guarded(WandbLogger.log_metrics)
+    log_hyperparams = guarded(WandbLogger.log_hyperparams)
+    log_image = guarded(WandbLogger.log_image)
+    finalize = guarded(WandbLogger.finalize)
 
-    @rank_zero_only
-    def log_hyperparams(self, params: Any) -> None:
-        self._try(lambda: super(SafeWandbLogger, self).log_hyperparams(params))
-
-    @rank_zero_only
-    def log_image(self, key: str, images: list[Any], step: int | None = None, **kwargs: Any) -> None:
-        self._try(lambda: super(SafeWandbLogger, self).log_image(key, images, step, **kwargs))
-
-    @rank_zero_only
+    @guarded
     def log_panel_data(
         self,
         step: int,
@@ -142,16 +144,6 @@ class SafeWandbLogger(WandbLogger):
             by_multiplicity: rows of :data:`MULTIPLICITY_COLUMNS`.
             pairs: rows of :data:`PAIR_COLUMNS`; pictures as uint8 (H, W, 3).
         """
-        self._try(lambda: self._log_panel_data(step, ratio, cdf, by_multiplicity, pairs))
-
-    def _log_panel_data(
-        self,
-        step: int,
-        ratio: np.ndarray,
-        cdf: list[tuple[float, float]],
-        by_multiplicity: list[list[float]],
-        pairs: list[list[Any]],
-    ) -> None:
         import wandb
 
         rows = [[wandb.Image(v) if isinstance(v, np.ndarray) else v for v in row] for row in pairs]
@@ -163,25 +155,17 @@ class SafeWandbLogger(WandbLogger):
         }
         super().log_metrics(values, step)
 
-    @rank_zero_only
+    @guarded
     def log_checkpoint(self, path: Path, role: str, about: dict[str, Any]) -> None:
         """The final checkpoint as artifact ``<role>-<run id>``: a reference with its hash; the weights stay here.
 
         Weights that reproduce training images are not to be uploaded by default.
         """
+        import wandb
 
-        def log() -> None:
-            import wandb
-
-            artifact = wandb.Artifact(f"{role}-{self._id}", type="model", metadata=about)
-            artifact.add_reference(path.resolve().as_uri(), name=path.name)
-            self.experiment.log_artifact(artifact)
-
-        self._try(log)
-
-    @rank_zero_only
-    def finalize(self, status: str) -> None:
-        self._try(lambda: super(SafeWandbLogger, self).finalize(status))
+        artifact = wandb.Artifact(f"{role}-{self._id}", type="model", metadata=about)
+        artifact.add_reference(path.resolve().as_uri(), name=path.name)
+        self.experiment.log_artifact(artifact)
 
 
 def group_name(folder: RunFolder) -> str:

@@ -13,13 +13,7 @@ NAME = "cdmem: memorisation"
 
 @dataclass(frozen=True)
 class PanelSpec:
-    """One panel.
-
-    Attributes:
-        title: above it.
-        keys: logged keys, see ``docs/wandb.md``.
-        axis: x axis of a line plot; None makes a media browser.
-    """
+    """A panel of logged keys, see ``docs/wandb.md``: lines against ``axis``, or without one a media browser."""
 
     title: str
     keys: tuple[str, ...]

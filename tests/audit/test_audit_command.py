@@ -2,50 +2,30 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-import yaml
 from PIL import Image
 
-from cdmem.cli.main import main
 from cdmem.data.sources import load_source
 from cdmem.data.subset import SubsetSpec, choose
-from support.settings import nested
+from support.tiny import callback, command, read, stage, study
 
 CALLBACKS = [
     {
         "class_path": "callbacks.MemorizationCallback",
         "init_args": {"cadence": {"samples": 24, "points": 6, "spacing": "linear"}},
     },
-    {"class_path": "cdmem.training.RunCheckpoint", "init_args": {"every_n_steps": 6}},
+    callback("cdmem.training.RunCheckpoint", every_n_steps=6),
 ]
-TRAINER = {"accelerator": "cpu", "max_steps": 6, "enable_progress_bar": False, "enable_model_summary": False}
-NETWORK = {"class_path": "cdmem.networks.MLP", "init_args": {"width": 16, "depth": 1}}
-DATA = {"n": 8, "held_out": 32, "batch_size": 4, "duplication": [{"fraction": 0.25, "copies": 3}]}
-
-
-def stage(class_path: str, **options) -> dict:
-    role = "student" if class_path.endswith("Student") else "teacher"
-    model = {"class_path": class_path, "init_args": nested(role, ema_half_lives=[2], **options)}
-    return {"threads": 1, "data": DATA, "model": model, "trainer": TRAINER | {"callbacks": CALLBACKS}}
-
-
-def write(path: Path, config: dict) -> str:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(yaml.safe_dump(config))
-    return str(path)
+STAGES = stage("teacher", *CALLBACKS), stage("student", *CALLBACKS)
 
 
 def audit(*args: object) -> int:
-    with pytest.raises(SystemExit) as stop:
-        main(["audit", "--quiet", *map(str, args)])
-    return int(stop.value.code)
+    return command("audit", "--quiet", *args)
 
 
 def refused(capsys, *args: object) -> str:
@@ -59,14 +39,7 @@ def refused(capsys, *args: object) -> str:
 def run(tmp_path_factory):
     """A finished tiny study."""
     folder = tmp_path_factory.mktemp("audited")
-    write(folder / "teacher.yaml", stage("cdmem.training.DiffusionTeacher", network=NETWORK, sampler_points=4))
-    write(folder / "student.yaml", stage("cdmem.training.Student", points=5))
-    study = {"teacher": "teacher.yaml", "students": {"student": "student.yaml"}}
-    study |= {"audit": {"samples": 24, "metrics": ["memorization"]}}
-    config = write(folder / "study.yaml", study)
-    with pytest.raises(SystemExit) as stop:
-        main(["study", "--config", config, "--run_dir", str(folder / "run"), "--seed", "1"])
-    assert stop.value.code == 0
+    assert study(folder, *STAGES, {"samples": 24, "metrics": ["memorization"]}, "--seed", 1) == 0
     return folder / "run"
 
 
@@ -94,7 +67,7 @@ def test_a_run_folder_with_pairs_and_verdict(run, tmp_path, capsys):
     out = tmp_path / "out" / "audit.json"
     assert audit("--generator", run, "--training_set", run, "--samples", 24, "--nfe", 1, "--seed", 1, "--out", out) == 0
     printed = capsys.readouterr().out
-    record = json.loads(out.read_text())
+    record = read(out)
     kinds = [(m["role"], m["method"], m["nfe"]) for m in record["models"]]
     assert kinds == [("teacher", "heun", 7), ("teacher", "euler", 1), ("student", "consistency", 1)]
     student = record["models"][2]
@@ -104,7 +77,7 @@ def test_a_run_folder_with_pairs_and_verdict(run, tmp_path, capsys):
     assert set(student["metrics"]) >= {"coverage", "authenticity_pixels", "likelihood_pixels", "manifold_pixels"}
     assert student["inside"] and len(student["digest"]) == 64
     # What the study measured and what the audit command measures are the same numbers.
-    stored = json.loads((run / "audit/summary.json").read_text())
+    stored = read(run / "audit/summary.json")
     same = next(m for m in stored["models"] if m["role"] == "student" and m["nfe"] == 1)
     for key in ("f_mem", "unique", "variance_ratio", "rmse_to_teacher", "seeds", "ratio_cdf"):
         assert student[key] == same[key], key
@@ -134,27 +107,27 @@ def test_a_student_alone_finds_its_teacher_or_says_so(run, tmp_path, capsys):
 
 
 def test_a_study_whose_teacher_was_exchanged_is_no_pair(run, tmp_path, capsys):
-    study = tmp_path / "study"
-    shutil.copytree(run, study)
-    common = ["--training_set", study, "--samples", 8, "--metrics", "memorization"]
+    moved = tmp_path / "study"
+    shutil.copytree(run, moved)
+    common = ["--training_set", moved, "--samples", 8, "--metrics", "memorization"]
     out = tmp_path / "o.json"
-    assert audit("--generator", study, *common, "--nfe", 2, 1, 2, "--weights", "raw", "--out", out) == 0
-    models = json.loads(out.read_text())["models"]
+    assert audit("--generator", moved, *common, "--nfe", 2, 1, 2, "--weights", "raw", "--out", out) == 0
+    models = read(out)["models"]
     assert [m["nfe"] for m in models if m["role"] == "student"] == [1, 2]
     # The weights asked for are the student's; what was distilled is the reference, whatever is asked for.
-    stored = json.loads((run / "audit/summary.json").read_text())["models"]
+    stored = read(run / "audit/summary.json")["models"]
     assert models[0]["digest"] == stored[0]["digest"] and models[0]["weights"] != "raw"
-    assert json.loads(out.read_text())["distillation"] == {}  # the evaluations were of other weights
-    file = study / "teacher/checkpoints/last.ckpt"
+    assert read(out)["distillation"] == {}  # the evaluations were of other weights
+    file = moved / "teacher/checkpoints/last.ckpt"
     content = torch.load(file, weights_only=True)
     for value in content["state_dict"].values():
         if value.is_floating_point():
             value.add_(0.01)
     torch.save(content, file)
-    assert "another teacher" in refused(capsys, "--generator", study, *common)
+    assert "another teacher" in refused(capsys, "--generator", moved, *common)
     del content["cdmem"]["network"]
     torch.save(content, file)
-    assert "its record" in refused(capsys, "--generator", study, *common)
+    assert "its record" in refused(capsys, "--generator", moved, *common)
 
 
 @pytest.mark.parametrize("form", ["npz", "folder", "arr_0"])
@@ -171,7 +144,7 @@ def test_images_made_elsewhere(files, tmp_path, capsys, t, form):
     out = tmp_path / "a.json"
     args = ["--generator", generator, "--training_set", files / "train.npz", "--held_out", files / "held.npz"]
     assert audit(*args, "--out", out) == 0
-    record = json.loads(out.read_text())
+    record = read(out)
     (model,) = record["models"]
     assert model["f_mem"]["value"] == 1.0 and model["unique"] == 60 and model["samples"] == 80
     assert record["training_set"]["rows"] == 120 and record["training_set"]["n"] == 60
@@ -195,59 +168,61 @@ def test_without_held_out_images_it_says_what_is_missing(files, tmp_path, capsys
     out = tmp_path / "a.json"
     assert audit("--generator", files / "fresh.npz", "--training_set", files / "train.npz", "--out", out) == 0
     assert "no held-out images" in capsys.readouterr().out
-    record = json.loads(out.read_text())
+    record = read(out)
     assert record["control"]["heldout_f_mem"] is None
     assert "data.held_out" in record["models"][0]["metrics"]["copy_test_pixels"]["unavailable"]
 
 
 def test_flip_and_near_duplicates(files, tmp_path, t):
     np.savez(tmp_path / "mirrored.npz", images=t.images.flip(-1).permute(0, 2, 3, 1).numpy())
-    common = [
-        "--generator",
-        tmp_path / "mirrored.npz",
-        "--training_set",
-        files / "train.npz",
-        "--metrics",
-        "memorization",
-    ]
+    common = ["--generator", tmp_path / "mirrored.npz", "--training_set", files / "train.npz"]
 
-    def f_mem(*more):
+    def found(*more):
         out = tmp_path / f"{len(list(tmp_path.iterdir()))}.json"
-        assert audit(*common, "--out", out, *more) == 0
-        return json.loads(out.read_text())
+        assert audit(*common, "--metrics", "memorization", "--out", out, *more) == 0
+        return read(out)
 
-    assert f_mem()["models"][0]["f_mem"]["value"] < 0.1
-    assert f_mem("--flip")["models"][0]["f_mem"]["value"] == 1.0
-    assert f_mem("--near_duplicates", "0.9")["training_set"]["near_duplicates_merged"] > 0
+    assert found()["models"][0]["f_mem"]["value"] < 0.1
+    assert found("--flip")["models"][0]["f_mem"]["value"] == 1.0
+    assert found("--near_duplicates", "0.9")["training_set"]["near_duplicates_merged"] > 0
 
 
-def test_bad_input_is_one_line(run, files, tmp_path, capsys):
-    good = ["--generator", files / "fresh.npz", "--training_set", files / "train.npz"]
-    assert "generator=" in refused(capsys, "--generator", tmp_path / "none", "--training_set", run)
-    assert "training_set=" in refused(capsys, "--generator", run, "--training_set", tmp_path / "none.npz")
-    assert "held_out=" in refused(capsys, *good, "--held_out", tmp_path / "none.npz")
-    assert "samples=" in refused(capsys, *good, "--samples", 1)
-    assert "samples=61" in refused(capsys, *good, "--samples", 61)
-    assert "nfe=" in refused(capsys, *good, "--nfe", 1)
-    assert "nfe=" in refused(capsys, "--generator", run, "--training_set", run, "--nfe", 9)
-    assert "fail_above=" in refused(capsys, *good, "--fail_above", 1.5)
-    assert "near_duplicates=" in refused(capsys, *good, "--near_duplicates", "maybe")
-    assert "near_duplicates=" in refused(capsys, *good, "--near_duplicates", "1.5")
-    assert "metrics=" in refused(capsys, *good, "--metrics", "all")
-    assert "features=" in refused(capsys, *good, "--features", "vgg")
-    assert "out=" in refused(capsys, *good, "--out", files / "train.npz")
-    assert "device=" in refused(capsys, *good, "--device", "tpu9")
-    assert "weights=" in refused(capsys, "--generator", run, "--training_set", run, "--weights", "ema_7")
-    assert "no_such_option=1" in refused(capsys, *good, "--no_such_option", 1)
-    assert "did you mean samples" in refused(capsys, *good, "--sampels", 9)
-    assert "arguments=stray" in refused(capsys, *good, "--seed", 1, "stray")
-    assert "seed=one" in refused(capsys, *good, "--seed", "one")
-    np.savez(tmp_path / "wide.npz", images=np.zeros((4, 8, 9, 1), np.uint8))
-    assert "generator=" in refused(capsys, "--generator", tmp_path / "wide.npz", "--training_set", files / "train.npz")
-    np.savez(tmp_path / "one.npz", images=np.zeros((4, 8, 8, 1), np.uint8))
-    assert "training_set" in refused(capsys, "--generator", files / "fresh.npz", "--training_set", tmp_path / "one.npz")
+GOOD = "--generator fresh --training_set train "
+OF_A_RUN = "--generator run --training_set run "
+BAD = {  # words of the command line: words of the error
+    "--generator none --training_set run": "generator=",
+    "--generator run --training_set none": "training_set=",
+    GOOD + "--held_out none": "held_out=",
+    GOOD + "--samples 1": "samples=",
+    GOOD + "--samples 61": "samples=61",
+    GOOD + "--nfe 1": "nfe=",
+    OF_A_RUN + "--nfe 9": "nfe=",
+    GOOD + "--fail_above 1.5": "fail_above=",
+    GOOD + "--near_duplicates maybe": "near_duplicates=",
+    GOOD + "--near_duplicates 1.5": "near_duplicates=",
+    GOOD + "--metrics all": "metrics=",
+    GOOD + "--features vgg": "features=",
+    GOOD + "--out train": "out=",
+    GOOD + "--device tpu9": "device=",
+    OF_A_RUN + "--weights ema_7": "weights=",
+    GOOD + "--no_such_option 1": "no_such_option=1",
+    GOOD + "--sampels 9": "did you mean samples",
+    GOOD + "--seed 1 stray": "arguments=stray",
+    GOOD + "--seed one": "seed=one",
+    "--generator wide --training_set train": "generator=",
+    "--generator fresh --training_set black": "training_set",
+    "--generator float --training_set train": "uint8",
+}
+
+
+@pytest.mark.parametrize("words", BAD)
+def test_bad_input_is_one_line(run, files, tmp_path, capsys, words):
+    for name, images in (("wide", np.zeros((4, 8, 9, 1), np.uint8)), ("black", np.zeros((4, 8, 8, 1), np.uint8))):
+        np.savez(tmp_path / f"{name}.npz", images=images)
     np.savez(tmp_path / "float.npz", images=np.zeros((4, 8, 8, 1)))
-    assert "uint8" in refused(capsys, "--generator", tmp_path / "float.npz", "--training_set", files / "train.npz")
+    places = {name: tmp_path / f"{name}.npz" for name in ("wide", "black", "float", "none")}
+    places |= {"run": run, "fresh": files / "fresh.npz", "train": files / "train.npz"}
+    assert BAD[words] in refused(capsys, *(places.get(word, word) for word in words.split()))
 
 
 METRIC = '''
@@ -282,7 +257,7 @@ def test_a_users_metric_is_named_on_the_command_line(my_module, files, tmp_path,
     good = ["--generator", files / "fresh.npz", "--training_set", files / "train.npz"]
     out = tmp_path / "a.json"
     assert audit(*good, "--metrics", "memorization", "my_module.Brightness", "--out", out) == 0
-    record = json.loads(out.read_text())
+    record = read(out)
     pixels = np.load(files / "fresh.npz")["images"]
     mean = record["models"][0]["metrics"]["my_module.Brightness"]["mean"]
     assert mean == pytest.approx(pixels.mean()) and "coverage" in record["models"][0]["metrics"]
@@ -293,16 +268,10 @@ def test_a_users_metric_is_named_on_the_command_line(my_module, files, tmp_path,
         assert error.startswith(f"cdmem: error: metrics={name}: ")
 
 
-def test_a_users_metric_in_the_file_of_a_study(my_module, tmp_path, capsys):
-    write(tmp_path / "teacher.yaml", stage("cdmem.training.DiffusionTeacher", network=NETWORK, sampler_points=4))
-    write(tmp_path / "student.yaml", stage("cdmem.training.Student", points=5))
-    study = {"teacher": "teacher.yaml", "students": {"student": "student.yaml"}}
+def test_a_users_metric_in_the_file_of_a_study(my_module, tmp_path):
     for metrics, code in ((["my_module.Absent"], 2), (["memorization", "my_module.Brightness"], 0)):
-        config = write(tmp_path / "study.yaml", study | {"audit": {"samples": 24, "nfe": 1, "metrics": metrics}})
-        with pytest.raises(SystemExit) as stop:
-            main(["study", "--config", config, "--run_dir", str(tmp_path / "run")])
-        assert stop.value.code == code
+        assert study(tmp_path, *STAGES, {"samples": 24, "nfe": 1, "metrics": metrics}) == code
         assert (tmp_path / "run").exists() is (code == 0)
-    summary = json.loads((tmp_path / "run/audit/summary.json").read_text())
+    summary = read(tmp_path / "run/audit/summary.json")
     assert all(m["metrics"]["my_module.Brightness"]["mean"] > 0 for m in summary["models"])
     assert (tmp_path / "run/report.html").is_file()

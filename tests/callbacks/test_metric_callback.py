@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import math
 from pathlib import Path
 
 import pytest
-import yaml
 
-from cdmem.cli.main import main
-from support.settings import nested
+from support import tiny
+from support.tiny import callback, stage
 
 METRICS = {
     "MemorizedFraction": ({"near_duplicates": "auto"}, "f_mem"),
@@ -36,58 +34,24 @@ class Corner(nn.Module):
 """
 
 
-def entry(name: str, **options) -> dict:
-    metric = {"class_path": f"cdmem.metrics.{name}", "init_args": METRICS[name][0]}
-    return {
-        "class_path": "callbacks.MetricCallback",
-        "init_args": {"metric": metric, "cadence": {"samples": 32, "points": 1}, **options},
-    }
+def entry(name: str, samples: int = 32, own: dict | None = None, **options) -> dict:
+    metric = {"class_path": f"cdmem.metrics.{name}", "init_args": own or METRICS[name][0]}
+    return callback("callbacks.MetricCallback", samples, 1, **{"metric": metric, **options})
 
 
-NETWORK = {"class_path": "cdmem.networks.MLP", "init_args": {"width": 16, "depth": 1}}
-
-
-def config(*callbacks: dict) -> dict:
-    return {
-        "threads": 1,
-        "data": {"n": 10, "held_out": 40, "batch_size": 4},
-        "model": {
-            "class_path": "cdmem.training.Student",
-            "init_args": nested("student", points=4, teacher="analytic:empirical", network=NETWORK),
-        },
-        "trainer": {
-            "accelerator": "cpu",
-            "max_steps": 2,
-            "enable_progress_bar": False,
-            "enable_model_summary": False,
-            "callbacks": list(callbacks),
-        },
-    }
-
-
-def fit(path: Path, settings: dict) -> tuple[int, Path]:
-    settings["model"]["init_args"]["network"] = {
-        "class_path": "cdmem.networks.MLP",
-        "init_args": {"width": 16, "depth": 1},
-    }
-    path.write_text(yaml.safe_dump(settings))
-    with pytest.raises(SystemExit) as stop:
-        main(["fit", "--config", str(path), "--run_dir", str(path.parent / "run"), "--seed", "0"])
-    return int(stop.value.code), path.parent / "run"
+def fit(folder: Path, *callbacks: dict) -> int:
+    data, model = {"n": 10, "held_out": 40}, {"points": 4, "teacher": "analytic:empirical", "network": tiny.NETWORK}
+    return tiny.fit(folder, stage("student", *callbacks, steps=2, data=data, **model), "--seed", 0)
 
 
 def test_every_metric_is_one_entry_in_a_config(tmp_path, monkeypatch):
     (tmp_path / "my_features.py").write_text(FEATURES)
     monkeypatch.syspath_prepend(str(tmp_path))
-    callbacks = [entry(name, nfe=[1, 2]) for name in METRICS]
-    callbacks.append(
-        {"class_path": "callbacks.WhiteboxCallback", "init_args": {"cadence": {"points": 1, "samples": 4}}}
-    )
-    code, run = fit(tmp_path / "c.yaml", config(*callbacks))
-    assert code == 0
+    entries = [entry(name, nfe=[1, 2]) for name in METRICS]
+    assert fit(tmp_path, *entries, callback("callbacks.WhiteboxCallback", 4, 1)) == 0
     last: dict[str, float] = {}
-    for line in (run / "metrics.jsonl").read_text().splitlines():
-        last |= json.loads(line)
+    for row in tiny.logged(tmp_path / "run"):
+        last |= row
     for name, (_, key) in METRICS.items():
         for suffix in ("", "_nfe2"):
             assert math.isfinite(last[f"{name.lower()}/{key}{suffix}"]), name
@@ -95,21 +59,14 @@ def test_every_metric_is_one_entry_in_a_config(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("callback", "words"),
+    ("broken", "words"),
     [
-        ({**entry("AdaptiveExtraction")["init_args"], "metric": None}, "metric"),
-        (entry("ManifoldQuality", cadence={"samples": 2})["init_args"], "samples"),
+        (entry("AdaptiveExtraction", metric=None), "metric"),
+        (entry("ManifoldQuality", 2), "samples"),
+        # What this training set cannot have is known at once.
+        (entry("AdaptiveExtraction", own={"neighbors": 50}), "50 neighbours"),
     ],
 )
-def test_impossible_entries_stop_before_training(tmp_path, capsys, callback, words):
-    code, run = fit(tmp_path / "c.yaml", config({"class_path": "callbacks.MetricCallback", "init_args": callback}))
-    error = capsys.readouterr().err.strip().splitlines()[-1]
-    assert code == 2 and words in error and not (run / "checkpoints").exists()
-
-
-def test_a_metric_that_this_training_set_cannot_have_stops_at_once(tmp_path, capsys):
-    settings = config(entry("AdaptiveExtraction"))
-    settings["trainer"]["callbacks"][0]["init_args"]["metric"]["init_args"] = {"neighbors": 50}
-    code, run = fit(tmp_path / "c.yaml", settings)
-    error = capsys.readouterr().err.strip().splitlines()[-1]
-    assert code == 2 and "50 neighbours" in error and not (run / "checkpoints/last.ckpt").exists()
+def test_impossible_entries_stop_before_training(tmp_path, capsys, broken, words):
+    assert fit(tmp_path, broken) == 2 and words in tiny.last_line(capsys)
+    assert not (tmp_path / "run/checkpoints").exists()

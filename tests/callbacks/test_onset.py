@@ -2,66 +2,27 @@
 
 from __future__ import annotations
 
-import json
 import math
-from pathlib import Path
 
 import pytest
 import torch
-import yaml
 
 from callbacks.onset import OnsetCallback, held_out_bar, memorization_onset, plateau_start
-from cdmem.cli.main import main
 from support import make_training_set, random_images
-from support.settings import nested
+from support.tiny import callback, fit, last_line, logged, read, stage, study
 
-MEASURES = [{"class_path": "callbacks.MemorizationCallback", "init_args": {"cadence": {"samples": 24, "points": 3}}}]
-QUALITY = {"class_path": "callbacks.QualityCallback", "init_args": {"cadence": {"samples": 24, "points": 3}}}
-CHECKPOINTS = {
-    "class_path": "cdmem.training.RunCheckpoint",
-    "init_args": {"every_n_steps": 32, "keep_all": True},
-}
+MEASURES = callback("callbacks.MemorizationCallback", 24, 3, threshold=1.0)
+QUALITY = callback("callbacks.QualityCallback", 24, 3)
+CHECKPOINTS = callback("cdmem.training.RunCheckpoint", every_n_steps=32, keep_all=True)
 
 
-def config(*callbacks: dict, measures: list[dict] = MEASURES) -> dict:
-    """A teacher whose every sample counts as memorised: the ratio threshold is 1, and no held-out image objects."""
-    measures = json.loads(json.dumps(measures))
-    for entry in measures:
-        if "Memorization" in entry["class_path"]:
-            entry["init_args"]["threshold"] = 1.0
-    return {
-        "threads": 1,
-        "data": {"n": 8, "held_out": 0, "batch_size": 4},
-        "model": {
-            "class_path": "cdmem.training.DiffusionTeacher",
-            "init_args": nested(
-                "teacher",
-                network={"class_path": "cdmem.networks.MLP", "init_args": {"width": 16, "depth": 1}},
-                ema_half_lives=[2],
-                sampler_points=4,
-            ),
-        },
-        "trainer": {
-            "accelerator": "cpu",
-            "max_steps": 64,
-            "enable_progress_bar": False,
-            "enable_model_summary": False,
-            "log_every_n_steps": 2,
-            "callbacks": [*measures, *callbacks],
-        },
-    }
+def teacher(*callbacks: dict, held_out: int = 0) -> dict:
+    """One whose every sample counts as memorised: the ratio threshold is 1, and no held-out image objects."""
+    return stage("teacher", *callbacks, steps=64, data={"held_out": held_out, "duplication": []})
 
 
-def fit(folder: Path, settings: dict, *args: str) -> int:
-    file = folder / "c.yaml"
-    file.write_text(yaml.safe_dump(settings))
-    with pytest.raises(SystemExit) as stop:
-        main(["fit", "--config", str(file), "--run_dir", str(folder / "run"), *args])
-    return int(stop.value.code)
-
-
-def callback(name: str, **options) -> dict:
-    return {"class_path": f"callbacks.onset.{name}", "init_args": options}
+def judge(name: str, **options) -> dict:
+    return callback(f"callbacks.onset.{name}", **options)
 
 
 def test_memorisation_onset_is_interpolated_in_log_step():
@@ -93,94 +54,67 @@ def test_the_bar_is_that_of_the_held_out_images():
 
 
 def test_onset_is_logged_once_and_kept(tmp_path, capsys):
-    settings = config(callback("OnsetCallback"))
+    """Also by a run that goes on: it remembers what it saw."""
+    settings, run = teacher(MEASURES, judge("OnsetCallback"), CHECKPOINTS), tmp_path / "run"
     assert fit(tmp_path, settings) == 0
-    rows = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
+    rows, before = logged(run), read(run / "onset.json")
     assert len([r for r in rows if "onset/tau_mem" in r]) == 1
     steps = [r["step"] for r in rows if "memorization/f_mem" in r]
-    assert len(steps) == len(set(steps))
-    record = json.loads((tmp_path / "run/onset.json").read_text())
-    assert record["tau_mem"]["between"] == [None, steps[0]] and record["bar"] == 0
+    assert steps == [1, 8, 64]
+    assert before["tau_mem"]["between"] == [None, 1] and before["bar"] == 0
     assert capsys.readouterr().out.count("tau_mem =") == 1
-
-
-def test_a_resumed_run_remembers_what_it_saw(tmp_path, capsys):
-    settings = config(callback("OnsetCallback"), CHECKPOINTS)
-    assert fit(tmp_path, settings) == 0
-    run = tmp_path / "run"
-    before = json.loads((run / "onset.json").read_text())
     (run / "finished.json").unlink()
     (run / "checkpoints/step=00000032.ckpt").replace(run / "checkpoints/last.ckpt")
-    capsys.readouterr()
     assert fit(tmp_path, settings, "--ckpt_path", "last") == 0
     assert "onset:" not in capsys.readouterr().out
-    assert json.loads((run / "onset.json").read_text()) == before
-    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    assert [r["step"] for r in rows if "memorization/f_mem" in r] == [1, 8, 64]
+    assert read(run / "onset.json") == before
+    assert [r["step"] for r in logged(run) if "memorization/f_mem" in r] == steps
     saved = torch.load(run / "checkpoints/last.ckpt", weights_only=True)["callbacks"]
     state = next(v for k, v in saved.items() if k.startswith("OnsetCallback"))
     fresh = OnsetCallback()
     fresh.load_state_dict(state)
-    assert fresh.state_dict() == state and [step for step, _ in fresh._lower] == [1, 8, 64]
+    assert fresh.state_dict() == state and [step for step, _ in fresh._lower] == steps
 
 
 def test_stopping_at_onset_finishes_the_run(tmp_path, capsys):
-    settings = config(callback("MemorizationStopping"))
+    settings = teacher(MEASURES, judge("MemorizationStopping"))
     assert fit(tmp_path, settings) == 0
-    done = json.loads((tmp_path / "run/finished.json").read_text())
+    done = read(tmp_path / "run/finished.json")
     assert done["step"] == 1 and "onset at step 1" in done["stopped"]
     assert "training stops here" in capsys.readouterr().out
     # The same command again, as a study gives it, neither trains on nor forgets.
     assert fit(tmp_path, settings, "--ckpt_path", "last") == 0
-    assert json.loads((tmp_path / "run/finished.json").read_text()) == done
+    assert read(tmp_path / "run/finished.json") == done
     assert "stopped before, at step 1" in capsys.readouterr().out
 
 
-def test_a_checkpoint_is_kept_and_training_goes_on(tmp_path):
-    assert fit(tmp_path, config(callback("MemorizationStopping", action="checkpoint"))) == 0
-    kept = torch.load(tmp_path / "run/checkpoints/onset.ckpt", weights_only=True)
-    assert kept["cdmem"]["step"] == 1
-    done = json.loads((tmp_path / "run/finished.json").read_text())
-    assert done["step"] == 64 and "stopped" not in done
-
-
-def test_no_onset_no_stop(tmp_path):
-    settings = config(callback("MemorizationStopping", threshold=0.999))
-    assert fit(tmp_path, settings) == 0
-    assert json.loads((tmp_path / "run/finished.json").read_text())["step"] == 64
+@pytest.mark.parametrize(("options", "kept"), [({"action": "checkpoint"}, True), ({"threshold": 0.999}, False)])
+def test_training_goes_on_where_a_checkpoint_is_enough_or_there_is_no_onset(tmp_path, options, kept):
+    assert fit(tmp_path, teacher(MEASURES, judge("MemorizationStopping", **options))) == 0
+    done, file = read(tmp_path / "run/finished.json"), tmp_path / "run/checkpoints/onset.ckpt"
+    assert done["step"] == 64 and "stopped" not in done and file.exists() is kept
+    assert not kept or torch.load(file, weights_only=True)["cdmem"]["step"] == 1
 
 
 @pytest.mark.parametrize(
-    ("settings", "words"),
+    ("callbacks", "words"),
     [
-        (config(callback("OnsetCallback"), measures=[]), "MemorizationCallback"),
-        (config(measures=[MEASURES[0], callback("OnsetCallback"), QUALITY]), "QualityCallback"),
-        (config(callback("MemorizationStopping", threshold=2.0)), "threshold"),
-        (config(callback("OnsetCallback", tolerance=0.0)), "tolerance"),
+        ([judge("OnsetCallback")], "MemorizationCallback"),
+        ([MEASURES, judge("OnsetCallback"), QUALITY], "QualityCallback"),
+        ([MEASURES, judge("MemorizationStopping", threshold=2.0)], "threshold"),
+        ([MEASURES, judge("OnsetCallback", tolerance=0.0)], "tolerance"),
     ],
 )
-def test_impossible_settings_are_one_line(tmp_path, capsys, settings, words):
-    assert fit(tmp_path, settings) == 2
-    assert words in capsys.readouterr().err.strip().splitlines()[-1]
+def test_impossible_settings_are_one_line(tmp_path, capsys, callbacks, words):
+    assert fit(tmp_path, teacher(*callbacks)) == 2 and words in last_line(capsys)
 
 
 def test_a_study_goes_on_after_a_stopped_stage(tmp_path, capsys):
-    teacher = config(callback("MemorizationStopping", threshold=0.1))
-    student = config()
-    student["model"] = {
-        "class_path": "cdmem.training.Student",
-        "init_args": nested("student", points=4, ema_half_lives=[2]),
-    }
-    student["trainer"]["max_steps"] = 4
-    for name, settings in (("teacher", teacher), ("student", student)):
-        settings["data"]["held_out"] = 16
-        (tmp_path / f"{name}.yaml").write_text(yaml.safe_dump(settings))
-    study = {"teacher": "teacher.yaml", "students": {"student": "student.yaml"}, "audit": {"samples": 16}}
-    (tmp_path / "study.yaml").write_text(yaml.safe_dump(study | {"run_dir": str(tmp_path / "study")}))
+    stages = (
+        teacher(MEASURES, judge("MemorizationStopping", threshold=0.1), held_out=16),
+        stage("student", MEASURES, steps=4, data={"held_out": 16, "duplication": []}, points=4),
+    )
     for words in ("training stops here", "stopped before, at step 1"):
-        with pytest.raises(SystemExit) as stop:
-            main(["study", "--config", str(tmp_path / "study.yaml")])
-        assert stop.value.code == 0 and words in capsys.readouterr().out
-    assert json.loads((tmp_path / "study/teacher/finished.json").read_text())["step"] == 1
-    assert json.loads((tmp_path / "study/student/finished.json").read_text())["step"] == 4
-    assert (tmp_path / "study/audit/summary.json").is_file()
+        assert study(tmp_path, *stages, {"samples": 16}) == 0 and words in capsys.readouterr().out
+    assert [read(tmp_path / f"run/{name}/finished.json")["step"] for name in ("teacher", "student")] == [1, 4]
+    assert (tmp_path / "run/audit/summary.json").is_file()

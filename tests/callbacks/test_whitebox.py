@@ -129,17 +129,9 @@ def test_teacher_run_with_classes():
 
 def test_student_run():
     values = run(support.make_student(), WhiteboxCallback([5.0], cadence=Cadence(3, 1)))
-    wanted = {"loss_gap_f", "auc_f", "tpr1_f", "endpoint_gap"}
-    wanted = {f"{name}{end}" for name in wanted for end in ("", "_low", "_high")}
-    wanted |= {
-        "optimum_mse_f",
-        "optimum_mse_f_heldout",
-        "endpoint",
-        "endpoint_heldout",
-        "optimum_f",
-        "optimum_f_heldout",
-        "lid_f",
-    }
+    spread, sides = ("loss_gap_f", "auc_f", "tpr1_f", "endpoint_gap"), ("optimum_mse_f", "optimum_f", "endpoint")
+    wanted = {f"{name}{end}" for name in spread for end in ("", "_low", "_high")} | {"lid_f"}
+    wanted |= {f"{name}{end}" for name in sides for end in ("", "_heldout")}
     assert {key.removeprefix("internal/").removesuffix("_s5") for key in values} == wanted
 
 

@@ -22,36 +22,20 @@ def difference(value: float) -> dict:
 
 def model(name: str, role: str, method: str, nfe: int, f_mem: float, rng: np.random.Generator) -> dict:
     cdf = np.linspace(0, 1, 101) ** (1 / (0.2 + f_mem))
-    rows = [
-        {"copies": c, "groups": 4, "p_hit": 0.5, "hits_per_sample": 0.01 * c, "ci95": [0.1, 0.9]} for c in (1, 2, 8)
-    ]
-    top = [{"image": k, "hits": 30 - k} for k in range(6)]
-    detail = {"by_multiplicity": rows, "top": top}
+    row = {"groups": 4, "p_hit": 0.5, "ci95": [0.1, 0.9]}
+    rows = [row | {"copies": c, "hits_per_sample": 0.01 * c} for c in (1, 2, 8)]
+    coverage = {"chao1": 9.0, "duplication_slope": 1.0, "duplication_slope_low": 0.9, "duplication_slope_high": 1.1}
+    coverage["detail"] = {"by_multiplicity": rows, "top": [{"image": k, "hits": 30 - k} for k in range(6)]}
     noise = [{"sigma": s, "gap": estimate(0.1 / s), "train": 0.1, "held_out": 0.2} for s in (0.1, 0.5, 2.0)]
     optimum = [{"sigma": s, "absolute": 0.1, "reference": 0.2, "ratio": 0.5} for s in (0.1, 0.5, 2.0)]
-    found = {
-        "name": name,
-        "role": role,
-        "method": method,
-        "nfe": nfe,
-        "weights": "ema_100",
-        "step": 100,
-        "samples": 60,
-        "seeds": [0, 59],
-        "digest": "0" * 64,
-        "f_mem": estimate(f_mem),
-        "unique": 6,
+    found = {"name": name, "role": role, "method": method, "nfe": nfe, "weights": "ema_100", "step": 100}
+    found |= {"samples": 60, "seeds": [0, 59], "digest": "0" * 64, "f_mem": estimate(f_mem), "unique": 6}
+    found |= {
         "median_ratio": 0.5,
         "ratio_cdf": cdf.tolist(),
         "quality": {"fd_pixels": 4.0, "kid_pixels": 0.05, "fd_pixels_train": 1.0},
         "metrics": {
-            "coverage": {
-                "chao1": 9.0,
-                "duplication_slope": 1.0,
-                "duplication_slope_low": 0.9,
-                "duplication_slope_high": 1.1,
-            }
-            | {"detail": detail},
+            "coverage": coverage,
             "authenticity_pixels": {"authenticity": float(rng.random()), "authenticity_heldout": 0.9},
             "copy_test_pixels": {"unavailable": "too few"},
         },
@@ -99,25 +83,16 @@ def make_study_folder(folder: Path, *, name: str = "student", n: int = 16, seed:
         rows = {"seeds": np.arange(60), "squared1": squared1, "squared2": squared1 * rng.integers(1, 30, 60)}
         rows |= {"group1": rng.integers(0, n, 60), "nearest": rng.integers(0, n, 60)}
         if "/" not in stem:
+            images = rng.integers(0, 256, (60, *SHAPE), dtype=np.uint8)
             np.savez(folder / f"audit/{stem}.npz", **rows)
-            np.savez(
-                folder / f"samples/{stem}.npz",
-                images=rng.integers(0, 256, (60, *SHAPE), dtype=np.uint8),
-                seeds=np.arange(60),
-            )
+            np.savez(folder / f"samples/{stem}.npz", images=images, seeds=np.arange(60))
     np.savez(folder / "audit/pictures.npz", ids=np.arange(n), images=rng.integers(0, 256, (n, *SHAPE), dtype=np.uint8))
     copycat = {"f_mem": estimate(1.0), "samples": 60, "quality": {"fd_pixels": 4.5, "fd_pixels_train": 0.1}}
     held = estimate(0.0) | {"samples": 30, "ratio_cdf": np.clip(np.linspace(-1, 1, 101), 0, 1).tolist()}
+    training_set = {"n": n, "rows": n, "groups": n, "hash": "ab" * 32, "held_out": 30, "source": f"digits {HOSTILE}"}
     summary = {
         "schema": 1,
-        "training_set": {
-            "n": n,
-            "rows": n,
-            "hash": "ab" * 32,
-            "held_out": 30,
-            "source": f"digits {HOSTILE}",
-            "groups": n,
-        },
+        "training_set": training_set,
         "models": models,
         "control": {"heldout_f_mem": held, "copycat": copycat, "quality": {"fd_pixels_floor": 0.5}},
         "settings": {"samples": 60, "threshold": 1 / 3, "features": "pixels", "extractors": {"pixels": "exact"}},
@@ -137,9 +112,8 @@ def make_study_folder(folder: Path, *, name: str = "student", n: int = 16, seed:
         settings = {"model": {"class_path": role, "init_args": init}, "data": {"n": n}}
         (folder / stage / "config.yaml").write_text(yaml.safe_dump(settings))
         (folder / stage / "finished.json").write_text(json.dumps({"step": 100, "seconds": 1.5}))
-        (folder / stage / "onset.json").write_text(
-            json.dumps({"tau_mem": {"step": 30.0, "between": [10, 60]}, "tau_gen": {"step": 15.0, "between": [10, 30]}})
-        )
+        onset = {"tau_mem": {"step": 30.0, "between": [10, 60]}, "tau_gen": {"step": 15.0, "between": [10, 30]}}
+        (folder / stage / "onset.json").write_text(json.dumps(onset))
         lines = []
         for k, step in enumerate((10, 30, 60, 100)):
             row = {"step": step, "quality/fd_pixels": 9.0 - k, "quality/fd_pixels_nfe2": 8.0 - k}

@@ -7,7 +7,8 @@ import io
 import math
 import re
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import wraps
 from typing import ParamSpec
@@ -39,7 +40,6 @@ STYLE: dict[str, object] = {
     "font.family": ["DejaVu Sans"],
     "font.size": 10.5,
     "axes.labelsize": 10.5,
-    "axes.titlesize": 10.5,
     "xtick.labelsize": 10,
     "ytick.labelsize": 10,
     "legend.fontsize": 10,
@@ -47,14 +47,12 @@ STYLE: dict[str, object] = {
     "text.parse_math": False,
     "axes.edgecolor": INK,
     "axes.labelcolor": INK,
-    "axes.titlecolor": INK,
     "axes.linewidth": 0.7,
     "axes.facecolor": "none",
     "axes.axisbelow": True,
     "axes.grid": True,
     "axes.spines.top": False,
     "axes.spines.right": False,
-    "axes.unicode_minus": True,
     "xtick.color": INK,
     "ytick.color": INK,
     "xtick.major.width": 0.7,
@@ -138,8 +136,7 @@ class Chart:
     def svg(self) -> str:
         """Inline ``<svg>``: follows the page's colours, ids begin with the name, points say their values."""
         out = io.BytesIO()
-        with matplotlib.rc_context({**STYLE, "svg.hashsalt": self.name}), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # glyphs of names in scripts that the layout font lacks
+        with _drawing({"svg.hashsalt": self.name}):
             FigureCanvasSVG(self.figure).print_figure(out, format="svg", dpi=DPI, metadata={"Date": None})
         colors = {INK: "currentColor", PAPER: "var(--bg, #fff)"}
         return inline(out.getvalue(), self.name, clean(self.alt, 2000), colors, self.hover)
@@ -147,10 +144,9 @@ class Chart:
     def png(self) -> bytes:
         """160 dpi, black on white."""
         out = io.BytesIO()
-        with matplotlib.rc_context(STYLE), warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            canvas = FigureCanvasAgg(self.figure)
-            canvas.print_figure(out, format="png", dpi=DPI, facecolor="white", metadata={"Software": None})
+        about = {"facecolor": "white", "metadata": {"Software": None}}
+        with _drawing({}):
+            FigureCanvasAgg(self.figure).print_figure(out, format="png", dpi=DPI, **about)
         return out.getvalue()
 
     def csv(self) -> str:
@@ -162,6 +158,13 @@ class Chart:
             writer.writerow([_cell(k) for k in keys])
         writer.writerows([_cell(row.get(k)) for k in keys] for row in self.rows)
         return out.getvalue()
+
+
+@contextmanager
+def _drawing(more: Mapping[str, object]) -> Iterator[None]:
+    with matplotlib.rc_context({**STYLE, **more}), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # glyphs of names in scripts that the layout font lacks
+        yield
 
 
 def _cell(value: object) -> object:
@@ -178,13 +181,11 @@ def styled(build: Callable[P, Chart]) -> Callable[P, Chart]:
 
     @wraps(build)
     def inner(*args: P.args, **kwargs: P.kwargs) -> Chart:
-        with matplotlib.rc_context(STYLE):
+        with _drawing({}):
             chart = build(*args, **kwargs)
             # Every draw would move the axes a little; two suffice, and then each output shows the same layout.
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                for _ in range(2):
-                    chart.figure.draw_without_rendering()
+            for _ in range(2):
+                chart.figure.draw_without_rendering()
             chart.figure.set_layout_engine("none")
             return chart
 

@@ -64,22 +64,22 @@ def data_rows(series: Sequence[Series], **more: object) -> list[dict[str, object
     rows = []
     for s in series:
         n = min(len(s.x), len(s.y))
-        low, high = (v if v is not None else [None] * n for v in (s.low, s.high))
-        for k in range(n):
-            ends = {"low": low[k] if k < len(low) else None, "high": high[k] if k < len(high) else None}
-            rows.append({**more, "series": s.label, "kind": s.kind, "x": s.x[k], "y": s.y[k], **ends})
+        low, high = ([*(() if v is None else v), *[None] * n] for v in (s.low, s.high))
+        points = (dict(zip(("x", "y", "low", "high"), point)) for point in zip(s.x, s.y, low, high))
+        rows += [{**more, "series": s.label, "kind": s.kind, **point} for point in points]
     return rows
 
 
 def blank(
     name: str, series: Sequence[Series], points: Sequence[np.ndarray], alt: str, height: float = HEIGHT
-) -> tuple[Chart, Axes]:
-    """A chart of these series with nothing drawn yet, and its axes: switched off where there is nothing to draw."""
+) -> tuple[Chart, Axes, list[Look]]:
+    """A chart of these series with nothing drawn yet, its axes and looks: none where there is nothing to draw."""
     chart = Chart(stem(name), alt, new_figure(height), data_rows(series))
     ax = chart.figure.add_subplot()
-    if not any(p.shape[1] for p in points):
-        empty(ax)
-    return chart, ax
+    if any(p.shape[1] for p in points):
+        return chart, ax, looks(s.kind for s in series)
+    empty(ax)
+    return chart, ax, []
 
 
 def log_scale(ax: Axes, which: str, values: np.ndarray) -> None:
@@ -88,14 +88,13 @@ def log_scale(ax: Axes, which: str, values: np.ndarray) -> None:
     positive = values[values > 0]
     if not len(positive):
         return
-    low, high = float(positive.min()), float(positive.max())
-    axis = getattr(ax, f"{which}axis")
+    low, high, axis = float(positive.min()), float(positive.max()), getattr(ax, f"{which}axis")
     if (values <= 0).any():
         getattr(ax, f"set_{which}scale")("symlog", linthresh=low, linscale=0.4)
     else:
-        getattr(ax, f"set_{which}scale")("log")
+        ax.set(**{f"{which}scale": "log"})
         if low == high:
-            getattr(ax, f"set_{which}lim")(low / 3, high * 3)
+            ax.set(**{f"{which}lim": (low / 3, high * 3)})
         decades = math.log10(high / low)
         subs = (1.0,) if decades > 2.2 else (1.0, 3.0) if decades > 1.2 else (1.0, 2.0, 5.0)
         axis.set_major_locator(LogLocator(subs=subs, numticks=7))
@@ -138,12 +137,13 @@ def draw(
     percent: bool,
     bars: bool = False,
     dense: int = DENSE,
+    shift: float = 1.0,
 ) -> None:
-    """A line with interval, markers and hover texts from (4, n) points."""
-    x, y = points[:2]
+    """A line with interval, markers and hover texts from (4, n) points; drawn at ``shift`` times their x."""
+    x, y = points[0] * shift, points[1]
     if not len(x):
         return
-    interval(ax, points, look, bars=bars)
+    interval(ax, np.vstack([x, points[1:]]), look, bars=bars)
     ax.plot(x, y, color=look.color, linestyle=look.line, zorder=3)
     face = PAPER if look.hollow else look.color
     dots = {"linestyle": "none", "color": look.color, "marker": look.marker, "markerfacecolor": face, "zorder": 4}
@@ -187,20 +187,17 @@ def name_lines(ax: Axes, entries: Sequence[tuple[str, Look]], points: Sequence[n
     entries = [e for e, _ in kept]
     to_axes = ax.transScale + ax.transLimits
     ends = [to_axes.transform(p[:2, int(np.argmax(p[0]))]) for _, p in kept]
-    gap = 0.095
     fits = 0 < len(kept) <= 6 and all(len(clean(label)) <= 21 for label, _ in entries)
-    if not fits or any(e[0] < 0.9 for e in ends):
-        return keys(ax, entries)
-    places = spread([float(e[1]) for e in ends], gap, 0.03, 0.97)
-    if max(abs(p - e[1]) for p, e in zip(places, ends)) > 0.3:
-        return keys(ax, entries)
+    places = spread([float(e[1]) for e in ends], 0.095, 0.03, 0.97)
+    if not fits or any(e[0] < 0.9 or abs(p - e[1]) > 0.3 for p, e in zip(places, ends)):
+        keys(ax, entries)
+        return
     for (label, look), end, y in zip(entries, ends, places):
         ax.plot(
             [end[0], 1.015, 1.03], [end[1], y, y], color=look.color, linewidth=0.8, transform=ax.transAxes,
             clip_on=False, scalex=False, scaley=False,
         )  # fmt: skip
         ax.text(1.04, y, clean(label) or "unnamed", transform=ax.transAxes, va="center", ha="left", fontsize=10)
-    return None
 
 
 def frame(ax: Axes, xlabel: str, ylabel: str) -> None:
@@ -253,28 +250,38 @@ def curves(
     log_x: bool = False,
     percent: bool = False,
     marks: Sequence[tuple[float, str]] = (),
+    beside: bool = False,
     alt: str,
 ) -> Chart:
-    """Lines with interval bands (bars where few points have one) and labelled vertical marks."""
+    """Lines with interval bands (bars where few points have one) and labelled vertical marks.
+
+    With ``beside``, on a log axis, all have bars, a little to the side of each other so that none hides another.
+    """
     order = [s.ascending() for s in series]
-    chart, ax = blank(name, series, order, alt)
-    if not ax.axison:
+    chart, ax, look = blank(name, series, order, alt)
+    if not look:
         return chart
-    look = looks(s.kind for s in series)
+    x = np.concatenate([p[0] for p in order])
     if log_x:
-        log_scale(ax, "x", np.concatenate([p[0] for p in order]))
+        log_scale(ax, "x", x)
+    gap = 0.006 * max(float(np.ptp(np.log(x[x > 0]))) if (x > 0).any() else 0.0, 1.0) if beside else 0.0
+    shifts = [math.exp(gap * (k - (len(order) - 1) / 2)) for k in range(len(order))]
     # All bands or all bars: a mixture looks like a difference between the models.
-    bars = any(p.shape[1] and s.low is not None and not np.isfinite(p[2:]).all() for s, p in zip(series, order))
+    mixed = any(p.shape[1] and s.low is not None and not np.isfinite(p[2:]).all() for s, p in zip(series, order))
+    options = {"percent": percent, "bars": beside or mixed}
     for k, (s, p) in enumerate(zip(series, order)):
-        draw(ax, p, look[k], s.label, f"points{k}", chart.hover, percent=percent, bars=bars)
-    ax.margins(x=0.02)
+        draw(ax, p, look[k], s.label, f"points{k}", chart.hover, **options, shift=shifts[k])
+    ax.margins(x=0.03 if beside else 0.02)
     if ax.get_xscale() == "linear":
         format_axis(ax, "x")
     format_axis(ax, "y", percent=percent)
     y_limits(ax, order, percent=percent)
+    if beside and ax.get_ylim()[0] < 0 < ax.get_ylim()[1]:
+        ax.axhline(0, color=INK, linewidth=0.9, alpha=0.6, zorder=1.5)
     _marks(ax, marks)
     frame(ax, xlabel, ylabel)
-    name_lines(ax, [(s.label, k) for s, k in zip(series, look)], order)
+    shown = [np.vstack([p[:1] * shift, p[1:]]) for p, shift in zip(order, shifts)]
+    name_lines(ax, [(s.label, k) for s, k in zip(series, look)], shown)
     return chart
 
 
@@ -282,10 +289,9 @@ def curves(
 def path(name: str, series: Sequence[Series], xlabel: str, ylabel: str, *, percent_y: bool, alt: str) -> Chart:
     """Two numbers along training: markers grow with time, the first is hollow; points stay in the given order."""
     order = [s.arrays() for s in series]
-    chart, ax = blank(name, series, order, alt, HEIGHT + 0.3)
-    if not ax.axison:
+    chart, ax, look = blank(name, series, order, alt, HEIGHT + 0.3)
+    if not look:
         return chart
-    look = looks(s.kind for s in series)
     for k, (s, p) in enumerate(zip(series, order)):
         n = p.shape[1]
         if not n:
@@ -328,10 +334,9 @@ def _arrow(ax: Axes, points: np.ndarray, look: Look) -> None:
 def cdfs(name: str, series: Sequence[Series], threshold: float, alt: str) -> Chart:
     """Cumulative shares (y) of d1/d2 (x in [0, 1]); the threshold is marked."""
     order = [s.ascending() for s in series]
-    chart, ax = blank(name, series, order, alt)
-    if not ax.axison:
+    chart, ax, look = blank(name, series, order, alt)
+    if not look:
         return chart
-    look = looks(s.kind for s in series)
     for k, (s, p) in enumerate(zip(series, order)):
         draw(ax, p, look[k], s.label, f"points{k}", chart.hover, percent=True)
     ax.set_xlim(0, 1)

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 import numpy as np
 from matplotlib.axes import Axes
 
-from cdmem.report.charts.base import HEIGHT, INK, PAPER, Chart, clean, floats, format_axis, looks, number, styled
-from cdmem.report.charts.curves import Series, blank, draw, frame, hover_text, keys, log_scale, name_lines, y_limits
+from cdmem.report.charts.base import HEIGHT, INK, PAPER, Chart, clean, floats, number, styled
+from cdmem.report.charts.curves import Series, blank, curves, draw, frame, hover_text, keys, log_scale
 
 
 @styled
@@ -21,11 +21,10 @@ def hits_by_multiplicity(
     Points without a hit have no logarithm: they lie hollow on the lower edge.
     """
     order = [p[:, p[0] > 0] for p in (s.ascending() for s in series)]
-    chart, ax = blank(name, series, order, alt, HEIGHT + 0.3)
-    if not ax.axison:
+    chart, ax, look = blank(name, series, order, alt, HEIGHT + 0.3)
+    if not look:
         return chart
     hover = chart.hover
-    look = looks(s.kind for s in series)
     ys = np.concatenate([p[1] for p in order])
     positive = ys[ys > 0]
     floor = float(positive.min()) / 3 if len(positive) else 1e-3
@@ -80,34 +79,6 @@ def _guide(ax: Axes, order: Sequence[np.ndarray]) -> None:
     )
 
 
-@styled
 def by_noise(name: str, series: Sequence[Series], ylabel: str, alt: str) -> Chart:
-    """A value with its interval against the noise level sigma (log axis)."""
-    order = [s.ascending() for s in series]
-    chart, ax = blank(name, series, order, alt)
-    if not ax.axison:
-        return chart
-    hover = chart.hover
-    look = looks(s.kind for s in series)
-    sigma = np.concatenate([p[0] for p in order])
-    log_scale(ax, "x", sigma)
-    moved = []
-    for k, p in enumerate(order):
-        # A little to the side, so that bars at the same noise level do not hide each other.
-        wide = max(float(np.ptp(np.log(sigma[sigma > 0]))), 1.0) if (sigma > 0).any() else 1.0
-        shift = math.exp(0.006 * wide * (k - (len(order) - 1) / 2))
-        moved.append(np.vstack([p[:1] * shift, p[1:]]))
-    for k, (s, p) in enumerate(zip(series, moved)):
-        draw(ax, p, look[k], s.label, f"points{k}", hover, percent=False, bars=True)
-        if f"points{k}" in hover and len(hover[f"points{k}"]) == order[k].shape[1]:
-            hover[f"points{k}"] = [hover_text(s.label, q) for q in order[k].T]
-    ax.margins(x=0.03)
-    if ax.get_xscale() == "linear":
-        format_axis(ax, "x")
-    format_axis(ax, "y")
-    y_limits(ax, order)
-    if ax.get_ylim()[0] < 0 < ax.get_ylim()[1]:
-        ax.axhline(0, color=INK, linewidth=0.9, alpha=0.6, zorder=1.5)
-    frame(ax, "noise level σ", ylabel)
-    name_lines(ax, [(s.label, k) for s, k in zip(series, look)], moved)
-    return chart
+    """A value with its interval against the noise level sigma."""
+    return curves(name, series, "noise level σ", ylabel, log_x=True, beside=True, alt=alt)

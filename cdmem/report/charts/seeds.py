@@ -29,14 +29,14 @@ AT_TOP = ("data", "axes fraction")
 @styled
 def transfer_mosaic(name: str, table: Mapping[str, int], alt: str) -> Chart:
     """Fates of seeds: left column where the teacher memorises, right the others; areas are shares of all seeds."""
-    name, figure, hover = stem(name), new_figure(), {}
-    ax = figure.add_subplot()
     counts = {k: int(max(0.0, np.nan_to_num(floats([table.get(k)])[0]))) for k in FATES}
     total = sum(counts.values())
     rows = [{"fate": k, "count": n, "share": n / total if total else None} for k, n in counts.items()]
+    chart = Chart(stem(name), alt, new_figure(), rows)
+    ax = chart.figure.add_subplot()
     if not total:
         empty(ax, "no seeds")
-        return Chart(name, alt, figure, rows, hover)
+        return chart
     ax.set_axis_off()
     ax.grid(False)
     left = sum(n for k, n in counts.items() if FATES[k][0] == 0)
@@ -50,7 +50,7 @@ def transfer_mosaic(name: str, table: Mapping[str, int], alt: str) -> Chart:
             if not height:
                 continue
             text = f"{FATES[k][1]}\n{counts[k]:,} ({share(counts[k] / total)})"
-            hover[k] = [f"{text.replace(chr(10), ': ')} of {total:,} seeds"]
+            chart.hover[k] = [f"{text.replace(chr(10), ': ')} of {total:,} seeds"]
             inset = min(GAP / 2, width / 4)
             box = (start + inset * side, base + inset), width - inset, max(height - 2 * inset, height / 2)
             ax.add_patch(Rectangle(*box, facecolor=(FATES[k][2], 0.3), edgecolor=FATES[k][2], linewidth=1.2, gid=k))
@@ -63,7 +63,7 @@ def transfer_mosaic(name: str, table: Mapping[str, int], alt: str) -> Chart:
     _heads(ax, edge, left, total)
     ax.set_xlim(-0.5 if beside[0] or 0 < edge < 0.4 else -0.01, 1.5 if beside[1] or 0.6 < edge < 1 else 1.01)
     ax.set_ylim(-0.01, 1.2)
-    return Chart(name, alt, figure, rows, hover)
+    return chart
 
 
 def _beside(ax: Axes, groups: Sequence[Sequence[tuple[float, str]]]) -> None:
@@ -92,28 +92,31 @@ def ratio_scatter(name: str, teacher: np.ndarray, student: np.ndarray, threshold
     Up to 2,000 points are drawn one by one, more as a picture (at most 20,000 of them); the counts are of all.
     The CSV holds at most 50,000 rows, evenly spaced.
     """
-    name, figure, hover = stem(name), new_figure(4.0), {}
     x, y = (np.asarray(v, dtype=float).ravel() for v in (teacher, student))
     if len(x) != len(y):
         raise ValueError(f"the ratios must be of the same seeds, got {len(x)} and {len(y)}")
     kept = range(0, len(x), max(1, -(-len(x) // ROWS)))
     rows: list[dict[str, object]] = [{"row": k, "teacher": float(x[k]), "student": float(y[k])} for k in kept]
-    ax, side = figure.subplots(1, 2, width_ratios=(1.45, 1))
+    chart = Chart(stem(name), alt, new_figure(4.0), rows)
+    ax, side = chart.figure.subplots(1, 2, width_ratios=(1.45, 1))
     fine = np.isfinite(x) & np.isfinite(y)
     missing, x, y = int((~fine).sum()), x[fine], y[fine]
     side.set_axis_off()
     if not len(x):
         empty(ax)
-        return Chart(name, alt, figure, rows, hover)
+        return chart
     t, s = x < threshold, y < threshold
-    words = ("both memorise", "only the teacher", "only the student", "neither")
-    groups = dict(zip(words, (t & s, t & ~s, ~t & s, ~t & ~s)))
-    looks = [LOOKS[k] for k in ("student", "teacher", "student3", "copycat")]
+    groups = (
+        ("both memorise", t & s, "student"),
+        ("only the teacher", t & ~s, "teacher"),
+        ("only the student", ~t & s, "student3"),
+        ("neither", ~t & ~s, "copycat"),
+    )
     px, py = (np.clip(v, FLOOR, None) for v in (x, y))
     step = max(1, -(-len(x) // DRAWN))
-    for k, ((text, mask), look) in enumerate(zip(groups.items(), looks)):
+    for k, (text, mask, kind) in enumerate(groups):
         # The key stands beside the axes, where it covers no point.
-        at = 0.86 - 0.2 * k
+        at, look = 0.86 - 0.2 * k, LOOKS[kind]
         side.plot([0.02], [at], marker=look.marker, color=look.color, linestyle="none", markersize=7, clip_on=False)
         side.text(0.11, at, f"{text}\n{int(mask.sum()):,} ({share(mask.mean())})", va="center", linespacing=1.3)
         index = np.flatnonzero(mask)
@@ -126,31 +129,26 @@ def ratio_scatter(name: str, teacher: np.ndarray, student: np.ndarray, threshold
             markeredgewidth=0, alpha=0.45 if many else 0.7, rasterized=many, gid=f"group{k}", zorder=3, clip_on=False,
         )  # fmt: skip
         if len(x) <= 500:
-            hover[f"group{k}"] = [f"teacher {number(x[j])}, student {number(y[j])}" for j in index]
+            chart.hover[f"group{k}"] = [f"teacher {number(x[j])}, student {number(y[j])}" for j in index]
     if missing:
         side.text(0.02, 0.05, f"{missing:,} not finite", va="center", alpha=0.8)
-    side.set_xlim(0, 1)
-    side.set_ylim(0, 1)
+    side.set(xlim=(0, 1), ylim=(0, 1))
     top = max(1.0, float(px.max()), float(py.max()))
     if threshold > 0:
-        ax.axvline(max(threshold, FLOOR), color=INK, linewidth=1, linestyle=(0, (2, 2)), alpha=0.7)
-        ax.axhline(max(threshold, FLOOR), color=INK, linewidth=1, linestyle=(0, (2, 2)), alpha=0.7)
+        for line in (ax.axvline, ax.axhline):
+            line(max(threshold, FLOOR), color=INK, linewidth=1, linestyle=(0, (2, 2)), alpha=0.7)
     _ratio_axes(ax, top)
     if FLOOR < threshold < top:
         ax.annotate(f"threshold {threshold:.3g}", (threshold, 1), (0, 4), AT_TOP, "offset points", ha="center")
-    return Chart(name, alt, figure, rows, hover)
+    return chart
 
 
 def _ratio_axes(ax: Axes, top: float) -> None:
     ticks = FixedLocator([FLOOR, 1e-2, 1e-1, 1.0, *(10.0**k for k in range(3, 90, 3) if 10.0**k <= top)])
-    for which in ("x", "y"):
-        getattr(ax, f"set_{which}scale")("log")
-        axis = getattr(ax, f"{which}axis")
+    ax.set(xscale="log", yscale="log")
+    for axis in (ax.xaxis, ax.yaxis):
         axis.set_major_locator(ticks)
         axis.set_minor_locator(NullLocator())
         axis.set_major_formatter(FuncFormatter(lambda v, _: f"≤{number(v)}" if v <= FLOOR * 1.01 else number(v)))
-    ax.set_xlim(FLOOR, top)
-    ax.set_ylim(FLOOR, top)
+    ax.set(xlim=(FLOOR, top), ylim=(FLOOR, top), xlabel="d1/d2 of the teacher", ylabel="d1/d2 of the student")
     ax.set_aspect("equal", adjustable="box")
-    ax.set_xlabel("d1/d2 of the teacher")
-    ax.set_ylabel("d1/d2 of the student")

@@ -28,6 +28,14 @@ def test_consistency_function_is_the_identity_at_sigma_min(make_scaling, autocas
     support.check_boundary(make_scaling, autocast, training)
 
 
+@BOTH
+def test_networks_get_float32_from_a_solver_in_float64(make_scaling):
+    denoiser = preconditioning.Denoiser(support.small_network(), make_scaling())
+    x, sigma = torch.randn(3, 1, 4, 4, generator=support.rng()), torch.tensor([0.1, 1.0, 10.0])
+    out = denoiser(x.double(), sigma.double())
+    assert out.dtype == torch.float32 and torch.equal(out, denoiser(x, sigma))
+
+
 def test_boundary_holds_at_the_rounded_sigma_min_of_vp_runs():
     scaling = preconditioning.VPScaling(0.010001)
     function = preconditioning.ConsistencyFunction(support.small_network(), scaling)

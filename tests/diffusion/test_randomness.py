@@ -26,6 +26,11 @@ def test_slices_of_the_ranks_are_the_draw_of_one_process(world):
         assert torch.equal(torch.cat([r[k] for r in ranks]), expected)
 
 
+def test_parts_of_a_step_share_no_dropout():
+    seeds = {StepNoise(3, step, 4, part, 3).dropout_seed for step in (7, 8) for part in range(3)}
+    assert len(seeds) == 6 and not seeds & {StepNoise(3, step, 4).seed for step in (7, 8)}
+
+
 @given(seed=st.integers(0, 2**40), position=st.integers(0, 10**7))
 @settings(max_examples=20, deadline=None)
 def test_draws_are_a_pure_function_of_seed_and_position(seed, position):

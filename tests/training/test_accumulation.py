@@ -93,14 +93,6 @@ def test_the_logged_loss_is_that_of_the_whole_step():
     assert [r["train/loss"] for r in logger.rows] == pytest.approx([float(means[1]), float(means[3])], rel=1e-6)
 
 
-def test_parts_of_a_step_share_noise_but_no_dropout():
-    whole = StepNoise(3, 7, 12).normal((2,))
-    parts = [StepNoise(3, 7, 4, part, 3) for part in range(3)]
-    assert torch.equal(torch.cat([p.normal((2,)) for p in parts]), whole)
-    seeds = {StepNoise(3, step, 4, part, 3).dropout_seed for step in (7, 8) for part in range(3)}
-    assert len(seeds) == 6 and not seeds & {StepNoise(3, step, 4).seed for step in (7, 8)}
-
-
 # ---- clipping -------------------------------------------------------------------------------------------------------
 
 

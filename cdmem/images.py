@@ -25,13 +25,12 @@ def to_uint8(x: Tensor) -> Tensor:
     return torch.round(HALF_RANGE * (x + 1.0)).clamp(0, 255).to(torch.uint8)
 
 
-def grid(images: Tensor, columns: int, pad: int = 1, scale: int = 1) -> np.ndarray:
-    """Tile uint8 images (B, C, H, W) row by row into one (rows*H', columns*W', 3) uint8 picture.
+def grid(images: Tensor, columns: int, scale: int = 1) -> np.ndarray:
+    """Tile uint8 images (B, C, H, W) row by row into one uint8 picture (H', W', 3), a white pixel between them.
 
     Args:
         images: grey levels, C = 1 or 3.
         columns: images per row.
-        pad: white pixels between images.
         scale: integer magnification (nearest), so that 8x8 images can be seen.
     """
     images = images.repeat_interleave(scale, -1).repeat_interleave(scale, -2)
@@ -39,9 +38,9 @@ def grid(images: Tensor, columns: int, pad: int = 1, scale: int = 1) -> np.ndarr
         images = images.expand(-1, 3, -1, -1)
     count, _, height, width = images.shape
     rows = -(-count // columns)
-    canvas = np.full((rows * (height + pad) - pad, columns * (width + pad) - pad, 3), 255, np.uint8)
+    canvas = np.full((rows * (height + 1) - 1, columns * (width + 1) - 1, 3), 255, np.uint8)
     for k, image in enumerate(images.permute(0, 2, 3, 1).cpu().numpy()):
-        top, left = (k // columns) * (height + pad), (k % columns) * (width + pad)
+        top, left = (k // columns) * (height + 1), (k % columns) * (width + 1)
         canvas[top : top + height, left : left + width] = image
     return canvas
 

@@ -15,38 +15,19 @@ from cdmem.diffusion import ddpm, losses, noise, preconditioning, sampling
 from cdmem.distillation import ConsistencyDistillation
 from cdmem.images import HALF_RANGE
 from cdmem.metrics import statistics
-from cdmem.metrics.comparison import convergence, verdict
-from cdmem.metrics.comparison import equal_noise as matching
-from cdmem.metrics.comparison import paired as pairing
+from cdmem.metrics.comparison import convergence, equal_noise, paired, verdict
 from cdmem.metrics.memorization import (
     authenticity,
+    copy_detection,
     coverage,
+    data_copying,
     extraction,
+    feature_likelihood,
+    fraction,
 )
-from cdmem.metrics.memorization import (
-    copy_detection as hog,
-)
-from cdmem.metrics.memorization import (
-    data_copying as copying,
-)
-from cdmem.metrics.memorization import (
-    feature_likelihood as likelihood,
-)
-from cdmem.metrics.memorization import (
-    fraction as memorization,
-)
-from cdmem.metrics.neighbors import near_duplicates as groups
+from cdmem.metrics.neighbors import near_duplicates
 from cdmem.metrics.quality import efficientnet, fidelity, frechet, prdc
-from cdmem.metrics.whitebox import (
-    intrinsic_dimension as dimension,
-)
-from cdmem.metrics.whitebox import (
-    loss_gap,
-    roc,
-)
-from cdmem.metrics.whitebox import (
-    membership_inference as membership,
-)
+from cdmem.metrics.whitebox import intrinsic_dimension, loss_gap, membership_inference, roc
 from cdmem.training.ema import EMA
 from cdmem.training.settings import Averaging, Optimization, Seeds
 from cdmem.training.student import DistillationData, Student
@@ -65,22 +46,9 @@ DEFAULTS = [
     (Averaging, {"half_lives": (200,), "ramp": 0.05, "weights": None}),
     (Seeds, {"training": None, "sampling": None}),
     # Stable at small batch; the intervals' law is that of Song & Dhariwal 2023, table 1.
-    (
-        ConsistencyDistillation,
-        {
-            "points": 18,
-            "start_points": 2,
-            "curriculum": "fixed",
-            "solver": "heun",
-            "weighting": "uniform",
-            "intervals": "lognormal",
-            "p_mean": -1.1,
-            "p_std": 2.0,
-            "mu": 0.95,
-            "mu_start": 0.95,
-            "dropout": 0.0,
-        },
-    ),
+    (ConsistencyDistillation, {"points": 18, "start_points": 2, "curriculum": "fixed", "solver": "heun"}),
+    (ConsistencyDistillation, {"weighting": "uniform", "intervals": "lognormal", "p_mean": -1.1, "p_std": 2.0}),
+    (ConsistencyDistillation, {"mu": 0.95, "mu_start": 0.95, "dropout": 0.0}),
     (noise.karras_sigmas, {"sigma_min": 0.002, "sigma_max": 80.0, "rho": 7.0}),
     (noise.sampler_sigmas, {"sigma_min": 0.002, "sigma_max": 80.0, "rho": 7.0}),
     (noise.interval_probabilities, {"p_mean": -1.1, "p_std": 2.0}),
@@ -96,24 +64,24 @@ DEFAULTS = [
     (EMA, {"ramp": 0.05}),
     (SubsetSpec, {"seed": 0, "balance": False, "duplication": None, "held_out": 0, "flip": False}),
     (BatchStream, {"rank": 0, "world_size": 1, "start": 0, "flip": False}),
-    (memorization.MemorizedFraction, {"threshold": 1 / 3, "near_duplicates": "off"}),
-    (memorization.memorized, {"threshold": 1 / 3}),
+    (fraction.MemorizedFraction, {"threshold": 1 / 3, "near_duplicates": "off"}),
+    (fraction.memorized, {"threshold": 1 / 3}),
     (coverage.HitCoverage, {"threshold": 1 / 3, "near_duplicates": "off"}),
     (coverage.hits_against_spacing, {"bins": 4}),
-    (pairing.PairedWithTeacher, {"near_duplicates": "off"}),
+    (paired.PairedWithTeacher, {"near_duplicates": "off"}),
     # Carlini et al. 2023, section 5.
     (extraction.AbsoluteExtraction, {"delta": 0.1, "near_duplicates": "off"}),
     (extraction.AdaptiveExtraction, {"alpha": 0.5, "neighbors": 50, "near_duplicates": "off"}),
     (extraction.adaptive_score, {"alpha": 0.5}),
     # Meehan et al. 2020.
-    (copying.CopyTest, {"cells": 3, "components": 64, "seed": 0}),
-    (copying.Cells, {"cells": 3, "components": 64, "seed": 0}),
-    (copying.TrainPreference, {"repetitions": 200, "seed": 0}),
-    (copying.train_preference, {"repetitions": 200, "seed": 0}),
-    (copying.TwoSampleAccuracy, {"seed": 0}),
-    (copying.two_sample_accuracy, {"size": None, "seed": 0}),
-    (likelihood.FeatureLikelihood, {"weighted": False, "most": 10_000, "seed": 0}),
-    (likelihood.feature_likelihood, {"weights": None, "seed": 0}),
+    (data_copying.CopyTest, {"cells": 3, "components": 64, "seed": 0}),
+    (data_copying.Cells, {"cells": 3, "components": 64, "seed": 0}),
+    (data_copying.TrainPreference, {"repetitions": 200, "seed": 0}),
+    (data_copying.train_preference, {"repetitions": 200, "seed": 0}),
+    (data_copying.TwoSampleAccuracy, {"seed": 0}),
+    (data_copying.two_sample_accuracy, {"size": None, "seed": 0}),
+    (feature_likelihood.FeatureLikelihood, {"weighted": False, "most": 10_000, "seed": 0}),
+    (feature_likelihood.feature_likelihood, {"weights": None, "seed": 0}),
     (fidelity.Fidelity, {"interval": False, "infinity": False}),
     (fidelity.Fidelity.controls, {"seed": 0}),
     (frechet.sampling_floor, {"repeats": 5}),
@@ -121,12 +89,12 @@ DEFAULTS = [
     # Naeem et al. 2020.
     (prdc.ManifoldQuality, {"k": 5}),
     (prdc.precision_recall_density_coverage, {"k": 5}),
-    (groups.near_duplicate_labels, {"flip": False, "rule": "auto"}),
+    (near_duplicates.near_duplicate_labels, {"flip": False, "rule": "auto"}),
     (efficientnet.EfficientNetLite0Features, {"side": 96}),
     (loss_gap.noisy_batches, {"seed": 0, "draws": 1}),
     (loss_gap.OdeEndpoint, {"sigma_min": 0.002, "points": 18}),
     (loss_gap.welch, {"confidence": 0.95}),
-    (membership.attack_sigmas, {"time": 100, "interval": 10, "sigma_min": 0.002}),
+    (membership_inference.attack_sigmas, {"time": 100, "interval": 10, "sigma_min": 0.002}),
     (roc.auc, {"confidence": 0.95}),
     (roc.tpr_at_fpr, {"rate": 0.01}),
     (statistics.wilson_interval, {"confidence": 0.95}),
@@ -148,20 +116,30 @@ def test_documented_constants():
     """Rules of the verdict and of the measurements, as docs and reports state them."""
     assert (convergence.MARGIN, convergence.RMSE_MARGIN) == (0.03, 0.05)
     assert (verdict.AMPLITUDE, verdict.SIGNIFICANT, verdict.HORIZON) == ((0.9, 1.1), 0.05, 3)
-    assert memorization.THRESHOLDS == (1 / 2, 1 / 3, 1 / 4)
-    assert (groups.AUTO, groups.MOST) == (0.5, 8)
-    assert (matching.WITHOUT_CONTROL, matching.FALSE_POSITIVES, matching.MIN_SEEDS) == (0.5, 0.01, 20)
-    assert (hog.BINS, hog.FALSE_POSITIVES, copying.MIN_PER_CELL, extraction.LEVELS) == (8, 0.01, 20, 255)
+    assert fraction.THRESHOLDS == (1 / 2, 1 / 3, 1 / 4)
+    assert (near_duplicates.AUTO, near_duplicates.MOST) == (0.5, 8)
+    assert (equal_noise.WITHOUT_CONTROL, equal_noise.FALSE_POSITIVES, equal_noise.MIN_SEEDS) == (0.5, 0.01, 20)
+    assert (copy_detection.BINS, copy_detection.FALSE_POSITIVES, data_copying.MIN_PER_CELL, extraction.LEVELS) == (
+        8,
+        0.01,
+        20,
+        255,
+    )
     assert (fidelity.MOST, fidelity.LEAST, HALF_RANGE) == (10_000, 3, 127.5)
     # Jiralerspong et al. 2023, their program.
-    assert (likelihood.LOWEST, likelihood.HIGHEST, likelihood.START, likelihood.NEARER) == (-40, 20, 1e-3, 0.9**2)
+    assert (
+        feature_likelihood.LOWEST,
+        feature_likelihood.HIGHEST,
+        feature_likelihood.START,
+        feature_likelihood.NEARER,
+    ) == (-40, 20, 1e-3, 0.9**2)
     assert (seeds.SAMPLES_PER_RUN, seeds.COUNTERS, len(set(seeds.STREAMS.values()))) == (2**20, 2**29, 8)
     assert loss_gap.SEED_OFFSET == 750_000
     measures = (authenticity.Authenticity, prdc.ManifoldQuality)
     assert all(m.higher_is_better for m in measures)
-    lower = (memorization.MemorizedFraction, fidelity.Fidelity, likelihood.FeatureLikelihood)
+    lower = (fraction.MemorizedFraction, fidelity.Fidelity, feature_likelihood.FeatureLikelihood)
     assert not any(m.higher_is_better for m in (*lower, extraction.AbsoluteExtraction, extraction.AdaptiveExtraction))
-    assert inspect.signature(dimension.lid).parameters["seeds"].default == ()
+    assert inspect.signature(intrinsic_dimension.lid).parameters["seeds"].default == ()
 
 
 def test_the_methods_that_configs_name_are_the_published_recipes():

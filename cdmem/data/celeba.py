@@ -23,7 +23,7 @@ def read_celeba(path: Path | None, options: PixelOptions, download: bool) -> Ima
 
     Args:
         path: folder that holds the images and the partition, or the one above its ``celeba/``.
-        options: crop, grey, resize; a crop or a resolution is required.
+        options: a crop or a resolution is required.
         download: refused by the caller; CelebA has to be fetched by hand.
 
     Raises:

@@ -34,7 +34,6 @@ def read_cifar10(path: Path | None, options: PixelOptions, download: bool) -> Im
 
     Args:
         path: folder with the binary batches, or the one above it.
-        options: crop, grey, resize.
         download: fetch the official archive into ``path`` where batches are missing.
 
     Raises:
@@ -62,10 +61,7 @@ def read_cifar10(path: Path | None, options: PixelOptions, download: bool) -> Im
 
 
 def _find(path: Path) -> Path | None:
-    for folder in (path, path / FOLDER):
-        if all((folder / name).is_file() for name in MD5):
-            return folder
-    return None
+    return next((f for f in (path, path / FOLDER) if all((f / name).is_file() for name in MD5)), None)
 
 
 def _read_batch(file: Path, md5: str) -> np.ndarray:

@@ -44,12 +44,9 @@ def multiplicities(duplication: object, n: int, seed: int) -> Tensor:
     if isinstance(duplication, str | Path):
         ranked = _from_file(usable_path(KEY, duplication), n)
         order = torch.arange(n)
-    elif isinstance(duplication, Mapping):
-        ranked = _power_law(duplication, n)
-        order = _order(n, seed)
-    elif isinstance(duplication, Sequence):
-        ranked = _groups(duplication, n)
-        order = _order(n, seed)
+    elif isinstance(duplication, Mapping | Sequence):
+        ranked = _power_law(duplication, n) if isinstance(duplication, Mapping) else _groups(duplication, n)
+        order = torch.randperm(n, generator=torch.Generator().manual_seed(duplication_seed(seed)))
     else:
         raise InputError(KEY, duplication, "not a known form", FORMS)
     if sum(ranked) > MAX_ROWS:
@@ -57,10 +54,6 @@ def multiplicities(duplication: object, n: int, seed: int) -> Tensor:
     result = torch.empty(n, dtype=torch.int64)
     result[order] = torch.tensor(ranked, dtype=torch.int64)
     return result
-
-
-def _order(n: int, seed: int) -> Tensor:
-    return torch.randperm(n, generator=torch.Generator().manual_seed(duplication_seed(seed)))
 
 
 def _groups(groups: Sequence[object], n: int) -> list[int]:
@@ -94,17 +87,15 @@ def _power_law(law: Mapping[object, object], n: int) -> list[int]:
 
 
 def _from_file(path: Path, n: int) -> list[int]:
+    if path.suffix not in (".json", ".txt", ".npy"):
+        raise InputError(KEY, path, "not a .json, .txt or .npy file", FORMS)
     try:
         if path.suffix == ".json":
             values = json.loads(path.read_text(encoding="utf-8"))
         elif path.suffix == ".txt":
             values = [int(word) for word in path.read_text(encoding="utf-8").split()]
-        elif path.suffix == ".npy":
-            values = read_arrays(path)["arr_0"].tolist()
         else:
-            raise InputError(KEY, path, "not a .json, .txt or .npy file", FORMS)
-    except InputError:
-        raise
+            values = read_arrays(path)["arr_0"].tolist()
     except UNREADABLE as error:
         problem = f"not readable as multiplicities ({type(error).__name__})"
         raise InputError(KEY, path, problem, f"write {n} positive integers") from error

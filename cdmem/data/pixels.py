@@ -68,10 +68,6 @@ class PixelOptions:
             if value is not None and value < 1:
                 raise InputError(key, value, "a side is at least 1 px", "raise it or leave it out")
 
-    @property
-    def changes_nothing(self) -> bool:
-        return self.crop is None and self.resolution is None and not self.grayscale
-
     def apply(self, image: Image.Image) -> np.ndarray:
         """One Pillow image of mode L or RGB to uint8 (C, H, W).
 
@@ -99,7 +95,7 @@ def _centre(image: Image.Image, side: int) -> Image.Image:
 
 def transform_array(images: np.ndarray, options: PixelOptions) -> Tensor:
     """Apply the options to uint8 images (N, C, H, W), C = 1 or 3; returns uint8 (N, C', H', W')."""
-    if options.changes_nothing or len(images) == 0:
+    if options == PixelOptions() or len(images) == 0:
         return torch.from_numpy(np.array(images, dtype=np.uint8, order="C"))
     last = images[:, 0] if images.shape[1] == 1 else np.ascontiguousarray(images.transpose(0, 2, 3, 1))
     return torch.from_numpy(np.stack([options.apply(Image.fromarray(x)) for x in last])).contiguous()

@@ -77,9 +77,7 @@ def load_source(
         source: ``digits``, ``cifar10``, ``celeba``, ``folder`` or ``array``; with ``own`` also ``module.function``.
         path: folder or file to read; none for ``digits``.
         download: fetch what is missing (``cifar10``, and what a function of the user's own fetches).
-        resolution: side in px to resize to (antialiased bicubic), after the crop.
-        grayscale: convert to one channel (ITU-R 601 luma).
-        crop: side in px of a centred square to cut first.
+        resolution, grayscale, crop: see :class:`PixelOptions`.
         classes: names or numbers of the classes to keep, renumbered 0..K-1 in this order.
         own: the name stands in the user's own words, not in a record, and may name code.
 
@@ -104,10 +102,8 @@ def noise_pool(
     """Noise in place of a source's images: what costs depend on, before anything is downloaded.
 
     Args:
-        source: as for :func:`load_source`, in the user's own words.
+        source, options, classes: as for :func:`load_source`, in the user's own words.
         count: images wanted; a source gives no more than it has.
-        options: what is done to every image.
-        classes: as for :func:`load_source`.
 
     Returns:
         The pool, or None where neither the source nor the options fix the shape.

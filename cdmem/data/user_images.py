@@ -79,7 +79,12 @@ def read_array(path: Path | None, options: PixelOptions, download: bool) -> Imag
     """
     if path is None or path.suffix.lower() not in (".npy", ".npz") or not path.is_file():
         raise InputError("data.path", path, "not a .npy or .npz file", "name a NumPy file of uint8 images")
-    arrays = _load_arrays(path)
+    try:
+        arrays = read_arrays(path, ("images", "arr_0", "labels"))
+    except UNREADABLE as error:
+        reason = str(error) if type(error) is ValueError else type(error).__name__
+        problem = f"not a readable NumPy file without pickles ({reason[:120]})"
+        raise InputError("data.path", path.name, problem, "save a plain uint8 array") from error
     images = arrays.get("images", arrays.get("arr_0"))
     if images is None:
         raise InputError("data.path", path.name, "has neither 'images' nor 'arr_0'", "use np.savez(images=...)")
@@ -95,15 +100,6 @@ def read_array(path: Path | None, options: PixelOptions, download: bool) -> Imag
         source="array",
         provenance={"file": path.name, "sha256": sha256},
     )
-
-
-def _load_arrays(path: Path) -> dict[str, np.ndarray]:
-    try:
-        return read_arrays(path, ("images", "arr_0", "labels"))
-    except UNREADABLE as error:
-        reason = str(error) if type(error) is ValueError else type(error).__name__
-        problem = f"not a readable NumPy file without pickles ({reason[:120]})"
-        raise InputError("data.path", path.name, problem, "save a plain uint8 array") from error
 
 
 def _to_nchw(images: np.ndarray, name: str) -> np.ndarray:

@@ -133,12 +133,7 @@ class GaussianDenoiser(nn.Module):
 
 
 def build_analytic(name: str, x0: Tensor, multiplicities: Tensor) -> nn.Module:
-    """The teacher named by ``model.teacher: analytic:...`` for a training set.
-
-    Args:
-        name: one of ``analytic:empirical``, ``analytic:gaussian``, ``analytic:partial:FRACTION``.
-        x0: unique training images in [-1, 1].
-        multiplicities: (n,).
+    """The teacher named by ``model.teacher`` (see :data:`NAMES`) for unique images in [-1, 1] and their copies (n,).
 
     Raises:
         InputError: unknown name or a fraction outside [0, 1].

@@ -77,10 +77,7 @@ class DDPMSchedule(VPSchedule):
     at; everything after it is float64.
 
     Args:
-        betas: see :func:`ddpm_betas`.
-        beta_start: first beta.
-        beta_end: last beta.
-        steps: number of time steps T.
+        betas, beta_start, beta_end, steps: see :func:`ddpm_betas`.
 
     Raises:
         ValueError: more than :data:`MAX_STEPS` steps, or levels that do not grow from above 0 to a finite one (a zero

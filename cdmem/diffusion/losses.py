@@ -74,11 +74,6 @@ def denoising_loss(
     return weight * L2()(denoiser(x, sigma, labels), x0)
 
 
-def training_step_solver(x0: Tensor, x: Tensor, sigma_hi: Tensor, sigma_lo: Tensor) -> Tensor:
-    """Consistency *training* needs no teacher: the ODE step towards the image itself, x0 + (lo / hi) (x - x0)."""
-    return x0 + expand(sigma_lo / sigma_hi, x) * (x - x0)
-
-
 def consistency_loss(
     student: DenoiserLike,
     target: DenoiserLike,
@@ -94,8 +89,7 @@ def consistency_loss(
 
     Args:
         x_hi: noisy images x0 + sigma_hi eps.
-        x_lo: the same points moved *down* to sigma_lo by one solver step of the teacher (or by
-            :func:`training_step_solver`).
+        x_lo: the same points moved *down* to sigma_lo by one solver step of the teacher, or towards x0.
         weight: lambda(sigma), (B,) or a number.
 
     Neither output is clamped: clamping inside the loss kills gradients.

@@ -1,4 +1,4 @@
-"""Noise levels: the Karras grid, training distributions of sigma, discretisation curricula.
+"""Noise levels: the Karras grid and training distributions of sigma.
 
 Notation (EDM, Karras et al. 2022, arXiv 2206.00364): ``x = x0 + sigma * eps``; the consistency papers' time t equals
 sigma here. A grid of N *points* has N - 1 *intervals*; it decreases from ``sigma_max`` to ``sigma_min``.

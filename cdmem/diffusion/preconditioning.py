@@ -132,7 +132,7 @@ def make_scaling(about: Mapping[str, Any]) -> Scaling:
     Args:
         about: ``parameterization`` (``edm`` or ``vp``), ``sigma_data``, ``sigma_min``, and for networks from elsewhere
             ``scaling``: ``noise_factor`` and ``prediction`` (EDM), ``prediction`` and ``schedule`` (VP), the schedule
-            as the arguments of :class:`~cdmem.diffusion.noise.DDPMSchedule`.
+            as the arguments of :class:`~cdmem.diffusion.ddpm.DDPMSchedule`.
 
     Raises:
         TypeError, ValueError: a record that means nothing.

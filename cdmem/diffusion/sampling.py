@@ -30,11 +30,7 @@ class NoiseSource:
     """
 
     def __init__(
-        self,
-        seeds: Sequence[int],
-        shape: Sequence[int],
-        device: torch.device | str = "cpu",
-        stream: Stream = "samples",
+        self, seeds: Sequence[int], shape: Sequence[int], device: torch.device | str = "cpu", stream: Stream = "samples"
     ) -> None:
         self.seeds, self.shape, self.device = [int(s) for s in seeds], tuple(shape), device
         self.generators = [torch.Generator().manual_seed(sample_seed(s, stream)) for s in self.seeds]

@@ -35,13 +35,7 @@ class StepNoise:
     """
 
     def __init__(
-        self,
-        seed: int,
-        step: int,
-        local_batch: int,
-        part: int = 0,
-        parts: int = 1,
-        device: torch.device | str = "cpu",
+        self, seed: int, step: int, local_batch: int, part: int = 0, parts: int = 1, device: torch.device | str = "cpu"
     ) -> None:
         self.seed = generator_seed(seed, "training", step)
         self.dropout_seed = generator_seed(seed, "dropout", step + part * STEPS)

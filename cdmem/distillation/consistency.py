@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from cdmem.diffusion.curriculum import Curriculum, adaptive_mu, num_points
-from cdmem.diffusion.losses import Distance, PseudoHuber, consistency_loss, training_step_solver
-from cdmem.diffusion.noise import IntervalDistribution, interval_probabilities, karras_sigmas
+from cdmem.diffusion.losses import Distance, PseudoHuber, consistency_loss
+from cdmem.diffusion.noise import IntervalDistribution, expand, interval_probabilities, karras_sigmas
 from cdmem.diffusion.preconditioning import DenoiserLike
 from cdmem.diffusion.sampling import renoise
 from cdmem.diffusion.solvers import SOLVERS
@@ -18,26 +18,10 @@ from cdmem.diffusion.step_noise import StepNoise
 from cdmem.distillation.base import CleanBatch, DistillationMethod, Progress, StudentFunctions
 from cdmem.errors import InputError
 
+# Neighbouring points of a trajectory: x0 + sigma_hi eps, one solver step further down, both levels (B,), labels.
+Pair = tuple[Tensor, Tensor, Tensor, Tensor, Tensor | None]
 SolverName = Literal["heun", "euler"]
 Weighting = Literal["uniform", "inverse_gap"]
-
-
-@dataclass(frozen=True)
-class ConsistencyPart:
-    """One pair of neighbouring points of a trajectory per sample.
-
-    Attributes:
-        x_hi: x0 + sigma_hi eps, (B, C, H, W).
-        x_lo: the same points one solver step further down.
-        sigma_hi, sigma_lo: noise levels (B,).
-        labels: classes (B,) or None.
-    """
-
-    x_hi: Tensor
-    x_lo: Tensor
-    sigma_hi: Tensor
-    sigma_lo: Tensor
-    labels: Tensor | None
 
 
 @dataclass(frozen=True)
@@ -98,36 +82,24 @@ class ConsistencyTraining(DistillationMethod):
     def grid_points(self) -> int:
         return self.points + (self.curriculum != "fixed")
 
-    def teacher_part(
-        self, teacher: DenoiserLike | None, batch: CleanBatch, noise: StepNoise, at: Progress
-    ) -> ConsistencyPart:
+    def teacher_part(self, teacher: DenoiserLike | None, batch: CleanBatch, noise: StepNoise, at: Progress) -> Pair:
         sigmas = karras_sigmas(self.points_at(at.step, at.total_steps), at.sigma_min, at.sigma_max)
         interval = noise.choice(interval_probabilities(sigmas, self.intervals, self.p_mean, self.p_std))
         grid = sigmas.to(batch.x0.device, torch.float32)
         hi, lo = grid[interval], grid[interval + 1]
         x_hi = renoise(batch.x0, hi, noise.normal(tuple(batch.x0.shape[1:])))
-        x_lo = self.step_down(teacher, batch, x_hi, hi, lo)
-        return ConsistencyPart(x_hi, x_lo, hi, lo, batch.labels)
+        return x_hi, self.step_down(teacher, batch, x_hi, hi, lo), hi, lo, batch.labels
 
     def step_down(
         self, teacher: DenoiserLike | None, batch: CleanBatch, x_hi: Tensor, hi: Tensor, lo: Tensor
     ) -> Tensor:
-        """From sigma_hi to sigma_lo: x0 + (lo / hi) (x - x0)."""
-        return training_step_solver(batch.x0, x_hi, hi, lo)
+        """From sigma_hi to sigma_lo, without a teacher towards the image itself: x0 + (lo / hi) (x - x0)."""
+        return batch.x0 + expand(lo / hi, x_hi) * (x_hi - batch.x0)
 
-    def loss(self, student: StudentFunctions, part: ConsistencyPart, noise: StepNoise) -> Tensor:
-        weight = 1 / (part.sigma_hi - part.sigma_lo) if self.weighting == "inverse_gap" else 1.0
-        return consistency_loss(
-            student.online,
-            student.target,
-            part.x_hi,
-            part.x_lo,
-            part.sigma_hi,
-            part.sigma_lo,
-            self.distance,
-            weight,
-            part.labels,
-        )
+    def loss(self, student: StudentFunctions, part: Pair, noise: StepNoise) -> Tensor:
+        x_hi, x_lo, hi, lo, labels = part
+        weight = 1 / (hi - lo) if self.weighting == "inverse_gap" else 1.0
+        return consistency_loss(student.online, student.target, x_hi, x_lo, hi, lo, self.distance, weight, labels)
 
     @property
     def keeps_target(self) -> bool:

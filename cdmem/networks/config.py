@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -24,9 +24,3 @@ class NetworkConfig(ABC):
         """Plain types that :func:`from_record` turns back into the config."""
         module = "cdmem.networks" if type(self).__module__.startswith("cdmem.networks.") else type(self).__module__
         return {"class_path": f"{module}.{type(self).__qualname__}", "init_args": asdict(self)}
-
-
-def label_rows(about: Mapping[str, Any]) -> int:
-    """Classes that a network of this record embeds: ``num_classes``, and one more that means "no class" where the
-    record says ``null_label`` (for classifier-free guidance)."""
-    return int(about["num_classes"]) + bool(about.get("null_label"))

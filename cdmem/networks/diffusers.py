@@ -15,7 +15,6 @@ from cdmem.errors import InputError
 from cdmem.io.text import read_json
 from cdmem.networks.config import MAX_ITEMS, MAX_SIDE, NetworkConfig
 from cdmem.networks.unet import UNetNetwork
-from cdmem.seeds import generator_seed
 
 MAX_WIDTH, MAX_LAYERS, MAX_NAME = 2**16, 64, 64  # far above any real network
 WEIGHTS_FILE = "diffusion_pytorch_model.safetensors"
@@ -69,18 +68,11 @@ class DiffusersUNet(NetworkConfig):
 
     def build(self, shape: Sequence[int], num_classes: int, seed: int) -> nn.Module:
         if tuple(shape) != self.shape or num_classes != self.num_classes:
-            raise InputError(
-                "model.network.config",
-                f"{'x'.join(map(str, self.shape))}, {self.num_classes} classes",
-                f"does not fit {'x'.join(map(str, shape))}, {num_classes} classes",
-                "change in_channels, sample_size or num_class_embeds, or the data",
-            )
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(generator_seed(seed, "network"))
-            unet = self.make()
-        nn.init.zeros_(unet.conv_out.weight)
-        nn.init.zeros_(unet.conv_out.bias)
-        return UNetNetwork(unet)
+            own = f"{'x'.join(map(str, self.shape))}, {self.num_classes} classes"
+            problem = f"does not fit {'x'.join(map(str, shape))}, {num_classes} classes"
+            hint = "change in_channels, sample_size or num_class_embeds, or the data"
+            raise InputError("model.network.config", own, problem, hint)
+        return UNetNetwork.untrained(self.make, seed)
 
 
 def _plain_config(config: Any) -> dict[str, Any]:
@@ -99,9 +91,8 @@ def _plain_config(config: Any) -> dict[str, Any]:
         number = isinstance(value, int | float) and abs(value) <= limit
         if value is None or number or (isinstance(value, str) and len(value) <= MAX_NAME):
             return value
-        raise InputError(
-            f"unet.{name}", str(value)[:80], "is no plain value of a usual size", "correct unet/config.json"
-        )
+        problem = "is no plain value of a usual size"
+        raise InputError(f"unet.{name}", str(value)[:80], problem, "correct unet/config.json")
 
     known = [name for name in inspect.signature(UNet2DModel.__init__).parameters if name != "self"]
     return {name: plain(name, config[name]) for name in known if name in config}
@@ -142,8 +133,7 @@ def load_diffusers(folder: str | Path, key: str = "model.network") -> UNetNetwor
     config = read_config(folder, key)
     weights = folder / WEIGHTS_FILE
     if not weights.is_file():
-        hint = "save the pipeline with safe_serialization=True; pickles are not read"
-        raise InputError(key, weights, "no such file", hint)
+        raise InputError(key, weights, "no such file", "save it with safe_serialization=True; pickles are not read")
     # diffusers would follow the index to other files, and a digest of this one would be of weights that are not used.
     if (folder / f"{WEIGHTS_FILE}.index.json").exists():
         raise InputError(key, folder, "holds an index of several weight files", "save the network in one file")

@@ -55,9 +55,8 @@ def read_checkpoint(path: str | Path, key: str = "checkpoint") -> dict[str, Any]
         if file.with_name(PREVIOUS).is_file():
             hint = f"fit with --ckpt_path last goes on from {PREVIOUS}"
         raise InputError(key, file, f"cannot be read ({reason})", hint) from None
-    if not isinstance(checkpoint, dict) or "cdmem" not in checkpoint or "state_dict" not in checkpoint:
-        raise InputError(key, file, "was not written by cdmem", "give a checkpoint of cdmem fit or study")
-    if not isinstance(checkpoint["cdmem"], dict) or not isinstance(checkpoint["state_dict"], dict):
+    parts = [checkpoint.get(part) for part in ("cdmem", "state_dict")] if isinstance(checkpoint, dict) else [None]
+    if not all(isinstance(part, dict) for part in parts):
         raise InputError(key, file, "was not written by cdmem", "give a checkpoint of cdmem fit or study")
     return checkpoint
 

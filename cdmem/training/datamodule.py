@@ -135,9 +135,8 @@ class MemorizationDataModule(LightningDataModule):
         """Show H instead of T; ids count on from n."""
         t = self.training_set
         if len(t.held_out_images) == 0:
-            raise InputError(
-                "model.data.images", "heldout", "data.held_out is 0", "set data.held_out to the size wanted"
-            )
+            hint = "set data.held_out to the size wanted"
+            raise InputError("model.data.images", "heldout", "data.held_out is 0", hint)
         ids = len(t.images) + torch.arange(len(t.held_out_images))
         self._pool = (t.held_out_images, t.held_out_labels, ids, torch.arange(len(ids)))
 
@@ -176,8 +175,7 @@ class MemorizationDataModule(LightningDataModule):
             loaders.append(DataLoader(EveryRank(batches), batch_size=None, num_workers=0))
         return loaders
 
-    def test_dataloader(self) -> list[DataLoader]:
-        return self.val_dataloader()
+    test_dataloader = val_dataloader
 
     def predict_dataloader(self) -> DataLoader:
         """Batches of sample seeds for ``predict``."""

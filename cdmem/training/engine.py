@@ -26,9 +26,8 @@ def check_precision(precision: str | int | None, accelerator: str = "auto") -> N
     """
     wanted = NAMES.get(str(precision), str(precision))
     if wanted not in PRECISIONS:
-        raise InputError(
-            "trainer.precision", precision, "only the network may run in low precision", "use bf16-mixed or 32-true"
-        )
+        problem = "only the network may run in low precision"
+        raise InputError("trainer.precision", precision, problem, "use bf16-mixed or 32-true")
     no_gpu = not (torch.cuda.is_available() or torch.backends.mps.is_available())
     if wanted == "16-mixed" and (accelerator == "cpu" or (accelerator in ("auto", "gpu") and no_gpu)):
         raise InputError("trainer.precision", precision, "float16 needs a GPU", "use bf16-mixed or 32-true")

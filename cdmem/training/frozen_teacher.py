@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from torch import nn
@@ -28,7 +27,6 @@ class FrozenTeacher:
         sampler: the teacher's own full ODE sampler.
         record: what the student inherits.
         digest: which weights these are, wherever their file lies.
-        few_steps: noise levels -> Euler sampler at these levels; None for analytic teachers.
     """
 
     name: str
@@ -36,12 +34,6 @@ class FrozenTeacher:
     sampler: OdeSampler
     record: ModelRecord
     digest: str
-    few_steps: Callable[[Sequence[float]], OdeSampler] | None = None
-
-    @property
-    def trained(self) -> bool:
-        """Whether there are weights that a student can start from."""
-        return self.few_steps is not None
 
 
 def analytic_teacher(name: str, training_set: TrainingSet) -> FrozenTeacher:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from cdmem.data.stream import Batch
 from cdmem.data.subset import TrainingSet
 from cdmem.diffusion.noise import SIGMA_MAX, SIGMA_MIN
-from cdmem.diffusion.preconditioning import Denoiser, VPScaling
+from cdmem.diffusion.preconditioning import Denoiser
 from cdmem.diffusion.sampling import Sampler
 from cdmem.diffusion.step_noise import StepNoise
 from cdmem.errors import InputError
@@ -34,13 +34,6 @@ class DiffusionModule(LightningModule):
     """Base of :class:`DiffusionTeacher` and :class:`Student`.
 
     The network is built in :meth:`prepare`, when the data have told the image shape and ``sigma_data``.
-
-    Args:
-        network: config of F.
-        optimization: how weights move.
-        averaging: averages of the weights.
-        seeds: of training and of samples.
-        compile: torch.compile of the networks in the loss.
     """
 
     role: Literal["teacher", "student"]
@@ -219,12 +212,8 @@ class DiffusionModule(LightningModule):
             return
         loss = self.trainer.strategy.reduce(torch.stack(losses).mean(), reduce_op="mean")
         if not torch.isfinite(loss):
-            raise InputError(
-                "train/loss",
-                float(loss),
-                f"training diverged at step {step}",
-                "lower model.optimization.optimizer.lr or use precision 32-true; the last good checkpoint is kept",
-            )
+            hint = "lower model.optimization.optimizer.lr or use precision 32-true; the last good checkpoint is kept"
+            raise InputError("train/loss", float(loss), f"training diverged at step {step}", hint)
         self.log("train/loss", loss, prog_bar=True, logger=False)
         if logs:
             self._to_log = {"train/loss": float(loss), "images_seen": float(self.images_seen())}
@@ -251,12 +240,8 @@ class DiffusionModule(LightningModule):
         after = loss_scale(self.trainer)
         if before is not None and after < before:
             if after < 1:
-                raise InputError(
-                    "trainer.precision",
-                    "16-mixed",
-                    f"gradients overflow float16 whatever the loss scale (step {self.trainer.global_step})",
-                    "use bf16-mixed or 32-true",
-                )
+                problem = f"gradients overflow float16 whatever the loss scale (step {self.trainer.global_step})"
+                raise InputError("trainer.precision", "16-mixed", problem, "use bf16-mixed or 32-true")
             return
         # Lightning counts the step only after this hook.
         self.after_optimizer_step(self.trainer.global_step + 1)
@@ -278,8 +263,7 @@ class DiffusionModule(LightningModule):
         which = ["train", "held_out"][dataloader_idx]
         self.log(f"validate/loss_{which}", loss, add_dataloader_idx=False, sync_dist=True, batch_size=len(batch.image))
 
-    def test_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
-        self.validation_step(batch, batch_idx, dataloader_idx)
+    test_step = validation_step
 
     def predict_step(self, seeds: Tensor, batch_idx: int) -> tuple[Tensor, Tensor]:
         """Seeds (B,) -> (seeds, images float32 (B, C, H, W), not clamped), the same on every rank.
@@ -303,8 +287,3 @@ class DiffusionModule(LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         step = int(checkpoint.get("global_step", 0))
         checkpoint["cdmem"] = replace(self.record, step=step).plain()
-
-
-def smallest_sigma(parameterization: Parameterization) -> float:
-    """Smallest noise level of a parameterisation."""
-    return SIGMA_MIN if parameterization == "edm" else round(VPScaling(0.01).schedule.sigma_min, 6)

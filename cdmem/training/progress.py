@@ -6,7 +6,6 @@ import time
 
 from lightning.pytorch import LightningModule
 from lightning.pytorch.callbacks import TQDMProgressBar
-from lightning.pytorch.callbacks.progress.tqdm_progress import Tqdm
 from lightning.pytorch.trainer import Trainer
 
 SHOWN = {"memorization/f_mem": "f_mem", "quality/fd_": "fd"}
@@ -53,11 +52,6 @@ class StepProgress(TQDMProgressBar):
             self._rate = (seen - self._mark[1]) / (now - self._mark[0])
             self._mark = (now, seen)
         return self._rate
-
-    def init_train_tqdm(self) -> Tqdm:
-        bar = super().init_train_tqdm()
-        bar.set_description(getattr(self.trainer.lightning_module, "role", "train"))
-        return bar
 
     def on_train_epoch_start(self, trainer: Trainer, *args: object) -> None:
         super().on_train_epoch_start(trainer, *args)

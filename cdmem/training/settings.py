@@ -63,9 +63,8 @@ class Averaging:
 
     def __post_init__(self) -> None:
         if not self.half_lives or min(self.half_lives) < 1:
-            raise InputError(
-                "model.averaging.half_lives", list(self.half_lives), "needs half-lives of 1 step or more", "e.g. [200]"
-            )
+            problem = "needs half-lives of 1 step or more"
+            raise InputError("model.averaging.half_lives", list(self.half_lives), problem, "e.g. [200]")
         names = [RAW, *(f"ema_{h}" for h in self.half_lives)]
         if self.weights is not None and self.weights not in names:
             raise InputError("model.averaging.weights", self.weights, "no such weights", f"choose one of {names}")

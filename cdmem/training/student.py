@@ -129,10 +129,6 @@ class Student(DiffusionModule):
         """The teacher's own full ODE sampler: what the student's endpoints are compared with."""
         return self.teacher and self.teacher.sampler
 
-    def teacher_few_step_sampler(self, mid_sigmas: Sequence[float]) -> OdeSampler | None:
-        """The teacher walked by Euler steps at the student's levels, or None without a network teacher."""
-        return self.teacher.few_steps(mid_sigmas) if self.teacher and self.teacher.few_steps else None
-
     def receive(self, teacher: FrozenTeacher) -> None:
         """Hand over the teacher, before :meth:`prepare`."""
         self._outside = {"teacher": teacher}

@@ -11,8 +11,9 @@ from torch import Tensor
 
 from cdmem.data.stream import Batch
 from cdmem.data.subset import TrainingSet
+from cdmem.diffusion.ddpm import VPSchedule
 from cdmem.diffusion.losses import denoising_loss
-from cdmem.diffusion.noise import sampler_sigmas
+from cdmem.diffusion.noise import SIGMA_MIN, sampler_sigmas
 from cdmem.diffusion.sampling import OdeSampler
 from cdmem.diffusion.solvers import SOLVERS, euler_step
 from cdmem.diffusion.step_noise import StepNoise, dropout_seed
@@ -20,7 +21,7 @@ from cdmem.errors import InputError
 from cdmem.networks.config import NetworkConfig
 from cdmem.training.checkpoint import weights_digest
 from cdmem.training.frozen_teacher import FrozenTeacher
-from cdmem.training.module import DiffusionModule, Parameterization, smallest_sigma
+from cdmem.training.module import DiffusionModule, Parameterization
 from cdmem.training.record import ModelRecord
 from cdmem.training.settings import Averaging, Optimization, Seeds
 
@@ -103,7 +104,7 @@ class DiffusionTeacher(DiffusionModule):
             num_classes=training_set.num_classes if self.conditional else 0,
             null_label=self.label_dropout > 0,
             sigma_data=self.sigma_data or training_set.sigma_data,
-            sigma_min=smallest_sigma(self.parameterization),
+            sigma_min=SIGMA_MIN if self.parameterization == "edm" else round(VPSchedule().sigma_min, 6),
             parameterization=self.parameterization,
             sampler={"solver": self.sampling.solver, "points": self.sampling.points},
         )
@@ -125,14 +126,8 @@ class DiffusionTeacher(DiffusionModule):
         """
         self.eval().requires_grad_(False)
         denoiser = self.function(weights)
-        return FrozenTeacher(
-            name,
-            denoiser,
-            self.sampler(weights=weights),
-            self.record,
-            weights_digest(denoiser.network),
-            lambda levels: self.few_step_sampler(levels, weights),
-        )
+        digest = weights_digest(denoiser.network)
+        return FrozenTeacher(name, denoiser, self.sampler(weights=weights), self.record, digest)
 
     def sigma(self, noise: StepNoise) -> Tensor:
         """Training noise levels, (B,)."""

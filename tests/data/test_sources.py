@@ -19,9 +19,8 @@ from support.pools import check, grey_levels, key_of
 
 
 def test_unknown_sources_are_refused_with_the_valid_ones():
-    with pytest.raises(InputError, match="digits, cifar10, celeba, folder, array") as caught:
+    with pytest.raises(InputError, match=r"^data\.source=.*digits, cifar10, celeba, folder, array"):
         load_source("mnist")
-    assert caught.value.key == "data.source"
     assert key_of("digits", download=True) == "data.download"
 
 
@@ -59,9 +58,9 @@ def test_classes_are_kept_in_source_order_and_renumbered_as_given():
     assert torch.equal(part.labels, (whole.labels[keep] == 1).long())
     assert part.class_names == ("7", "1")
     assert part.provenance["classes"] == ["7", "1"]
-    with pytest.raises(InputError, match="0, 1, 2"):
+    with pytest.raises(InputError, match=r"^data\.classes=ten: .* 0, 1, 2"):
         load_source("digits", classes=["ten"])
-    for bad in (["ten"], [10], [-1], [True], [], [1, "1"]):
+    for bad in ([10], [-1], [True], [], [1, "1"]):
         assert key_of("digits", classes=bad) == "data.classes"
 
 
@@ -77,9 +76,8 @@ def test_crop_is_centred_and_comes_before_the_resize(tmp_path):
     assert np.array_equal(both.images[0].permute(1, 2, 0).numpy(), np.asarray(expected))
     assert both.provenance["crop"] == 4
     assert both.provenance["resolution"] == 2
-    assert key_of("array", path, crop=9) == "data.crop"
-    assert key_of("array", path, crop=0) == "data.crop"
-    assert key_of("array", path, resolution=0) == "data.resolution"
+    for options in ({"crop": 9}, {"crop": 0}, {"resolution": 0}):
+        assert key_of("array", path, **options) == f"data.{next(iter(options))}"
 
 
 def test_resize_antialiases_and_does_not_stretch(tmp_path):
@@ -147,15 +145,14 @@ def test_cifar_refuses_altered_and_missing_batches(batches):
     content = bytearray((folder / "data_batch_4.bin").read_bytes())
     content[100] ^= 1
     (folder / "data_batch_4.bin").write_bytes(content)
-    with pytest.raises(InputError, match=r"data_batch_4.bin: MD5") as caught:
+    with pytest.raises(InputError, match=r"^data\.path=data_batch_4.bin: MD5"):
         load_source("cifar10", str(folder))
-    assert caught.value.key == "data.path"
     (folder / "data_batch_4.bin").unlink()
     with pytest.raises(InputError, match=r"data_batch_1.bin \.\. data_batch_5.bin"):
         load_source("cifar10", str(folder))
 
 
-def test_cifar_downloads_only_what_is_missing(batches, monkeypatch):
+def test_cifar_downloads_only_what_is_missing_and_reads_it(batches, monkeypatch):
     import torchvision.datasets.utils as utils
 
     folder, _ = batches
@@ -163,26 +160,16 @@ def test_cifar_downloads_only_what_is_missing(batches, monkeypatch):
 
     def fetch(url, root, md5):
         calls.append((url, md5))
-        raise OSError("no route to host")
+        if len(calls) == 1:
+            raise OSError("no route to host")
+        os.rename(folder, os.path.join(root, cifar.FOLDER))
 
     monkeypatch.setattr(utils, "download_and_extract_archive", fetch)
     load_source("cifar10", str(folder), download=True)
     assert calls == []
-    with pytest.raises(InputError, match="no route to host") as caught:
+    with pytest.raises(InputError, match=r"^data\.download=.*no route to host"):
         load_source("cifar10", str(folder / "new"), download=True)
-    assert caught.value.key == "data.download"
     assert calls == [(cifar.URL, "c32a1d4ab5d03f1284b67883e8d87530")]
-
-
-def test_cifar_reads_what_it_downloaded(batches, monkeypatch):
-    import torchvision.datasets.utils as utils
-
-    folder, _ = batches
-
-    def fetch(url, root, md5):
-        os.rename(folder, os.path.join(root, cifar.FOLDER))
-
-    monkeypatch.setattr(utils, "download_and_extract_archive", fetch)
     assert len(load_source("cifar10", str(folder.parent / "fresh"), download=True)) == 20
 
 

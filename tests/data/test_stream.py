@@ -51,22 +51,12 @@ def test_every_row_is_seen_exactly_once_an_epoch(batch_size):
     assert not torch.equal(seen[:ROWS], seen[ROWS : 2 * ROWS])
 
 
-def test_exposures_are_the_multiplicities():
-    seen = torch.cat([batch.index for batch in first(stream(1), 5 * ROWS)])
-    assert torch.equal(((seen - 3) // 10).bincount(minlength=N), 5 * MULTIPLICITIES)
-
-
 @pytest.mark.parametrize("flip", [False, True])
 @pytest.mark.parametrize("start", [1, 3, 4, 17])
 def test_a_later_start_continues_the_same_stream(start, flip):
     whole = first(stream(5, flip=flip), start + 4)
     resumed = first(stream(5, flip=flip, start=start), 4)
     assert all(same(a, b) for a, b in zip(whole[start:], resumed, strict=True))
-
-
-def test_iterating_twice_gives_the_same_batches():
-    s = stream(flip=True)
-    assert all(same(a, b) for a, b in zip(first(s, 9), first(s, 9), strict=True))
 
 
 @pytest.mark.parametrize("batch_size", [4, 28])
@@ -107,15 +97,10 @@ def test_flips_mirror_half_the_images_and_change_from_epoch_to_epoch():
     assert (abs(mirrored.double().mean(0) - 0.5) < 0.177).all()
 
 
-def test_no_flip_leaves_images_alone():
-    assert torch.equal(stream(ROWS).batch(0).image, IMAGES[stream(ROWS).row_to_group[stream(ROWS).rows_of(0)]])
-
-
 def test_a_global_batch_that_ranks_cannot_share_is_refused():
     for batch_size, world_size in ((6, 4), (0, 1), (-4, 2)):
-        with pytest.raises(InputError) as caught:
+        with pytest.raises(InputError, match=r"^data\.batch_size="):
             stream(batch_size, world_size=world_size)
-        assert caught.value.key == "data.batch_size"
 
 
 def test_misuse_by_the_program_is_refused():
@@ -128,11 +113,8 @@ def test_misuse_by_the_program_is_refused():
 
 
 def test_a_loader_without_workers_passes_batches_through():
-    loader = DataLoader(stream(), batch_size=None)
-    assert all(same(a, b) for a, b in zip(first(loader, 5), first(stream(), 5), strict=True))
-
-
-def test_loader_workers_are_refused():
+    s = stream(flip=True)
+    assert all(same(a, b) for a, b in zip(first(DataLoader(s, batch_size=None), 9), first(s, 9), strict=True))
     with pytest.raises(RuntimeError, match="num_workers=0"):
         next(iter(DataLoader(stream(), batch_size=None, num_workers=1)))
 

@@ -31,14 +31,6 @@ def test_two_points_give_a_hyperbolic_tangent(a, sigma):
     assert bool(((out - a * torch.tanh(exponent)).abs() <= bound).all())
 
 
-def test_two_points_keep_the_sign_of_the_noise():
-    denoiser = analytic.EmpiricalDenoiser(support.as_images([0.5, -0.5]))
-    start = support.as_images(80 * torch.randn(50, generator=support.rng(), dtype=torch.float64))
-    end = support.walk(solvers.heun_step, denoiser, start, noise.sampler_sigmas(18))
-    assert torch.equal(end.sign(), start.sign())
-    torch.testing.assert_close(end.abs(), torch.full_like(end, 0.5), rtol=0, atol=1e-6)
-
-
 def brute_force(x, sigma, means, variances, weights):
     """Posterior mean of one sample, one term at a time in Python floats."""
     logs, ends = [], []
@@ -63,19 +55,6 @@ def test_mixture_is_the_posterior_mean(sigma):
         torch.testing.assert_close(out[k], brute_force(x[k], sigma, means, variances, weights), rtol=0, atol=1e-11)
 
 
-def test_mixture_minimises_the_denoising_error():
-    """The Monte-Carlo mean of (x0 - D) x is zero at the posterior mean (orthogonality), within 5 standard errors."""
-    means, count = pictures(3), 20_000
-    denoiser = analytic.MixtureDenoiser(means, torch.tensor([0.0, 0.2, 0.0]), torch.tensor([1.0, 2.0, 1.0]))
-    g = support.rng(2)
-    which = torch.multinomial(torch.tensor([1.0, 2.0, 1.0]), count, replacement=True, generator=g)
-    spread = torch.tensor([0.0, 0.2, 0.0]).sqrt()[which].reshape(-1, 1, 1, 1)
-    x0 = means[which] + spread * torch.randn(count, 1, 3, 3, generator=g)
-    x = x0 + 0.7 * torch.randn(count, 1, 3, 3, generator=g)
-    product = ((x0 - denoiser(x, support.fill(count, value=0.7))) * x).flatten(1)
-    assert bool((product.mean(0).abs() < 5 * product.std(0) / math.sqrt(count)).all())
-
-
 def test_responsibilities_sum_to_one_without_overflow():
     denoiser = analytic.EmpiricalDenoiser(pictures(7))
     for sigma in (1e-6, 1e-3, 1.0, 1e3):
@@ -94,24 +73,10 @@ def test_copies_are_weights():
     weighted = analytic.EmpiricalDenoiser(x0, copies)(x, sigma)
     repeated = analytic.EmpiricalDenoiser(x0.repeat_interleave(copies, 0))(x, sigma)
     torch.testing.assert_close(weighted, repeated, rtol=0, atol=1e-13)
-    fits = [
-        analytic.GaussianDenoiser.fit(x0, copies)(x, sigma),
-        analytic.GaussianDenoiser.fit(x0.repeat_interleave(copies, 0))(x, sigma),
-    ]
-    torch.testing.assert_close(fits[0], fits[1], rtol=0, atol=1e-12)
+    fit = analytic.GaussianDenoiser.fit
+    rows = x0.repeat_interleave(copies, 0)
+    torch.testing.assert_close(fit(x0, copies)(x, sigma), fit(rows)(x, sigma), rtol=0, atol=1e-12)
     assert not torch.allclose(weighted, analytic.EmpiricalDenoiser(x0)(x, sigma))
-
-
-def test_limits_of_noise():
-    """Little noise returns the nearest image, much noise the weighted mean."""
-    x0, copies = pictures(4), torch.tensor([1.0, 5.0, 1.0, 1.0])
-    denoiser = analytic.EmpiricalDenoiser(x0, copies)
-    near = x0 + 1e-3 * torch.randn(x0.shape, generator=support.rng())
-    torch.testing.assert_close(denoiser(near, support.fill(4, value=1e-2)), x0, rtol=0, atol=1e-12)
-    mean = (copies.reshape(-1, 1, 1, 1) * x0).sum(0) / copies.sum()
-    far = denoiser(torch.zeros_like(x0), support.fill(4, value=1e4))
-    # The logits differ by ||x_i||^2 / 2 sigma^2 <= 9 / 2e8.
-    torch.testing.assert_close(far, mean.expand_as(far), rtol=0, atol=1e-7)
 
 
 @pytest.mark.parametrize("copies", [(1, 1, 1, 1), (5, 3, 1, 1)])
@@ -144,13 +109,6 @@ def test_gaussian_is_fitted_by_mean_and_population_covariance():
         gain = covariance @ torch.linalg.inv(covariance + sigma[k] ** 2 * torch.eye(9, dtype=torch.float64))
         expected = flat.mean(0) + gain @ (x[k].flatten() - flat.mean(0))
         torch.testing.assert_close(out[k].flatten(), expected, rtol=0, atol=1e-11)
-
-
-def test_gaussian_with_equal_variances_is_a_mixture_of_one():
-    mean, x = pictures(1), 3 * pictures(5, seed=1)
-    one = analytic.MixtureDenoiser(mean, torch.tensor([0.3]), torch.ones(1))
-    same = analytic.GaussianDenoiser(mean[0], torch.tensor([0.3]).double() * torch.eye(9).double())
-    torch.testing.assert_close(one(x, SIGMAS), same(x, SIGMAS), rtol=0, atol=1e-13)
 
 
 def test_gaussian_endpoint_is_where_the_flow_leads():
@@ -218,6 +176,5 @@ def test_names_build_their_denoiser(name, kind):
     + ["analytic:partial:-0.1", "analytic:partial:nan", "analytic:empirical:1", "analytic:gaussian:2"],
 )
 def test_unknown_names_are_refused(name):
-    with pytest.raises(InputError) as caught:
+    with pytest.raises(InputError, match=r"^model\.teacher="):
         analytic.build_analytic(name, pictures(4), torch.ones(4))
-    assert caught.value.key == "model.teacher"

@@ -6,11 +6,13 @@ import math
 
 import pytest
 import torch
-from test_solvers import gains
 
 import support
 from cdmem.diffusion import losses, noise, solvers
+from cdmem.distillation import ConsistencyTraining
+from cdmem.distillation.base import CleanBatch
 
+DISTANCES = pytest.mark.parametrize("distance", [losses.L2(), losses.L1(), losses.PseudoHuber(0.3)], ids=str)
 BOTH = pytest.mark.parametrize("name", ["heun", "euler"])
 
 
@@ -19,16 +21,21 @@ def pairs(count=4, seed=0):
     return [torch.randn(count, 2, 3, 3, generator=g, dtype=torch.float64) for _ in range(2)]
 
 
+@pytest.mark.parametrize(
+    "check",
+    [support.check_huber_on_the_vector, support.check_student_sees_the_noisier_image, support.check_no_clamp],
+    ids=lambda check: check.__name__,
+)
+def test_statements(check):
+    check()
+
+
 def test_l2_and_l1_are_means_over_pixels_per_image():
     a, b = pairs()
     for k in range(4):
         delta = (a[k] - b[k]).flatten().tolist()
         assert losses.L2()(a, b)[k].item() == pytest.approx(sum(v * v for v in delta) / 18, rel=1e-13)
         assert losses.L1()(a, b)[k].item() == pytest.approx(sum(map(abs, delta)) / 18, rel=1e-13)
-
-
-def test_pseudo_huber_acts_on_the_whole_vector():
-    support.check_huber_on_the_vector()
 
 
 @pytest.mark.parametrize(("side", "c"), [(8, 0.00432), (16, 0.00864), (28, 0.01512), (32, 0.01728)])
@@ -41,26 +48,7 @@ def test_default_constant_grows_with_the_root_of_the_dimension(side, c):
         assert losses.PseudoHuber()(a + scale, a).item() == pytest.approx(expected, rel=1e-9)
 
 
-def test_pseudo_huber_tends_to_the_norm_and_to_the_square():
-    a, b = pairs()
-    norm = (a - b).flatten(1).norm(dim=1)
-    small, large = 1e-6, 1e4
-    # sqrt(n^2 + c^2) - c = n - c + O(c^2 / n);  = n^2 / 2c (1 - n^2 / 4c^2 + ...), cancelling c 2^-53 absolutely.
-    assert bool(((losses.PseudoHuber(small)(a, b) - norm).abs() < 1.001 * small).all())
-    bound = norm**4 / (8 * large**3) + 2 * large * 2.0**-52
-    assert bool(((losses.PseudoHuber(large)(a, b) - norm**2 / (2 * large)).abs() <= 1.01 * bound).all())
-
-
-@pytest.mark.parametrize("c", [None, 1e-3, 1.0])
-def test_pseudo_huber_gradient_is_bounded_by_one(c):
-    a, b = pairs()
-    a = (a * 50).requires_grad_()
-    losses.PseudoHuber(c)(a, b).sum().backward()
-    norms = a.grad.flatten(1).norm(dim=1)
-    assert bool((norms <= 1).all()) and bool((norms > 0.9).all())
-
-
-@pytest.mark.parametrize("distance", [losses.L2(), losses.L1(), losses.PseudoHuber()], ids=["l2", "l1", "huber"])
+@DISTANCES
 def test_equal_images_have_distance_and_gradient_zero(distance):
     a = torch.ones(2, 1, 3, 3, requires_grad=True)
     value = distance(a, torch.ones(2, 1, 3, 3))
@@ -69,7 +57,7 @@ def test_equal_images_have_distance_and_gradient_zero(distance):
     assert torch.equal(a.grad, torch.zeros_like(a))
 
 
-@pytest.mark.parametrize("distance", [losses.L2(), losses.L1(), losses.PseudoHuber(0.3)], ids=["l2", "l1", "huber"])
+@DISTANCES
 def test_gradients_agree_with_differences(distance):
     a, b = pairs(2)
     assert torch.autograd.gradcheck(lambda v: distance(v, b), (a.requires_grad_(),))
@@ -84,57 +72,9 @@ def test_denoising_loss_by_hand():
         torch.testing.assert_close(loss[k], expected, rtol=1e-13, atol=0)
 
 
-def test_exact_denoiser_has_the_bayes_error():
-    """Gaussian data: E (D - x0)^2 = s^2 sigma^2 / (s^2 + sigma^2), within 5 standard errors; no other gain is lower."""
-    n, s2, sigma = 40_000, support.STD**2, 0.7
-    g = support.rng()
-    x0 = support.as_images(support.MEAN + support.STD * torch.randn(n, generator=g, dtype=torch.float64))
-    eps = support.as_images(torch.randn(n, generator=g, dtype=torch.float64))
-    loss = losses.denoising_loss(support.gaussian(), x0, support.fill(n, value=sigma), eps)
-    bayes = s2 * sigma**2 / (s2 + sigma**2)
-    assert abs(float(loss.mean()) - bayes) < 5 * float(loss.std()) / math.sqrt(n)
-    scaled = losses.denoising_loss(
-        lambda x, s, _: support.gaussian()(x, s) * 1.1, x0, support.fill(n, value=sigma), eps
-    )
-    assert float(scaled.mean()) > float(loss.mean())
-
-
 @BOTH
 def test_composition_of_solver_steps_has_loss_zero(name):
     support.check_zero_loss(name)
-
-
-@BOTH
-def test_closed_form_student_has_the_local_solver_error(name):
-    grid, step = noise.karras_sigmas(18), solvers.SOLVERS[name]
-    hi, lo = grid[:-1].clone(), grid[1:].clone()
-    x = support.as_images(torch.linspace(-2, 3, 17))
-
-    def exact(x, sigma, labels=None):
-        return support.gaussian().endpoint(x, sigma, support.SIGMA_MIN)
-
-    x_lo = step(support.gaussian(), x, hi, lo)
-    loss = losses.consistency_loss(exact, exact, x, x_lo, hi, lo, losses.L1())
-    for k in range(17):
-        g = gains(hi[k].item(), lo[k].item())
-        to_end = gains(lo[k].item(), support.SIGMA_MIN)["exact"]
-        expected = to_end * abs(g[name] - g["exact"]) * abs(x[k].item() - support.MEAN)
-        assert loss[k].item() == pytest.approx(expected, rel=1e-9, abs=1e-14)
-
-
-def test_local_error_of_the_published_interval():
-    """Interval 1.088 -> 0.585, data N(0.3, 0.5^2) noised to 1.088: mean error 8.1e-3 (Heun), 1.6e-2 (Euler).
-
-    Two digits of a Monte-Carlo mean of |z|: 2 % for the mean as in the global errors, 0.05e-2 for the rounding.
-    """
-    grid = noise.karras_sigmas(18)
-    hi, lo = grid[10].item(), grid[11].item()
-    assert (round(hi, 3), round(lo, 3)) == (1.088, 0.585)
-    g, to_end = gains(hi, lo), gains(lo, support.SIGMA_MIN)["exact"]
-    spread = math.sqrt(support.STD**2 + hi**2) * math.sqrt(2 / math.pi)
-    for name, reference, rounding in (("heun", 8.1e-3, 5e-5), ("euler", 1.6e-2, 5e-4)):
-        ours = to_end * abs(g[name] - g["exact"]) * spread
-        assert abs(ours - reference) < 0.025 * reference + rounding
 
 
 @BOTH
@@ -145,16 +85,12 @@ def test_consistency_training_is_distillation_from_the_image_itself(name):
     lo = hi * torch.tensor([0.2, 0.9, 0.5, 0.7, 0.1], dtype=torch.float64)
     x_hi = x0 + noise.expand(hi, x0) * eps
     expected = x0 + noise.expand(lo, x0) * eps
-    towards = losses.training_step_solver(x0, x_hi, hi, lo)
+    towards = ConsistencyTraining().step_down(None, CleanBatch(x0, None), x_hi, hi, lo)
     solved = solvers.SOLVERS[name](lambda *_: x0, x_hi, hi, lo)
     # A handful of roundings of numbers of size |x_hi|.
     bound = 8 * 2.0**-52 * (x_hi.abs() + x0.abs())
     assert bool(((towards - expected).abs() <= bound).all())
     assert bool(((solved - expected).abs() <= bound).all())
-
-
-def test_student_at_the_upper_level_gets_the_gradient_the_target_none():
-    support.check_student_sees_the_noisier_image()
 
 
 def test_target_may_be_the_student_itself():
@@ -166,10 +102,6 @@ def test_target_may_be_the_student_itself():
     w = network.weight.item()
     assert network.weight.grad.item() == pytest.approx(2 * 2 * w * 2, rel=1e-5)
     assert network.bias.grad.item() == pytest.approx(2 * 2 * w, rel=1e-5)
-
-
-def test_nothing_is_clamped():
-    support.check_no_clamp()
 
 
 def test_weights_multiply_per_sample():

@@ -15,8 +15,13 @@ import support
 from cdmem.diffusion import curriculum, ddpm, noise
 
 
-def test_grid_has_exact_ends_and_the_published_values():
-    support.check_grid()
+@pytest.mark.parametrize(
+    "check",
+    [support.check_grid, support.check_every_interval_is_trained, support.check_curriculum_values],
+    ids=lambda check: check.__name__,
+)
+def test_statements(check):
+    check()
 
 
 @given(points=st.integers(2, 300), low=st.floats(1e-4, 0.5), ratio=st.floats(1.1, 1e5), rho=st.floats(1, 10))
@@ -65,21 +70,9 @@ def test_lognormal_intervals_have_the_mass_of_the_normal_law(points, p_mean, p_s
     torch.testing.assert_close(p, expected, rtol=1e-12, atol=1e-14)
 
 
-def test_every_interval_is_trained_the_last_one_too():
-    support.check_every_interval_is_trained()
-
-
 @pytest.mark.parametrize("parameterization", ["edm", "vp"])
 def test_a_teacher_trains_on_the_stated_noise_levels(parameterization):
     support.check_law_of_the_noise(parameterization)
-
-
-def test_curricula_have_the_published_values():
-    support.check_curriculum_values()
-
-
-def test_curriculum_is_a_function_of_the_step():
-    support.check_curriculum_follows_the_step()
 
 
 @pytest.mark.parametrize("name", ["fixed", "doubling", "sqrt"])

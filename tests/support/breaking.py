@@ -120,36 +120,11 @@ def dumped(config: Any) -> bytes:
 BOMB = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
     f"{b}: &{b} [{', '.join([f'*{a}'] * 9)}]\n" for a, b in zip("abcdefgh", "bcdefghi")
 )
-LINES = [
-    "!!python/object/apply:os.system ['true']",
-    "!!binary aGVsbG8=",
-    "!nothing x",
-    "&a [*a]",
-    "{<<: 3}",
-    "<<: [*x]",
-    "? [1, 2]\n: 3",
-    "data: {n: 5}",
-    "data:\n\t n: 5",
-    "%YAML 9.9\n---",
-    "---\nx: 1\n---",
-    "...",
-    "\ufeff",
-    "\x00",
-    "x: ${data.n}",
-    "data: ${model}",
-    "data: ${data}",
-    "seed: ${oc.env:HOME}",
-    "seed: ${oc.decode:'1'}",
-    "seed: ???",
-    "seed: " + "1" * 5000,
-    "seed: 1_000",
-    "seed: 2001-01-01",
-    "seed: .nan",
-    "[" * 5000,
-    "- " * 300 + "x",
-    "x" * 2_000_000,
-    BOMB,
-]
+LINES = ["!!python/object/apply:os.system ['true']", "!!binary aGVsbG8=", "!nothing x", "&a [*a]", "{<<: 3}"]
+LINES += ["<<: [*x]", "? [1, 2]\n: 3", "data: {n: 5}", "data:\n\t n: 5", "%YAML 9.9\n---", "---\nx: 1\n---", "..."]
+LINES += ["\ufeff", "\x00", "x: ${data.n}", "data: ${model}", "data: ${data}", "seed: ${oc.env:HOME}"]
+LINES += ["seed: ${oc.decode:'1'}", "seed: ???", "seed: " + "1" * 5000, "seed: 1_000", "seed: 2001-01-01"]
+LINES += ["seed: .nan", "[" * 5000, "- " * 300 + "x", "x" * 2_000_000, BOMB]
 
 
 @st.composite
@@ -207,19 +182,8 @@ def changed_record(draw: st.DrawFn, name: str, content: bytes) -> bytes:
 
 DTYPES = ["uint8", "uint8", "int8", "uint16", "int64", "float32", "float64", "complex64", "bool", "U3", "M8[s]"]
 SHAPES = [(), (0,), (0, 8, 8), (1, 8, 8), (4, 8, 8), (4, 8, 8, 1), (4, 1, 8, 8), (4, 8, 8, 3), (4, 3, 8, 8)]
-SHAPES += [
-    (4, 8, 8, 4),
-    (4, 0, 8),
-    (4, 8),
-    (4,),
-    (8,),
-    (9, 8, 8),
-    (4, 7, 8),
-    (12, 16, 16),
-    (12, 8, 8),
-    (2, 2, 2, 2, 2),
-    (4, 1, 1),
-]
+SHAPES += [(4, 8, 8, 4), (4, 0, 8), (4, 8), (4,), (8,), (9, 8, 8), (4, 7, 8), (12, 16, 16), (12, 8, 8), (4, 1, 1)]
+SHAPES += [(2, 2, 2, 2, 2)]
 NAMES = ["images", "arr_0", "labels", "x", "seeds", "images.npy"]
 
 
@@ -236,15 +200,19 @@ def arrays(draw: st.DrawFn) -> np.ndarray:
     return np.asfortranarray(found) if draw(st.booleans()) else found
 
 
+def written(save: Callable[..., Any], *content: Any, **members: Any) -> bytes:
+    """What ``save(file, ...)`` puts into a file."""
+    out = io.BytesIO()
+    save(out, *content, **members)
+    return out.getvalue()
+
+
 @st.composite
 def array_files(draw: st.DrawFn) -> bytes:
     """``.npy`` or ``.npz`` content of odd arrays."""
-    out = io.BytesIO()
     if draw(st.booleans()):
-        np.save(out, draw(arrays()))
-    else:
-        np.savez(out, **{name: draw(arrays()) for name in draw(st.lists(st.sampled_from(NAMES), max_size=3))})
-    return out.getvalue()
+        return written(np.save, draw(arrays()))
+    return written(np.savez, **{name: draw(arrays()) for name in draw(st.lists(st.sampled_from(NAMES), max_size=3))})
 
 
 @st.composite
@@ -269,9 +237,7 @@ def changed_arrays(draw: st.DrawFn, content: bytes) -> bytes:
         del members[name]
     else:
         members[name] = changes[how]()
-    out = io.BytesIO()
-    np.savez(out, **members)
-    return out.getvalue()
+    return written(np.savez, **members)
 
 
 MODES = ["L", "RGB", "RGBA", "P", "1", "I;16", "LA", "CMYK", "F"]
@@ -283,13 +249,11 @@ def pictures(draw: st.DrawFn, content: bytes) -> bytes | None:
     if draw(st.booleans()):
         return draw(damaged(content))
     size, mode = draw(st.sampled_from([(8, 8), (8, 7), (1, 1), (16, 16), (3000, 1)])), draw(st.sampled_from(MODES))
-    out = io.BytesIO()
     form = draw(st.sampled_from(["PNG", "PNG", "JPEG", "BMP", "GIF", "WEBP", "TIFF"]))
     try:
-        Image.new(mode, size).save(out, form)
+        return written(Image.new(mode, size).save, form)
     except (OSError, ValueError):  # the format has no such mode
         return b""
-    return out.getvalue()
 
 
 TENSORS = [torch.zeros(0), torch.tensor(1.0), torch.full((4,), float("nan")), torch.zeros(2, 2, dtype=torch.int64)]
@@ -312,9 +276,7 @@ def checkpoints(draw: st.DrawFn, content: bytes) -> bytes:
         else:
             swap = draw(st.one_of(nudged(value), VALUES, st.sampled_from(TENSORS)))
         _set(state, path, swap, draw(st.integers(0, 4)) == 0)
-    out = io.BytesIO()
     try:
-        torch.save(state, out)
+        return written(lambda file: torch.save(state, file))
     except (OverflowError, RuntimeError):  # numbers that no pickle holds
         return b"no archive"
-    return out.getvalue()

@@ -109,9 +109,8 @@ def check_card_is_about_these_weights():
 def check_claim_is_said():
     """The training set of an imported teacher is claimed: said aloud, recorded, and refused with other classes."""
     for classes, data, good in ((0, 10, True), (10, 10, True), (4, 10, False)):
-        record = ModelRecord(
-            "teacher", (1, 4, 4), classes, 0.5, 0.002, 80.0, "edm", {}, {"solver": "heun", "points": 18}, "raw"
-        )
+        sampler = {"solver": "heun", "points": 18}
+        record = ModelRecord("teacher", (1, 4, 4), classes, 0.5, 0.002, 80.0, "edm", {}, sampler, "raw")
         teacher = FrozenTeacher("folder", None, None, record, "ab")
         training_set = SimpleNamespace(shape=(1, 4, 4), num_classes=data, hash="cd" * 32)
         said = StringIO()

@@ -221,8 +221,8 @@ def test_a_rank_without_samples(tmp_path):
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
     args = ["--config", str(tmp_path / "config.yaml"), "--run_dir"]
     run_jobs([("fit", [*args, str(tmp_path / "one")])])
-    extra = ["--trainer.devices", "3", "--trainer.strategy", "ddp"]
-    launch(torchrun(3, "-m", "cdmem", "fit", *args, tmp_path / "three", *extra), tmp_path / "log")
+    three = [*args, tmp_path / "three", "--trainer.devices", "3", "--trainer.strategy", "ddp"]
+    launch(torchrun(3, "-m", "cdmem", "fit", *three), tmp_path / "log")
     files = [next((tmp_path / n / "evaluations").glob("*.npz")) for n in ("one", "three")]
     one, three = map(np.load, files)
     assert three["seeds"].tolist() == [0, 1]

@@ -164,9 +164,8 @@ def test_processes_that_do_not_fit_are_refused(options, tasks, nodes, key, hint,
     for name, value in (started | {"LOCALID": 0, "JOB_ID": 7, "JOB_NAME": "x", "NODELIST": "127.0.0.1"}).items():
         monkeypatch.setenv(f"SLURM_{name}", str(value))
     trainer = support.make_trainer(1, strategy="ddp", **options)
-    with pytest.raises(InputError, match=hint) as caught:
+    with pytest.raises(InputError, match=rf"^{key}=.*{hint}"):
         check_launch(trainer, 4)
-    assert caught.value.key == key
 
 
 def test_processes_that_fit():
@@ -177,6 +176,5 @@ def test_processes_that_fit():
 def test_a_strategy_that_splits_the_network_is_refused():
     trainer = support.make_trainer(1)
     trainer.strategy.__class__ = type("FSDPStrategy", (Strategy,), {"__abstractmethods__": frozenset()})
-    with pytest.raises(InputError, match="whole network") as caught:
+    with pytest.raises(InputError, match=r"^trainer\.strategy=.*whole network"):
         check_launch(trainer, 4)
-    assert caught.value.key == "trainer.strategy"

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from test_ddp import CONFIG, ROOT
+from test_ddp import CONFIG, TWO, environment
 
 from cdmem.errors import RunFailure
 from cdmem.training.engine import watching_peers
@@ -28,10 +28,8 @@ def start(folder: Path) -> subprocess.Popen:
     config = folder.parent / "config.yaml"
     config.write_text(yaml.safe_dump(CONFIG | {"trainer": CONFIG["trainer"] | changed}))
     command = [sys.executable, "-m", "cdmem", "fit", "--config", str(config), "--run_dir", str(folder)]
-    env = os.environ | {"PYTHONPATH": str(ROOT), "WANDB_MODE": "disabled"}
     with (folder.parent / "log").open("a") as log:
-        two = ["--trainer.devices", "2", "--trainer.strategy", "ddp"]
-        return subprocess.Popen([*command, *two], stdout=log, stderr=subprocess.STDOUT, env=env)
+        return subprocess.Popen([*command, *TWO], stdout=log, stderr=subprocess.STDOUT, env=environment())
 
 
 def child_of(pid: int) -> int:

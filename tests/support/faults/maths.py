@@ -6,39 +6,37 @@ import torch
 
 import support
 from cdmem.diffusion import losses, noise, preconditioning, sampling, solvers
-from cdmem.diffusion import step_noise as randomness
+from cdmem.diffusion.step_noise import StepNoise
 from cdmem.distillation import ConsistencyDistillation, ConsistencyTraining, consistency
 from cdmem.training.student import Student
 from cdmem.training.teacher import DiffusionTeacher
-from support.faults.frame import EDM, VP, fault, patch, plant, scalings, slip
+from support.faults.frame import EDM, VP, patch, plant, slip
 
 # ---- preconditioning ------------------------------------------------------------------------------------------------
-
-
-def shifted_c_in(self, s):
-    return 1 / ((s - self.sigma_min) ** 2 + self.sigma_data**2).sqrt()
 
 
 plant(
     support.check_boundary,
     support.edm,
-    boundary_shift_missing=patch(EDM, "consistency", lambda _: EDM.denoiser),
-    boundary_shifted_only_in_c_skip=scalings(EDM, "consistency", c_out=lambda self, s: self.denoiser(s).c_out),
+    boundary_shift_missing=slip(EDM.consistency, "sigma - self.sigma_min", "sigma"),
+    boundary_shifted_only_in_c_skip=slip(EDM.consistency, "self.amplitude * shifted", "self.amplitude * sigma"),
 )
-plant(support.check_boundary, support.vp, boundary_shift_missing_vp=patch(VP, "consistency", lambda _: VP.denoiser))
+plant(
+    support.check_boundary,
+    support.vp,
+    boundary_shift_missing_vp=slip(VP.consistency, "sigma - self.sigma_min", "sigma"),
+)
 plant(
     support.check_edm_identities,
-    c_out_without_sigma_data=scalings(EDM, "denoiser", c_out=lambda self, s: s / (s**2 + self.sigma_data**2).sqrt()),
-    c_in_without_root=scalings(EDM, "denoiser", c_in=lambda self, s: 1 / (s**2 + self.sigma_data**2)),
-    loss_weight_without_root_of_sigma=patch(
-        EDM, "loss_weight", lambda _: lambda self, s: (s**2 + self.sigma_data**2) / (s * self.sigma_data)
-    ),
+    c_out_without_sigma_data=slip(EDM.denoiser, "sigma * self.amplitude / total", "sigma / total"),
+    c_in_without_root=slip(EDM.denoiser, "1 / total", "1 / total**2"),
+    loss_weight_without_root_of_sigma=slip(EDM.loss_weight, "self.sigma_data) ** 2", "self.sigma_data)"),
 )
 plant(
     support.check_shared_inputs,
     support.edm,
-    c_noise_of_the_student_in_other_units=scalings(EDM, "consistency", c_noise=lambda _, s: 0.25 * s.log()),
-    c_in_of_the_student_shifted=scalings(EDM, "consistency", c_in=shifted_c_in),
+    c_noise_of_the_student_in_other_units=slip(EDM.consistency, "base.c_noise", "0.25 * sigma.log()"),
+    c_in_of_the_student_shifted=slip(EDM.consistency, "base.c_in", "1 / (shifted**2 + d2).sqrt()"),
 )
 
 
@@ -100,28 +98,11 @@ plant(
 )
 
 
-def without_last(real):
-    def wrong(*a):
-        p = real(*a)
-        p[-1] = 0
-        return p
-
-    return wrong
-
-
 plant(
     support.check_every_interval_is_trained,
-    last_interval_never_drawn=patch(consistency, "interval_probabilities", without_last),
-    first_interval_never_drawn=patch(
-        randomness.StepNoise, "choice", lambda real: lambda self, p: real(self, p[1:]) + 1
-    ),
+    last_interval_never_drawn=slip(StepNoise.choice, "multinomial(weights,", "multinomial(weights[:-1],"),
+    first_interval_never_drawn=slip(StepNoise.choice, "torch.multinomial(weights", "1 + torch.multinomial(weights[1:]"),
 )
-
-
-@fault(support.check_step_follows_the_teacher)
-def solver_steps_up(m):
-    step = solvers.heun_step
-    m.setitem(consistency.SOLVERS, "heun", lambda d, x, hi, lo, labels=None: step(d, x, hi, hi + (hi - lo), labels))
 
 
 def fresh_noise(self, teacher, batch, x, hi, lo):
@@ -135,51 +116,34 @@ plant(
         ConsistencyDistillation, "step_down", lambda _: ConsistencyTraining.step_down
     ),
     fresh_noise_at_the_lower_level=patch(ConsistencyDistillation, "step_down", lambda _: fresh_noise),
+    solver_steps_up=slip(ConsistencyDistillation.step_down, "x_hi, hi, lo, batch", "x_hi, hi, 2 * hi - lo, batch"),
 )
 plant(
     support.check_pair_of_consistency_training,
-    noise_of_half_the_level=patch(consistency, "renoise", lambda real: lambda x0, s, eps: real(x0, s / 2, eps)),
-    fresh_noise_in_consistency_training=patch(
-        consistency,
-        "training_step_solver",
-        lambda _: lambda x0, x, hi, lo: sampling.renoise(x0, lo, torch.randn_like(x0)),
-    ),
+    noise_of_half_the_level=slip(ConsistencyTraining.teacher_part, "renoise(batch.x0, hi", "renoise(batch.x0, hi / 2"),
+    fresh_noise_in_consistency_training=patch(ConsistencyTraining, "step_down", lambda _: fresh_noise),
 )
-
-
-def heun_at_the_old_level(d, x, hi, lo, labels=None):
-    h = noise.expand(lo - hi, x)
-    first = solvers.slope(d, x, hi, labels)
-    return x + h * (first + solvers.slope(d, x + h * first, hi, labels)) / 2
 
 
 plant(
     support.check_solver_order,
     "heun",
-    heun_without_its_second_slope=patch(solvers, "heun_step", lambda _: solvers.euler_step),
-    heun_evaluated_at_the_old_level=patch(solvers, "heun_step", lambda _: heun_at_the_old_level),
+    heun_without_its_second_slope=slip(solvers.heun_step, "(d + d_next) / 2", "d"),
+    heun_evaluated_at_the_old_level=slip(solvers.heun_step, "euler, safe_next, labels", "euler, sigma, labels"),
 )
 
 
-def teacher_for_target(real):
-    def wrong(self, function, seed):
-        teacher = self.teacher_denoiser
-        return real(self, function, seed) if function is self.raw else lambda x, s, labels: teacher(x, s).float()
-
-    return wrong
-
-
-def loss(make, where=losses):
-    return patch(where, "consistency_loss", make)
+def loss(make):
+    return patch(losses, "consistency_loss", make)
 
 
 plant(
     support.check_target_is_a_consistency_function,
-    goal_is_the_teachers_denoiser=patch(Student, "_seeded", teacher_for_target),
-    target_in_the_denoisers_form=slip(Student.loss, "type(self.raw)(self.target", "Denoiser(self.target"),
-    goal_at_the_upper_level=loss(
-        lambda real: lambda f, g, xh, xl, hi, lo, *r: real(f, g, xh, xl, hi, hi, *r), consistency
+    goal_is_the_teachers_denoiser=slip(
+        Student.loss, "self._seeded(target, seed)", "lambda x, s, labels: self.teacher_denoiser(x, s).float()"
     ),
+    target_in_the_denoisers_form=slip(Student.loss, "type(self.raw)(self.target", "Denoiser(self.target"),
+    goal_at_the_upper_level=slip(ConsistencyTraining.loss, "x_hi, x_lo, hi, lo, self", "x_hi, x_lo, hi, hi, self"),
 )
 plant(
     support.check_student_sees_the_noisier_image,
@@ -189,25 +153,17 @@ plant(
 plant(
     support.check_zero_loss,
     "heun",
-    loss_compares_with_the_clean_image=loss(lambda _: lambda f, g, xh, xl, hi, lo, d, *r: d(f(xh, hi, None), xl)),
+    loss_compares_with_the_lower_image=slip(losses.consistency_loss, "goal.detach()", "x_lo"),
 )
 plant(
     support.check_huber_on_the_vector,
-    huber_per_pixel=patch(
-        losses.PseudoHuber,
-        "__call__",
-        lambda _: lambda self, a, b: (((a - b) ** 2 + self.c**2).sqrt() - self.c).flatten(1).mean(1),
+    huber_per_pixel=slip(
+        losses.PseudoHuber.__call__, "(delta.square().sum(1) + c**2).sqrt()", "(delta.square() + c**2).sqrt().mean(1)"
     ),
-    huber_of_the_mean_square=patch(
-        losses.PseudoHuber,
-        "__call__",
-        lambda _: lambda self, a, b: ((a - b).flatten(1).square().mean(1) + self.c**2).sqrt() - self.c,
-    ),
+    huber_of_the_mean_square=slip(losses.PseudoHuber.__call__, "square().sum(1)", "square().mean(1)"),
 )
 plant(
     support.check_no_clamp,
-    student_clamped_in_the_loss=loss(lambda real: lambda f, *r: real(lambda *a: f(*a).clamp(-1, 1), *r)),
-    loss_summed_over_pixels=patch(
-        losses.L2, "__call__", lambda _: lambda self, a, b: (a - b).flatten(1).square().sum(1)
-    ),
+    student_clamped_in_the_loss=slip(losses.consistency_loss, "sigma_hi, labels),", "sigma_hi, labels).clamp(-1, 1),"),
+    loss_summed_over_pixels=slip(losses.L2.__call__, "mean(1)", "sum(1)"),
 )

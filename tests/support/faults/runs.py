@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import math
-from contextlib import contextmanager
-
 import torch
 from torch import nn
 
 import support
 from cdmem.data import subset
 from cdmem.diffusion import curriculum, sampling
-from cdmem.diffusion import step_noise as randomness
+from cdmem.diffusion.step_noise import dropout_seed
 from cdmem.distillation import ConsistencyTraining
-from cdmem.images import to_float
 from cdmem.training import ema, module
 from cdmem.training.student import Student
-from support.faults.frame import fault, patch, plant
+from support.faults.frame import fault, patch, plant, slip
 
 # ---- averages, optimizer, random streams ----------------------------------------------------------------------------
 
@@ -100,17 +96,14 @@ plant(
 )
 plant(
     support.check_shared_dropout,
-    dropout_streams_not_shared=patch(Student, "_seeded", lambda _: lambda self, function, seed: function),
+    dropout_streams_not_shared=slip(Student._seeded, "with dropout_seed(self.device, seed):", "if True:"),
 )
 
 
-@contextmanager
-def leaking(device, seed):
-    torch.manual_seed(seed)
-    yield
-
-
-plant(support.check_streams_restored, dropout_seed_leaks=patch(randomness, "dropout_seed", lambda _: leaking))
+plant(
+    support.check_streams_restored,
+    dropout_seed_leaks=slip(dropout_seed, "with torch.random.fork_rng(devices=devices):", "if True:"),
+)
 
 
 @fault(support.check_curriculum_follows_the_step)
@@ -126,68 +119,44 @@ def curriculum_from_a_counter_of_its_own(m):
 
 plant(
     support.check_curriculum_values,
-    curriculum_without_its_last_stage=patch(
-        curriculum, "num_points", lambda real: lambda k, total, *a: real(k, total * 8 // 7, *a)
-    ),
+    curriculum_without_its_last_stage=slip(curriculum.num_points, "max(end // start, 1)) + 1", "max(end // start, 1))"),
 )
 
 # ---- sampling -------------------------------------------------------------------------------------------------------
 
 
-def wrong_sampler(std, renoise_last=False):
-    @torch.no_grad()
-    def sample(consistency, x, sigmas, sigma_min, noise, labels=None):
-        for k, level in enumerate(sigmas):
-            if k:
-                x = x + std(level, sigma_min) * noise()
-            x = consistency(x, torch.full((len(x),), float(level)), labels)
-        return x + sigma_min * torch.ones_like(x) if renoise_last else x
-
-    return patch(sampling, "sample_consistency", lambda _: sample)
-
-
-def labels_of_pixels(self, n):
-    return torch.stack([torch.randint(n, (), generator=g) for g in self.generators])
-
-
 plant(
     support.check_multistep_noise,
-    noise_of_the_full_level_added=wrong_sampler(lambda tau, low: tau),
-    noise_of_the_difference_added=wrong_sampler(lambda tau, low: tau - low),
+    noise_of_the_full_level_added=slip(sampling.sample_consistency, "level**2 - sigma_min**2", "level**2"),
+    noise_of_the_difference_added=slip(
+        sampling.sample_consistency, "level**2 - sigma_min**2", "(level - sigma_min) ** 2"
+    ),
 )
 plant(
     support.check_last_output_is_returned,
-    noise_after_the_last_step=wrong_sampler(lambda tau, low: math.sqrt(tau**2 - low**2), renoise_last=True),
-    samples_clamped=patch(sampling, "sample_consistency", lambda real: lambda *a: real(*a).clamp(-1, 1)),
+    noise_after_the_last_step=slip(sampling.sample_consistency, "x.float()", "x.float() + sigma_min"),
+    samples_clamped=slip(sampling.sample_consistency, "x.float()", "x.float().clamp(-1, 1)"),
 )
+OF_THE_SEED = 'torch.Generator().manual_seed(sample_seed(s, "labels"))'
 plant(
     support.check_labels_from_the_seed,
-    labels_from_the_global_stream=patch(
-        sampling.NoiseSource, "labels", lambda _: lambda self, n: torch.randint(n, (len(self.seeds),))
+    labels_from_the_global_stream=slip(sampling.NoiseSource.labels, OF_THE_SEED, "None"),
+    labels_from_the_pixels_stream=slip(
+        sampling.NoiseSource.labels, OF_THE_SEED, "self.generators[self.seeds.index(s)]"
     ),
-    labels_from_the_pixels_stream=patch(sampling.NoiseSource, "labels", lambda _: labels_of_pixels),
 )
 
 # ---- data -----------------------------------------------------------------------------------------------------------
-
-
-@property
-def of_unique_images(self):
-    return float(to_float(self.images).double().std(correction=0))
 
 
 plant(support.check_sigma_data_is_measured, sigma_data_assumed=patch(subset.TrainingSet, "sigma_data", lambda _: 0.5))
 plant(
     support.check_sigma_data_is_measured,
     [{"fraction": 0.25, "copies": 9}],
-    sigma_data_of_unique_images=patch(subset.TrainingSet, "sigma_data", lambda _: of_unique_images),
+    sigma_data_of_unique_images=slip(subset.TrainingSet.sigma_data.func, "copies * np.bincount", "np.bincount"),
 )
 plant(
     support.check_flips_are_grouped,
-    flips_trained_but_not_grouped=patch(
-        subset, "content_digests", lambda real: lambda images, flip=False: real(images, False)
-    ),
-    flips_not_part_of_the_training_set=patch(
-        subset, "_set_hash", lambda real: lambda images, copies, flip: real(images, copies, False)
-    ),
+    flips_trained_but_not_grouped=slip(subset.choose, "(pool.images, spec.flip)", "(pool.images, False)"),
+    flips_not_part_of_the_training_set=slip(subset._set_hash, "{bool(flip)}", ""),
 )

@@ -16,12 +16,11 @@ import yaml
 from PIL import Image
 
 import cdmem.audit.auditor
-import cdmem.cli.main
 import cdmem.training.module
 from cdmem.audit.auditor import Auditor
 from cdmem.diffusion import sampling
 from support.settings import nested
-from support.untrusted import tree
+from support.untrusted import main, tree
 
 NETWORK = {"class_path": "cdmem.networks.UNet", "init_args": {"channels": [4], "layers": 1, "norm_groups": 2}}
 MODEL = nested("teacher", network=NETWORK, ema_half_lives=[2], sampler_points=3)
@@ -57,13 +56,6 @@ STUDY |= {"audit": {"samples": 8, "metrics": ["memorization"]}, "wandb": False}
 
 class Reached(Exception):
     """Every check was passed, and training would begin."""
-
-
-def main(*args: str) -> int:
-    """``python -m cdmem`` in process; its exit code. What training would raise comes out as Reached."""
-    with pytest.raises(SystemExit) as stop:
-        cdmem.cli.main.main(list(args))
-    return stop.value.code if isinstance(stop.value.code, int) else int(stop.value.code is not None)
 
 
 def furnish(folder: Path) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from cdmem.cli.main import main
+import cdmem.cli.main
 
 STAGE = {
     "threads": 1,
@@ -70,10 +70,16 @@ def untrusted(tmp_path):
     return folder
 
 
-def exits(args: list[object], capsys) -> tuple[int, str]:
+def main(*args: str) -> int:
+    """``python -m cdmem`` in process; its exit code."""
     with pytest.raises(SystemExit) as stop:
-        main([str(a) for a in args])
-    return int(stop.value.code or 0), capsys.readouterr().err.strip()
+        cdmem.cli.main.main(list(args))
+    return stop.value.code if isinstance(stop.value.code, int) else int(stop.value.code is not None)
+
+
+def exits(args: list[object], capsys) -> tuple[int, str]:
+    """The exit code and what is said on stderr."""
+    return main(*map(str, args)), capsys.readouterr().err.strip()
 
 
 def refused(args: list[object], capsys, folder: Path) -> str:

@@ -28,6 +28,7 @@ STAGE = {
     },
     "trainer": {"accelerator": "cpu", "max_steps": 2, "enable_progress_bar": False, "enable_model_summary": False},
 }
+STUDY = {"teacher": "own.yaml", "students": {"student": "student.yaml"}, "audit": {"samples": 8}}
 CANARY = """
 from pathlib import Path
 Path({mark!r}).write_text("sung")
@@ -120,8 +121,7 @@ def write_settings(folder: Path) -> None:
     """own.yaml, student.yaml and study.yaml: the user's own configs."""
     write(folder / "own.yaml", STAGE)
     write(folder / "student.yaml", student())
-    study = {"teacher": "own.yaml", "students": {"student": "student.yaml"}, "audit": {"samples": 8}}
-    write(folder / "study.yaml", study)
+    write(folder / "study.yaml", STUDY)
 
 
 @contextlib.contextmanager

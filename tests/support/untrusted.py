@@ -1,4 +1,4 @@
-"""Untrusted run folders, a module whose import leaves a mark, and what a refusal is."""
+"""Small configs, the command line in process, and what a refusal is."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import contextlib
 import hashlib
 import json
 import resource
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -29,16 +28,6 @@ STAGE = {
     "trainer": {"accelerator": "cpu", "max_steps": 2, "enable_progress_bar": False, "enable_model_summary": False},
 }
 STUDY = {"teacher": "own.yaml", "students": {"student": "student.yaml"}, "audit": {"samples": 8}}
-CANARY = """
-from pathlib import Path
-Path({mark!r}).write_text("sung")
-from callbacks.evaluation import EvaluationCallback
-from cdmem.networks import MLP as Net
-class Song(EvaluationCallback):
-    prefix = "song"
-    def measure(self, evaluation):
-        return {{}}
-"""
 
 
 def tree(folder: Path) -> dict[str, str]:
@@ -48,27 +37,6 @@ def tree(folder: Path) -> dict[str, str]:
         for p in sorted(folder.rglob("*"))
         if (p.is_file() or p.is_symlink()) and "__pycache__" not in p.parts and p.name != ".lock"
     }
-
-
-@pytest.fixture
-def canary(tmp_path, monkeypatch):
-    """A module whose import leaves a file; the file's path."""
-    place, mark = tmp_path / "path", tmp_path / "mark" / "sung"
-    place.mkdir()
-    mark.parent.mkdir()
-    (place / "canary.py").write_text(CANARY.format(mark=str(mark)))
-    monkeypatch.syspath_prepend(str(place))
-    yield mark
-    sys.modules.pop("canary", None)
-
-
-@pytest.fixture
-def untrusted(tmp_path):
-    """The run folder of somebody else."""
-    folder = tmp_path / "untrusted"
-    folder.mkdir()
-    (folder / "environment.json").write_text("{}")
-    return folder
 
 
 def main(*args: str) -> int:

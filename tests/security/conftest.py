@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from cdmem.study.stage import build
+from support.fuzz import Sandbox, furnish, furnish_more
 from support.hostile import Song
 from support.untrusted import memory, refused, write_settings
 
@@ -56,3 +57,22 @@ def refuse(place, capsys):
         return error
 
     return run
+
+
+@pytest.fixture(scope="session")
+def furnished(tmp_path_factory):
+    """The watched folder, and the working directory below it: ``../../x`` is watched too."""
+    root = tmp_path_factory.mktemp("fuzz")
+    place = root / "above" / "place"
+    place.mkdir(parents=True)
+    with contextlib.chdir(place):
+        furnish(place)
+        furnish_more(place)
+    (place.parent / "mine.txt").write_text("mine")
+    return root, place
+
+
+@pytest.fixture
+def sandbox(furnished, monkeypatch):
+    monkeypatch.chdir(furnished[1])
+    return Sandbox(*furnished)

@@ -1,4 +1,4 @@
-"""Two thousand broken configs, subsets, overrides and files: one line and exit 2, or a valid run; nothing changes."""
+"""Two thousand broken inputs: one line and exit 2, or a valid run; nothing changes. Settings and texts here."""
 
 from __future__ import annotations
 
@@ -6,64 +6,22 @@ import sys
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, Phase, given, settings
 
 from cdmem.errors import InputError
-from support.cases import KINDS, READERS
-from support.fuzz import Sandbox, furnish, furnish_more
+from support.cases import KINDS
+from support.fuzz import FILE_KINDS, attempt_all
 
 pytestmark = pytest.mark.slow
 CASES = 2000
-ASIDE = [HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much, HealthCheck.large_base_example]
-
-
-@pytest.fixture(scope="module")
-def furnished(tmp_path_factory):
-    """The watched folder, and the working directory below it: ``../../x`` is watched too."""
-    root = tmp_path_factory.mktemp("fuzz")
-    place = root / "above" / "place"
-    place.mkdir(parents=True)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(place)
-        furnish(place)
-        furnish_more(place)
-    (place.parent / "mine.txt").write_text("mine")
-    return root, place
-
-
-@pytest.fixture
-def sandbox(furnished, monkeypatch):
-    monkeypatch.chdir(furnished[1])
-    return Sandbox(*furnished)
 
 
 def test_the_kinds_add_up():
     assert sum(count for _, count in KINDS.values()) == CASES
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_two_thousand_broken_inputs(sandbox, kind):
-    strategy, count = KINDS[kind]
-
-    @settings(max_examples=count, derandomize=True, database=None, deadline=None, suppress_health_check=ASIDE,
-              phases=[Phase.generate])  # fmt: skip
-    @given(strategy())
-    def attempt(case):
-        sandbox.attempt(*case)
-
-    attempt()
-    print(kind, count, sandbox.ends)
-    # Half of what a record says is for readers and stops nothing.
-    least = 0.1 if kind == "records" else 0.2
-    assert sandbox.ends.get("2", 0) >= least * count, "much of what is broken must be refused"
-    assert sum(sandbox.ends.values()) >= 0.9 * count
-
-
-@pytest.mark.parametrize("command", [c for c, _ in READERS], ids=" ".join)
-def test_what_the_sandbox_holds_is_valid(sandbox, command):
-    """Otherwise every refusal would prove nothing."""
-    sandbox.attempt(command, {})
-    assert "2" not in sandbox.ends, sandbox.said
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind not in FILE_KINDS])
+def test_broken_settings(sandbox, kind):
+    attempt_all(sandbox, *KINDS[kind])
 
 
 # ---- the sandbox itself ---------------------------------------------------------------------------------------------

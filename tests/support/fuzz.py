@@ -6,13 +6,15 @@ import contextlib
 import io
 import shutil
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import yaml
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis.strategies import SearchStrategy
 from PIL import Image
 
 import cdmem.audit.auditor
@@ -205,3 +207,22 @@ class Sandbox:
                     path.rmdir()
             elif str(path.relative_to(self.root)) not in self.before:
                 path.unlink()
+
+
+FILE_KINDS = {"files": 0.2, "records": 0.1, "media": 0.2, "models": 0.2}  # half of what records say stops nothing
+ASIDE = [HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much, HealthCheck.large_base_example]
+
+
+def attempt_all(sandbox: Sandbox, strategy: Callable[[], SearchStrategy], count: int, least: float = 0.2) -> None:
+    """``count`` draws, of which at least this share must be refused."""
+
+    @settings(max_examples=count, derandomize=True, database=None, deadline=None, suppress_health_check=ASIDE,
+              phases=[Phase.generate])  # fmt: skip
+    @given(strategy())
+    def attempt(case):
+        sandbox.attempt(*case)
+
+    attempt()
+    print(strategy.__name__, count, sandbox.ends)
+    assert sandbox.ends.get("2", 0) >= least * count, "much of what is broken must be refused"
+    assert sum(sandbox.ends.values()) >= 0.9 * count

@@ -14,10 +14,11 @@ from pathlib import Path
 import pytest
 import yaml
 
+from support.source import ROOT
+
 docker_utils = pytest.importorskip("docker.utils", reason="docker (test extra) reads .dockerignore")
 dockerfile_parse = pytest.importorskip("dockerfile_parse", reason="dockerfile-parse (test extra) reads the Dockerfile")
 
-ROOT = Path(__file__).resolve().parents[2]
 TARGETS = ("gpu", "cpu")
 SECRETS = re.compile(r"api_?key|token|secret|passw", re.IGNORECASE)
 

@@ -8,12 +8,12 @@ import importlib
 import re
 import tomllib
 from functools import cache
-from pathlib import Path
 
 import pytest
 import yaml
 
-ROOT = Path(__file__).resolve().parents[2]
+from support.source import ROOT
+
 TOP = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md"]
 PAGES = [*TOP, *sorted((ROOT / "docs").rglob("*.md"))]
 README_BYTES = 8192

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+from functools import cache
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -14,7 +15,8 @@ MODULES = {
 }
 
 
-def imported(path: Path, typing: bool = False) -> set[str]:
+@cache
+def imported(path: Path, typing: bool = False) -> frozenset[str]:
     """Every module that a file imports, also inside functions; under TYPE_CHECKING only with ``typing``."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
     skipped = {
@@ -31,4 +33,4 @@ def imported(path: Path, typing: bool = False) -> set[str]:
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
             names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
-    return names
+    return frozenset(names)

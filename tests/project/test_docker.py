@@ -247,7 +247,7 @@ def test_install_steps_of_the_image_work(tmp_path):
     env |= {"WANDB_DIR": str(tmp_path / "wandb")}
 
     def run(*command: str | Path) -> str:
-        done = subprocess.run(command, cwd=app, env=env, capture_output=True, text=True, timeout=1200)
+        done = subprocess.run(command, cwd=app, env=env, capture_output=True, text=True, timeout=3600)
         assert done.returncode == 0, f"{command} {done.stdout[-3000:]} {done.stderr[-3000:]}"
         return done.stdout
 

@@ -11,8 +11,6 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 import pytest
 import torch
 
-from support.untrusted import canary, untrusted  # noqa: F401  (fixtures)
-
 
 @pytest.fixture(autouse=True)
 def one_thread():

@@ -8,12 +8,12 @@ import importlib
 import re
 import tomllib
 from functools import cache
-from pathlib import Path
 
 import pytest
 import yaml
 
-ROOT = Path(__file__).resolve().parents[2]
+from support.source import ROOT
+
 TOP = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md"]
 PAGES = [*TOP, *sorted((ROOT / "docs").rglob("*.md"))]
 README_BYTES = 8192
@@ -51,15 +51,25 @@ def wrong(text: str) -> list[str]:
     return found
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_to(ROOT)))
-def test_named_tests_exist(page):
-    assert wrong(page.read_text(encoding="utf-8")) == []
+CODE_FILE = re.compile(r"`((?:cdmem|callbacks|configs|benchmarks|tests)/[\w/.-]*)`")
+CLASS = re.compile(r"\b((?:cdmem|callbacks)(?:\.[a-z]\w*)*\.[A-Z]\w+)")
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_to(ROOT)))
-def test_links_lead_to_files(page):
-    links = [a or b for a, b in LINK.findall(page.read_text(encoding="utf-8"))]
+def test_what_a_page_names_exists(page):
+    """Tests, files, classes, the goals of links."""
+    text = page.read_text(encoding="utf-8")
+    assert wrong(text) == []
+    assert [name for name in CODE_FILE.findall(text) if not (ROOT / name).exists()] == []
+    links = [a or b for a, b in LINK.findall(text)]
     assert [x for x in links if "://" not in x and not x.startswith("mailto:") and not (page.parent / x).exists()] == []
+    for name in set(CLASS.findall(text)) if page.name != "CHANGELOG.md" else ():  # a change log names what was
+        module, _, last = name.rpartition(".")
+        assert hasattr(importlib.import_module(module), last), name
+    for target, anchor in re.findall(r"\]\(([^)#\s]*)#([\w-]+)\)", text):
+        headings = re.findall(r"^#+ (.+)$", (page.parent / target).read_text() if target else text, re.M)
+        anchors = [re.sub(r"[^\w -]", "", heading).lower().replace(" ", "-") for heading in headings]
+        assert anchor in anchors, f"{target}#{anchor}"
 
 
 def rows(page: str, heading: str | None) -> list[list[str]]:
@@ -84,24 +94,6 @@ def test_modules_of_the_table_of_loaders_exist():
             assert (ROOT / "cdmem" / name).is_file(), name
 
 
-CODE_FILE = re.compile(r"`((?:cdmem|callbacks|configs|benchmarks|tests)/[\w/.-]*)`")
-CLASS = re.compile(r"\b((?:cdmem|callbacks)(?:\.[a-z]\w*)*\.[A-Z]\w+)")
-
-
-@pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_to(ROOT)))
-def test_named_files_exist(page):
-    names = CODE_FILE.findall(page.read_text(encoding="utf-8"))
-    assert [name for name in names if not (ROOT / name).exists()] == []
-
-
-# A change log names what was.
-@pytest.mark.parametrize("page", [p for p in PAGES if p.name != "CHANGELOG.md"], ids=lambda p: str(p.relative_to(ROOT)))
-def test_named_classes_exist(page):
-    for name in set(CLASS.findall(page.read_text(encoding="utf-8"))):
-        module, _, last = name.rpartition(".")
-        assert hasattr(importlib.import_module(module), last), name
-
-
 def test_classes_of_the_tables_of_metrics_exist():
     text = (ROOT / "docs/metrics.md").read_text(encoding="utf-8")
     names = re.findall(r"^\| `([A-Z]\w+)`", text, re.M)
@@ -117,16 +109,6 @@ def test_the_index_links_every_page():
     index = ROOT / "docs" / "README.md"
     linked = {(index.parent / a).resolve() for a, _ in LINK.findall(index.read_text(encoding="utf-8"))}
     assert set((ROOT / "docs").rglob("*.md")) - linked == {index}
-
-
-def test_links_to_sections_lead_there():
-    for page in PAGES:
-        for target, anchor in re.findall(r"\]\(([^)#\s]*)#([\w-]+)\)", page.read_text(encoding="utf-8")):
-            text = (page.parent / target if target else page).read_text(encoding="utf-8")
-            headings = [
-                re.sub(r"[^\w -]", "", h).lower().replace(" ", "-") for h in re.findall(r"^#+ (.+)$", text, re.M)
-            ]
-            assert anchor in headings, f"{page.name}: {target}#{anchor}"
 
 
 def test_the_workflow_calls_the_ci_script_and_nothing_else():
@@ -152,10 +134,10 @@ def test_types_of_the_pure_rooms_are_checked_and_shipped():
 
 
 def test_wrong_names_are_found():
-    right = "| x | `test_docs.py::test_wrong_names_are_found` (slow), `test_named_tests_exist`, `test_docs.py` |"
+    right = "| x | `test_docs.py::test_wrong_names_are_found` (slow), `test_the_readme_is_short`, `test_docs.py` |"
     assert wrong(right) == []
     assert wrong(right.replace("wrong_names", "no_names")) == ["test_docs.py::test_no_names_are_found"]
-    assert wrong(right.replace("named_tests", "named")) == ["test_docs.py::test_named_exist"]
+    assert wrong(right.replace("the_readme", "no_readme")) == ["test_docs.py::test_no_readme_is_short"]
     assert wrong(right.replace("`test_docs.py`", "`tests/test_nothing.py`")) == ["tests/test_nothing.py"]
     assert wrong("`test_nowhere_at_all`") == ["None::test_nowhere_at_all"]
     assert LINK.findall('[a](b.md#c) <img src="d.png"> [e](#f)') == [("b.md", ""), ("", "d.png")]

@@ -15,15 +15,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 import yaml
 from PIL import Image
 
-from cdmem.cli.main import main
 from cdmem.models.load import load_model
 from cdmem.training.checkpoint import read_checkpoint
+from support.source import ROOT
+from support.untrusted import main as cdmem
 
-ROOT = Path(__file__).resolve().parents[2]
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.M | re.S)
 FILE = re.compile(r"# ([\w/]+\.(?:py|yaml))\n")
 OUTSIDE = {
@@ -54,12 +53,6 @@ def commands(parts: list[tuple[str, str]]) -> list[list[str]]:
     words = [shlex.split(line, comments=True) for line in lines]
     assert all(w[:3] == ["python", "-m", "cdmem"] for w in words)
     return [w[3:] for w in words]
-
-
-def cdmem(*args: str) -> int:
-    with pytest.raises(SystemExit) as stop:
-        main([*args])
-    return int(stop.value.code or 0)
 
 
 @pytest.fixture
@@ -131,10 +124,8 @@ def images(path: Path, count: int, seed: int) -> np.ndarray:
 
 
 def test_a_metric_of_the_audit(beside):
-    pixels = [
-        images(beside / f"{name}.npz", n, k)
-        for k, (name, n) in enumerate({"samples": 20, "train": 8, "test": 30}.items())
-    ]
+    sizes = {"samples": 20, "train": 8, "test": 30}
+    pixels = [images(beside / f"{name}.npz", n, k) for k, (name, n) in enumerate(sizes.items())]
     carry_out("A metric of the audit", beside)
     summary = json.loads((beside / "audit.json").read_text())
     values = summary["models"][0]["metrics"]["my_metric.Contrast"]
@@ -177,14 +168,12 @@ def test_a_figure_of_the_page(tmp_path):
     run = shutil.copytree(ROOT / "tests/fixtures/old_run", tmp_path / "runs/quickstart")
     file = tmp_path / name
     before = file.read_text()
-    after = re.sub(
-        r"(def distributions.*?)\n\n\n", r"\1\n    yield from medians(run)\n\n\n", before, count=1, flags=re.S
-    )
+    drawn = "\n    yield from medians(run)\n\n\n"
+    after = re.sub(r"(def distributions.*?)\n\n\n", rf"\1{drawn}", before, count=1, flags=re.S)
     assert after.count("medians") == 1
     file.write_text(f"{after}\n\n{text}")
-    done = subprocess.run(
-        [sys.executable, "-m", "cdmem", "report", "runs/quickstart"], cwd=tmp_path, capture_output=True, text=True
-    )
+    command = [sys.executable, "-m", "cdmem", "report", "runs/quickstart"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
     assert (run / "report" / "median_ratio.png").is_file() and (run / "report" / "median_ratio.csv").is_file()
     assert "Median d1/d2 by cost." in (run / "report.html").read_text()
@@ -202,19 +191,12 @@ def test_own_photos(beside):
         (beside / "photos").mkdir(exist_ok=True)
         pixels = np.random.default_rng(k).integers(0, 256, (20, 24, 3), dtype=np.uint8)
         Image.fromarray(pixels).save(beside / "photos" / f"{k}.png")
-    small = [f"--{stage}.trainer.{key}={value}" for stage in ("teacher", "student") for key, value in SMALL.items()]
-    study = (
-        (ROOT / "configs/quickstart.yaml")
-        .read_text()
-        .replace("samples: 2000", "samples: 16\n  metrics: [memorization]")
-    )
-    (beside / "study.yaml").write_text(study.replace("quickstart/", "configs/quickstart/"))
+    small = [f"--{s}.trainer.{setting}" for s in ("teacher", "student") for setting in ("max_steps=2", "callbacks=[]")]
+    study = (ROOT / "configs/quickstart.yaml").read_text().replace("quickstart/", "configs/quickstart/")
+    (beside / "study.yaml").write_text(study.replace("samples: 2000", "samples: 16\n  metrics: [memorization]"))
     assert cdmem(*["study.yaml" if a == "configs/quickstart.yaml" else a for a in arguments], *small) == 0
     record = json.loads((beside / "runs/photos/training_set.json").read_text())
     assert (record["shape"], record["source"], len(record["indices"])) == ([3, 16, 16], "folder", 32)
-
-
-SMALL = {"max_steps": 2, "callbacks": "[]"}
 
 
 def test_the_readmes_metric(beside):
@@ -228,27 +210,25 @@ def test_the_readmes_metric(beside):
     assert values["mean"] == pytest.approx(float(pixels.mean()), rel=1e-6)
 
 
-@pytest.mark.parametrize("role", ["Teacher", "Student"])
+CONFIGS = {
+    "Teacher": "--config configs/debug/teacher.yaml --config model.yaml",
+    "Student": "--config configs/debug/ct_control.yaml --config model.yaml "
+    "--model.teacher analytic:gaussian --model.network cdmem.networks.MLP",
+}
+
+
+@pytest.mark.parametrize("role", CONFIGS)
 def test_the_settings_on_the_page_of_configs_are_settings(role, beside):
     """Every key of the two examples is one, with the value that it has there."""
     (text,) = [text for language, text in blocks("docs/configs.md", role) if language == "yaml"]
     model = yaml.safe_load(text)["model"]
     (beside / "model.yaml").write_text(yaml.safe_dump({"model": model}))
-    extra = (
-        ["--model.teacher", "analytic:gaussian", "--model.network", "cdmem.networks.MLP"] if role == "Student" else []
-    )
-    config = (
-        ["--config", "configs/debug/teacher.yaml"]
-        if role == "Teacher"
-        else ["--config", "configs/debug/ct_control.yaml"]
-    )
     steps = ["--trainer.max_steps", "1", "--trainer.callbacks", "[]", "--run_dir", "runs/page"]
-    assert cdmem("fit", *config, "--config", "model.yaml", *extra, *steps) == 0
+    assert cdmem("fit", *CONFIGS[role].split(), *steps) == 0
     written = settings(beside / "runs/page")["model"]["init_args"]
-    for key, value in model["init_args"].items():
-        if key not in ("seeds", "network", "teacher"):
-            assert_within(value, written[key], key)
-    assert torch.is_tensor(next(iter(read_checkpoint(beside / "runs/page")["state_dict"].values())))
+    for key in model["init_args"].keys() - {"seeds", "network", "teacher"}:
+        assert_within(model["init_args"][key], written[key], key)
+    assert read_checkpoint(beside / "runs/page")["state_dict"]
 
 
 def assert_within(part: object, whole: object, key: str) -> None:

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import ast
 import os
 import re
 import subprocess
 import sys
 import tomllib
-from pathlib import Path
 
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import Version
 
-ROOT = Path(__file__).resolve().parents[2]
+from support.source import MODULES as SOURCE
+from support.source import ROOT, imported
+
 SCRIPT = ROOT / ".ci" / "versions.sh"
 OPERATORS_FROM_BELOW = (">=", "==")
 
@@ -59,32 +59,17 @@ def test_the_highest_versions_are_admitted():
     assert not refused
 
 
-def test_no_version_of_the_future_and_none_below_the_lowest():
-    low, high = pinned("lowest.txt"), pinned("highest.txt")
-    assert all(low[name] <= high[name] for name in low)
-
-
 def test_the_malicious_uploads_stay_out():
     lightning = admitted()["lightning"].specifier
     assert "2.6.2" not in lightning and "2.6.3" not in lightning and "2.6.1" in lightning
 
 
-def imported() -> set[str]:
-    """Top-level names that the code imports and that neither Python nor this repository holds."""
-    found: set[str] = set()
-    for file in [*(ROOT / "cdmem").rglob("*.py"), *(ROOT / "callbacks").rglob("*.py")]:
-        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
-            if isinstance(node, ast.Import):
-                found |= {alias.name.split(".")[0] for alias in node.names}
-            elif isinstance(node, ast.ImportFrom) and not node.level:
-                found.add(node.module.split(".")[0])
-    return found - sys.stdlib_module_names - {"cdmem", "callbacks"}
-
-
 def test_what_is_imported_is_declared():
     distributions = {"sklearn": "scikit-learn", "PIL": "pillow", "yaml": "pyyaml", "cleanfid": "clean-fid"}
-    on_request = {"wandb_workspaces"}  # the command that wants it says how to install it
-    assert {canonicalize_name(distributions.get(m, m)) for m in imported() - on_request} <= set(admitted())
+    found = {name.split(".")[0] for path in SOURCE.values() for name in imported(path, typing=True)}
+    found -= sys.stdlib_module_names | {"cdmem", "callbacks"}
+    found -= {"wandb_workspaces"}  # the command that wants it says how to install it
+    assert {canonicalize_name(distributions.get(m, m)) for m in found} <= set(admitted())
 
 
 def test_the_script_refuses_anything_else_in_one_line():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shlex
 import shutil
 from types import SimpleNamespace
@@ -11,6 +12,7 @@ import pytest
 import torch
 
 from cdmem.study.stage import build
+from support.fuzz import Sandbox, furnish, furnish_more
 from support.hostile import Song
 from support.untrusted import memory, refused, write_settings
 
@@ -20,16 +22,13 @@ def trained(tmp_path_factory):
     """A study's folder with a trained teacher and student, the user's own configs and images; both checkpoints."""
     folder = tmp_path_factory.mktemp("trained")
     write_settings(folder)
-    run = folder / "run"
-    for config, options in (("own", []), ("student", ["--model.teacher", f"{run}/teacher"])):
-        name = "teacher" if config == "own" else "student"
-        settings = ["--config", f"{folder}/{config}.yaml", "--run_dir", f"{run}/{name}", "--threads", "1"]
-        build("fit", [*settings, *options]).execute()
-    images = np.random.default_rng(0).integers(0, 256, (9, 8, 8), dtype=np.uint8)
-    np.savez(folder / "images.npz", images=images)
-    teacher, student = (torch.load(run / name / "checkpoints/last.ckpt", weights_only=True) for name in
-                        ("teacher", "student"))  # fmt: skip
-    return SimpleNamespace(folder=folder, teacher=teacher, student=student)
+    np.savez(folder / "images.npz", images=np.random.default_rng(0).integers(0, 256, (9, 8, 8), dtype=np.uint8))
+    checkpoints = {}
+    for name, settings in (("teacher", ["own.yaml"]), ("student", ["student.yaml", "--model.teacher=run/teacher"])):
+        with contextlib.chdir(folder):
+            build("fit", ["--config", *settings, "--run_dir", f"run/{name}", "--threads", "1"]).execute()
+        checkpoints[name] = torch.load(folder / f"run/{name}/checkpoints/last.ckpt", weights_only=True)
+    return SimpleNamespace(folder=folder, **checkpoints)
 
 
 @pytest.fixture
@@ -58,3 +57,22 @@ def refuse(place, capsys):
         return error
 
     return run
+
+
+@pytest.fixture(scope="session")
+def furnished(tmp_path_factory):
+    """The watched folder, and the working directory below it: ``../../x`` is watched too."""
+    root = tmp_path_factory.mktemp("fuzz")
+    place = root / "above" / "place"
+    place.mkdir(parents=True)
+    with contextlib.chdir(place):
+        furnish(place)
+        furnish_more(place)
+    (place.parent / "mine.txt").write_text("mine")
+    return root, place
+
+
+@pytest.fixture
+def sandbox(furnished, monkeypatch):
+    monkeypatch.chdir(furnished[1])
+    return Sandbox(*furnished)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import pickle
 import zipfile
@@ -140,18 +141,15 @@ def test_untrusted_checkpoints(command, form, trained, place, song, refuse):
 def test_the_song_is_heard_where_nothing_is_confined(trained, tmp_path, song):
     """Otherwise the tests of this folder would prove nothing."""
     file = tmp_path / "x.ckpt"
-    for name, make in PICKLES.items():
-        make(file, song, trained.teacher)
-        if name != "second_structure":
-            try:
-                if name in ("bare", "legacy_before_archive"):
-                    pickle.loads(file.read_bytes())
-                else:
-                    torch.load(io.BytesIO(file.read_bytes()), weights_only=False)
-            except pickle.UnpicklingError:
-                pass
-            assert song.mark.exists(), name
-            song.mark.unlink()
+    for name in PICKLES.keys() - {"second_structure"}:
+        PICKLES[name](file, song, trained.teacher)
+        with contextlib.suppress(pickle.UnpicklingError):
+            if name in ("bare", "legacy_before_archive"):
+                pickle.loads(file.read_bytes())
+            else:
+                torch.load(io.BytesIO(file.read_bytes()), weights_only=False)
+        assert song.mark.exists(), name
+        song.mark.unlink()
     np.load(object_array(tmp_path / "x.npy", song), allow_pickle=True)
     assert song.mark.exists()
     song.mark.unlink()

@@ -30,20 +30,15 @@ WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
 CODE = "from pathlib import Path\nPath({mark!r}).touch()\nclass Evil: pass\n"
 
 
-def edit(file, **changes):
-    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+PARTS = {"index": "model_index.json", "unet": "unet/config.json", "scheduler": "scheduler/scheduler_config.json"}
 
 
-def unet(**changes):
-    return lambda folder, song: edit(folder / "unet/config.json", **changes)
+def edit(part, **changes):
+    def change(folder, song):
+        file = folder / PARTS[part]
+        file.write_text(json.dumps(json.loads(file.read_text()) | changes))
 
-
-def scheduler(**changes):
-    return lambda folder, song: edit(folder / "scheduler/scheduler_config.json", **changes)
-
-
-def index(**changes):
-    return lambda folder, song: edit(folder / "model_index.json", **changes)
+    return change
 
 
 def instead(suffix):
@@ -70,7 +65,7 @@ def with_code(change):
 
 def elsewhere(folder, song):
     saved(folder.parent / "elsewhere")
-    index(unet=["../elsewhere/unet", "UNet2DModel"])(folder, song)
+    edit("index", unet=["../elsewhere/unet", "UNet2DModel"])(folder, song)
 
 
 def shards(place):
@@ -105,24 +100,36 @@ def tensor(shape, end):
     return safetensors(len(text), text)
 
 
-BOTH, AUDITED, TEACHER = ("audit", "teacher"), ("audit",), ("teacher",)
+# Values that make a folder unreadable.
+REFUSED = {
+    "index": {
+        "_class_name": [["pipeline", "Evil"], "StableDiffusionPipeline"],
+        "unet": [["unet", "Evil"], ["evil", "UNet2DModel"], ["../../evil", "UNet2DModel"]],
+        "scheduler": [["scheduler", "Evil"], ["diffusers", "PNDMScheduler"], ["os", "system"]],
+    },
+    "unet": {
+        "down_block_types": [["modeling.Evil", "DownBlock2D"], ["os.system", "DownBlock2D"]],
+        "act_fn": ["modeling.Evil"],
+        "block_out_channels": [[16, 16], [10**9, 10**9], [[8], [16]]],
+        "layers_per_block": [10**6],
+        "quantization_config": [{"quant_method": "bitsandbytes"}],
+        "sample_size": [10**6, None, [8, 9], "x"],
+        "num_class_embeds": [3],  # drawn at random they would be audited
+        "class_embed_type": ["timestep"],
+    },
+    "scheduler": {"prediction_type": ["flow"], "num_train_timesteps": [10**12, 1], "beta_start": ["x"]},
+}
+BOTH, TEACHER = ("audit", "teacher"), ("teacher",)
 # What is changed in a good folder; how it is read; a word of the error.
 ROWS = {
-    "bin": (instead(".bin"), BOTH, ""),
-    "pt": (instead(".pt"), BOTH, ""),
-    "ckpt": (instead(".ckpt"), BOTH, ""),
+    f"{part} {key} {value}"[:60]: (with_code(edit(part, **{key: value})), BOTH, "")
+    for part, keys in REFUSED.items()
+    for key, values in keys.items()
+    for value in values
+} | {
+    **{f"weights as {suffix}": (instead(suffix), BOTH, "") for suffix in (".bin", ".pt", ".ckpt")},
     "pickle named safetensors": (lambda folder, song: bare(folder / WEIGHTS, song, {}), BOTH, ""),
-    "pipeline of the folder": (with_code(index(_class_name=["pipeline", "Evil"])), BOTH, ""),
-    "network of the folder": (with_code(index(unet=["unet", "Evil"])), BOTH, ""),
-    "scheduler of the folder": (with_code(index(scheduler=["scheduler", "Evil"])), BOTH, ""),
-    "path in the index": (with_code(index(unet=["../../evil", "UNet2DModel"])), BOTH, ""),
     "path to a good network": (elsewhere, BOTH, ""),
-    "code as block": (with_code(unet(down_block_types=["modeling.Evil", "DownBlock2D"])), BOTH, ""),
-    "code as activation": (with_code(unet(act_fn="modeling.Evil")), BOTH, ""),
-    "code as network": (index(unet=["evil", "UNet2DModel"]), BOTH, ""),
-    "foreign pipeline": (index(_class_name="StableDiffusionPipeline"), BOTH, ""),
-    "foreign scheduler": (index(scheduler=["diffusers", "PNDMScheduler"]), BOTH, ""),
-    "foreign module": (index(scheduler=["os", "system"]), BOTH, ""),
     "shards elsewhere": (shards("../../elsewhere.safetensors"), BOTH, ""),
     "shards": (shards("other.safetensors"), BOTH, "index"),
     "torn weights": (weights(lambda data: data[: len(data) // 2]), BOTH, ""),
@@ -133,38 +140,22 @@ ROWS = {
     "offsets": (tensor([2**20], 2**62), BOTH, ""),
     "overflow": (tensor([2**62, 8], 16), BOTH, ""),
     "gzip": (weights(gzip.compress), BOTH, ""),
-    "no scheduler": (lambda folder, song: (folder / "scheduler/scheduler_config.json").unlink(), BOTH, ""),
-    "deep json": (lambda folder, song: (folder / "unet/config.json").write_text("[" * 100_000), BOTH, ""),
-    "shapes": (unet(block_out_channels=[16, 16]), BOTH, ""),
-    "huge": (unet(block_out_channels=[60_000, 60_000]), BOTH, "parameters"),
-    "absurd": (unet(block_out_channels=[10**9, 10**9]), BOTH, ""),
-    "layers": (unet(layers_per_block=10**6), BOTH, ""),
-    "nested": (unet(block_out_channels=[[8], [16]]), BOTH, ""),
-    "unknown blocks": (unet(down_block_types=["os.system", "DownBlock2D"]), BOTH, ""),
-    "quantised": (unet(quantization_config={"quant_method": "bitsandbytes"}), BOTH, ""),
-    "size": (unet(sample_size=10**6), BOTH, ""),
-    "no size": (unet(sample_size=None), BOTH, ""),
-    "odd size": (unet(sample_size=[8, 9]), BOTH, ""),
-    "size as text": (unet(sample_size="x"), BOTH, ""),
-    "classes without weights": (unet(num_class_embeds=3), BOTH, ""),  # drawn at random they would be audited
-    "identity classes": (unet(class_embed_type="timestep"), BOTH, ""),
-    "fourier": (unet(time_embedding_type="fourier"), TEACHER, ""),
-    "betas": (scheduler(beta_schedule="sigmoid"), TEACHER, ""),
-    "own betas": (scheduler(trained_betas=[0.1] * 1000), TEACHER, ""),
-    "zero snr": (scheduler(rescale_betas_zero_snr=True), TEACHER, ""),
-    "prediction": (scheduler(prediction_type="flow"), BOTH, ""),
-    "steps": (scheduler(num_train_timesteps=10**12), BOTH, ""),
-    "one step": (scheduler(num_train_timesteps=1), BOTH, ""),
-    "text betas": (scheduler(beta_start="x"), BOTH, ""),
-    "falling betas": (scheduler(beta_start=-0.1, beta_end=0.0), TEACHER, ""),
+    "no scheduler": (lambda folder, song: (folder / PARTS["scheduler"]).unlink(), BOTH, ""),
+    "deep json": (lambda folder, song: (folder / PARTS["unet"]).write_text("[" * 100_000), BOTH, ""),
+    "huge": (edit("unet", block_out_channels=[60_000, 60_000]), BOTH, "parameters"),
+    "fourier": (edit("unet", time_embedding_type="fourier"), TEACHER, ""),
+    "betas": (edit("scheduler", beta_schedule="sigmoid"), TEACHER, ""),
+    "own betas": (edit("scheduler", trained_betas=[0.1] * 1000), TEACHER, ""),
+    "zero snr": (edit("scheduler", rescale_betas_zero_snr=True), TEACHER, ""),
+    "falling betas": (edit("scheduler", beta_start=-0.1, beta_end=0.0), TEACHER, ""),
 }
 
 
-def not_read(folder, *words, key="model.teacher"):
+def not_read(folder, *words):
     with memory(1024), pytest.raises(InputError) as error:
-        load_model(folder, key)
+        load_model(folder, "model.teacher")
     line = str(error.value)
-    assert "\n" not in line and line.startswith(key) and all(word in line for word in words), line
+    assert "\n" not in line and line.startswith("model.teacher") and all(word in line for word in words), line
 
 
 @pytest.mark.parametrize("row", ROWS)
@@ -180,10 +171,8 @@ def test_untrusted_diffusers_folders(row, place, song, refuse):
 KEYS = {"trust_remote_code": True, "custom_pipeline": ".", "auto_map": {"AutoModel": "modeling.Evil"}, "_commit": "x"}
 FOLLOWED = {
     "code beside": beside,
-    "keys of the index": with_code(index(**KEYS)),
-    "keys of the network": with_code(unet(**KEYS)),
-    "keys of the scheduler": with_code(scheduler(**KEYS)),
-    "class in the network": with_code(unet(_class_name="modeling.Evil")),
+    **{f"keys of the {part}": with_code(edit(part, **KEYS)) for part in PARTS},
+    "class in the network": with_code(edit("unet", _class_name="modeling.Evil")),
 }
 
 
@@ -207,7 +196,7 @@ OTHER = {
 def test_folders_of_other_schedulers(name, tmp_path):
     made, changes, said = OTHER[name]
     saved(tmp_path / "p", make_unet(out_channels=2 if changes == {} else 1), made)
-    scheduler(**changes)(tmp_path / "p", None)
+    edit("scheduler", **changes)(tmp_path / "p", None)
     not_read(tmp_path / "p", said)
 
 

@@ -2,74 +2,85 @@
 
 from __future__ import annotations
 
-import json
 import sys
 
 import pytest
 
-from cdmem.io import secrets as redacting
-from cdmem.run.folder import RunFolder
+from cdmem.io.secrets import redact, secrets
 from cdmem.run.provenance import environment
 from cdmem.study.consent import run_folder_of
-from support.untrusted import STAGE, exits, refused, stage, write
+from support.untrusted import STAGE, exits, refused, stage, student, write
+
+CANARY = """
+from pathlib import Path
+from callbacks.evaluation import EvaluationCallback
+Path({mark!r}).write_text("sung")
+class Song(EvaluationCallback):
+    prefix = "song"
+    def measure(self, evaluation):
+        return {{}}
+"""
+
+
+@pytest.fixture
+def canary(tmp_path, tmp_path_factory, monkeypatch):
+    """A module whose import leaves a file; the file's path."""
+    mark = tmp_path_factory.mktemp("mark") / "sung"
+    write(tmp_path / "path/canary.py", CANARY.format(mark=str(mark)))
+    monkeypatch.syspath_prepend(str(tmp_path / "path"))
+    yield mark
+    sys.modules.pop("canary", None)
+
 
 STOP = ["--trainer.max_steps", "0"]  # nothing is trained after the parsing
+SONG = {"class_path": "canary.Song"}  # its import leaves a file
+EVIL = stage(trainer__callbacks=[SONG])
 STUDY = {"teacher": "t.yaml", "students": {"s": "t.yaml"}}
-# How a config of a run folder is reached: the command, and the files it needs by name; each would import `canary`.
-EVIL = stage(trainer__callbacks=[{"class_path": "canary.Song"}])
-SONG = {"class_path": "canary.Song"}
-WAYS = {
-    "fit": (["fit", "--config", "untrusted/config.yaml", *STOP], {"untrusted/config.yaml": EVIL}),
-    "fit, deep inside": (["fit", "--config=untrusted/a/b.yaml", *STOP], {"untrusted/a/b.yaml": EVIL}),
-    "validate": (["validate", "--config", "untrusted/config.yaml", *STOP], {"untrusted/config.yaml": EVIL}),
-    "predict": (["predict", "--config", "untrusted/config.yaml", *STOP], {"untrusted/config.yaml": EVIL}),
-    "second config": (
-        ["fit", "--config", "own.yaml", "--config", "untrusted/config.yaml", *STOP],
-        {"own.yaml": STAGE, "untrusted/config.yaml": EVIL},
-    ),
-    "link": (["fit", "--config", "link.yaml", *STOP], {"untrusted/config.yaml": EVIL, "link.yaml": "->config.yaml"}),
-    "include": (
-        ["fit", "--config", "own.yaml", *STOP],
-        {"own.yaml": stage(model="untrusted/evil.yaml"), "untrusted/evil.yaml": SONG},
-    ),
-    "included callbacks": (
-        ["fit", "--config", "own.yaml", *STOP],
-        {"own.yaml": stage(trainer__callbacks="untrusted/evil.yaml"), "untrusted/evil.yaml": [SONG]},
-    ),
-    "option": (["fit", "--config", "own.yaml", "--model", "untrusted/evil.yaml", *STOP],
-               {"own.yaml": STAGE, "untrusted/evil.yaml": SONG}),
-    "option with a list": (
-        ["fit", "--config", "own.yaml", "--trainer.callbacks=[untrusted/evil.yaml]", *STOP],
-        {"own.yaml": STAGE, "untrusted/evil.yaml": SONG},
-    ),
-    "plan": (["plan", "--config", "untrusted/config.yaml"], {"untrusted/config.yaml": EVIL}),
-    "study": (["study", "--config", "untrusted/study.yaml"], {"untrusted/study.yaml": STUDY, "untrusted/t.yaml": EVIL}),
-    "study from outside": (
-        ["study", "--config", "untrusted/study.yaml"],
-        {"untrusted/study.yaml": STUDY | {"teacher": {"config": "../t.yaml", "trainer.callbacks": ["canary.Song"]}},
-         "t.yaml": STAGE, "untrusted/t.yaml": STAGE},
-    ),
-    "stage of a study": (
-        ["study", "--config", "study.yaml", "--teacher.config", "untrusted/t.yaml"],
-        {"study.yaml": STUDY, "t.yaml": STAGE, "untrusted/t.yaml": EVIL},
-    ),
-    "sweep": (["study", "--config", "untrusted/study.yaml", "--sweep", "seed=0,1"],
-              {"untrusted/study.yaml": STUDY, "untrusted/t.yaml": EVIL}),
-    "plan of a study": (["plan", "--config", "untrusted/study.yaml"],
-                        {"untrusted/study.yaml": STUDY, "untrusted/t.yaml": EVIL}),
-}  # fmt: skip
+FILES = {
+    "untrusted/environment.json": {},
+    "own.yaml": STAGE,
+    "t.yaml": STAGE,
+    "study.yaml": STUDY,
+    "includes.yaml": stage(model="untrusted/model.yaml"),
+    "includes_callbacks.yaml": stage(trainer__callbacks="untrusted/callbacks.yaml"),
+    "untrusted/config.yaml": EVIL,
+    "untrusted/a/b.yaml": EVIL,
+    "untrusted/model.yaml": SONG,
+    "untrusted/callbacks.yaml": [SONG],
+    "untrusted/t.yaml": EVIL,
+    "untrusted/study.yaml": STUDY,
+    "untrusted/outside.yaml": STUDY | {"teacher": {"config": "../t.yaml", "trainer.callbacks": ["canary.Song"]}},
+}
+# Ways to a config of a run folder, directly, by a link, as part of another config, as a stage of a study.
+WAYS = """
+    fit --config untrusted/config.yaml
+    fit --config=untrusted/a/b.yaml
+    validate --config untrusted/config.yaml
+    predict --config untrusted/config.yaml
+    fit --config own.yaml --config untrusted/config.yaml
+    fit --config link.yaml
+    fit --config includes.yaml
+    fit --config includes_callbacks.yaml
+    fit --config own.yaml --model untrusted/model.yaml
+    fit --config own.yaml --trainer.callbacks=[untrusted/model.yaml]
+    plan --config untrusted/config.yaml
+    study --config untrusted/study.yaml
+    study --config untrusted/outside.yaml
+    study --config study.yaml --teacher.config untrusted/t.yaml
+    study --config untrusted/study.yaml --sweep seed=0,1
+    plan --config untrusted/study.yaml
+"""
 
 
-@pytest.mark.parametrize("name", WAYS)
-def test_a_config_of_a_run_folder_needs_consent(name, untrusted, canary, tmp_path, capsys):
-    args, files = WAYS[name]
-    for file, content in files.items():
-        if isinstance(content, str):
-            (tmp_path / file).symlink_to(untrusted / content.removeprefix("->"))
-        else:
-            write(tmp_path / file, content)
+@pytest.mark.parametrize("way", [line.strip() for line in WAYS.strip().splitlines()])
+def test_a_config_of_a_run_folder_needs_consent(way, canary, tmp_path, capsys):
+    for file, content in FILES.items():
+        write(tmp_path / file, content)
+    (tmp_path / "link.yaml").symlink_to("untrusted/config.yaml")
+    args = [*way.split(), *([] if way.startswith(("plan", "study")) else STOP)]
     error = refused(args, capsys, tmp_path)
-    assert "--allow_code" in error and f"lies in the run folder {untrusted}, and a config may name code" in error
+    said = f"lies in the run folder {tmp_path / 'untrusted'}, and a config may name code"
+    assert "--allow_code" in error and said in error
     assert not canary.exists() and "canary" not in sys.modules
     exits([*args, "--allow_code"], capsys)
     assert canary.exists(), "otherwise the refusal proves nothing"
@@ -84,7 +95,7 @@ def test_what_makes_a_run_folder(mark, tmp_path):
     assert run_folder_of(tmp_path / "link.yaml") == tmp_path / "run"
 
 
-def test_ones_own_words_name_what_they_like(canary, untrusted, tmp_path, capsys):
+def test_ones_own_words_name_what_they_like(canary, tmp_path, capsys):
     """A config outside run folders, and the command line: one's own metric must go on working."""
     write(tmp_path / "own.yaml", EVIL)
     exits(["fit", "--config", "own.yaml", *STOP], capsys)
@@ -106,8 +117,7 @@ def test_ones_own_run_goes_on_and_its_config_is_usable(tmp_path, capsys):
     assert "--allow_code" in refused(["fit", "--config", written], capsys, tmp_path)
     assert exits(["fit", "--config", written, "--allow_code"], capsys)[0] == 0
     assert exits(["validate", "--config", written, "--allow_code"], capsys)[0] == 0
-    student = stage(model={"class_path": "cdmem.training.Student", "init_args": {"averaging": {"half_lives": [2]}}})
-    args = ["fit", "--config", write(tmp_path / "s.yaml", student), "--model.teacher", tmp_path / "run"]
+    args = ["fit", "--config", write(tmp_path / "s.yaml", student()), "--model.teacher", tmp_path / "run"]
     assert exits(args, capsys)[0] == 0, "a teacher is no config"
 
 
@@ -118,21 +128,12 @@ KEY = "0123456789abcdef" * 3
 
 
 def test_the_wandb_key_is_in_no_file_of_a_run(tmp_path, capsys, monkeypatch):
+    """Of a setting, behind an interpolation, on the command line."""
     monkeypatch.setenv("WANDB_API_KEY", KEY)
-    own = write(tmp_path / "own.yaml", stage(data__held_out_path=None, model__init_args__averaging__weights="ema_2"))
-    sys_args = ["cdmem", "fit", f"--x={KEY}"]
-    monkeypatch.setattr(sys, "argv", sys_args)
     monkeypatch.setenv("NAME_OF_RUN", f"runs-{KEY}")
-    args = [
-        "fit",
-        "--config",
-        own,
-        "--run_dir",
-        tmp_path / "run",
-        "--trainer.default_root_dir",
-        "${oc.env:NAME_OF_RUN}",
-    ]
-    assert exits(args, capsys)[0] == 0
+    monkeypatch.setattr(sys, "argv", ["cdmem", "fit", f"--x={KEY}"])
+    own = write(tmp_path / "own.yaml", stage(trainer__default_root_dir="${oc.env:NAME_OF_RUN}"))
+    assert exits(["fit", "--config", own, "--run_dir", tmp_path / "run"], capsys)[0] == 0
     files = [p for p in (tmp_path / "run").rglob("*") if p.is_file()]
     assert len(files) >= 5 and all(KEY.encode() not in p.read_bytes() for p in files)
     assert "runs-***" in (tmp_path / "run" / "config.yaml").read_text()
@@ -148,14 +149,9 @@ def test_a_key_on_the_command_line_is_refused(capsys, monkeypatch, tmp_path):
 
 def test_keys_of_the_netrc_file(tmp_path, monkeypatch):
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
-    file = write(
-        tmp_path / "netrc", f"machine api.wandb.ai login user password {KEY}\nmachine x.org login a password b\n"
-    )
-    file.chmod(0o600)
-    monkeypatch.setenv("NETRC", str(file))
-    assert redacting.secrets() == [KEY]
-    RunFolder(tmp_path / "run").write_json("a.json", {"a": [f"<{KEY}>"], KEY: 1})
-    assert json.loads((tmp_path / "run" / "a.json").read_text()) == {"a": ["<***>"], "***": 1}
-    assert redacting.redact(("a", {1: KEY})) == ("a", {1: "***"})
+    lines = f"machine api.wandb.ai login user password {KEY}\nmachine x.org login a password {KEY[::-1]}\n"
+    write(tmp_path / "netrc", lines).chmod(0o600)
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    assert secrets() == [KEY]
     monkeypatch.setenv("NETRC", str(tmp_path / "none"))
-    assert redacting.secrets() == [] and redacting.redact(KEY) == KEY
+    assert secrets() == [] and redact(KEY) == KEY

@@ -1,4 +1,4 @@
-"""Untrusted run folders, a module whose import leaves a mark, and what a refusal is."""
+"""Small configs, the command line in process, and what a refusal is."""
 
 from __future__ import annotations
 
@@ -6,14 +6,13 @@ import contextlib
 import hashlib
 import json
 import resource
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import yaml
 
-from cdmem.cli.main import main
+import cdmem.cli.main
 
 STAGE = {
     "threads": 1,
@@ -28,16 +27,7 @@ STAGE = {
     },
     "trainer": {"accelerator": "cpu", "max_steps": 2, "enable_progress_bar": False, "enable_model_summary": False},
 }
-CANARY = """
-from pathlib import Path
-Path({mark!r}).write_text("sung")
-from callbacks.evaluation import EvaluationCallback
-from cdmem.networks import MLP as Net
-class Song(EvaluationCallback):
-    prefix = "song"
-    def measure(self, evaluation):
-        return {{}}
-"""
+STUDY = {"teacher": "own.yaml", "students": {"student": "student.yaml"}, "audit": {"samples": 8}}
 
 
 def tree(folder: Path) -> dict[str, str]:
@@ -49,31 +39,16 @@ def tree(folder: Path) -> dict[str, str]:
     }
 
 
-@pytest.fixture
-def canary(tmp_path, monkeypatch):
-    """A module whose import leaves a file; the file's path."""
-    place, mark = tmp_path / "path", tmp_path / "mark" / "sung"
-    place.mkdir()
-    mark.parent.mkdir()
-    (place / "canary.py").write_text(CANARY.format(mark=str(mark)))
-    monkeypatch.syspath_prepend(str(place))
-    yield mark
-    sys.modules.pop("canary", None)
-
-
-@pytest.fixture
-def untrusted(tmp_path):
-    """The run folder of somebody else."""
-    folder = tmp_path / "untrusted"
-    folder.mkdir()
-    (folder / "environment.json").write_text("{}")
-    return folder
+def main(*args: str) -> int:
+    """``python -m cdmem`` in process; its exit code."""
+    with pytest.raises(SystemExit) as stop:
+        cdmem.cli.main.main(list(args))
+    return stop.value.code if isinstance(stop.value.code, int) else int(stop.value.code is not None)
 
 
 def exits(args: list[object], capsys) -> tuple[int, str]:
-    with pytest.raises(SystemExit) as stop:
-        main([str(a) for a in args])
-    return int(stop.value.code or 0), capsys.readouterr().err.strip()
+    """The exit code and what is said on stderr."""
+    return main(*map(str, args)), capsys.readouterr().err.strip()
 
 
 def refused(args: list[object], capsys, folder: Path) -> str:
@@ -114,8 +89,7 @@ def write_settings(folder: Path) -> None:
     """own.yaml, student.yaml and study.yaml: the user's own configs."""
     write(folder / "own.yaml", STAGE)
     write(folder / "student.yaml", student())
-    study = {"teacher": "own.yaml", "students": {"student": "student.yaml"}, "audit": {"samples": 8}}
-    write(folder / "study.yaml", study)
+    write(folder / "study.yaml", STUDY)
 
 
 @contextlib.contextmanager

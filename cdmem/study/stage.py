@@ -30,7 +30,7 @@ from cdmem.seeds import check_seed, generator_seed
 from cdmem.study.consent import consent, split_consent
 from cdmem.study.parsing import (
     PARSING,
-    check_numbers,
+    check_values,
     config_file,
     config_name,
     explain,
@@ -125,7 +125,7 @@ class Stage(LightningCLI):
     def before_instantiate_classes(self) -> None:
         self.check_sections()
         s = self.settings
-        check_numbers(s)
+        check_values(s)
         check_seed(s.seed)
         if s.data.subset_seed is None:
             s.data.subset_seed = generator_seed(s.seed, "subset")

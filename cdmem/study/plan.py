@@ -69,9 +69,6 @@ class PlannedStage(Stage):
         t.logger, t.plugins, t.enable_progress_bar = False, None, False
 
     def _run_subcommand(self, subcommand: str) -> None:
-        if self.trainer.max_steps < 1:
-            problem = "the stream of images never ends"
-            raise InputError("trainer.max_steps", self.trainer.max_steps, problem, "set a number")
         self.datamodule.stand_in(labels=bool(getattr(self.model, "conditional", False)))
 
 

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from dataclasses import replace
 
+import diffusers
 import numpy as np
 import pytest
 import torch
@@ -350,12 +351,11 @@ def test_bad_input_is_one_line_and_leaves_nothing(home, tmp_path, options, key):
 
 
 def test_a_write_that_fails_leaves_nothing(home, tmp_path, monkeypatch):
-    def full(*args, **options):
-        pipelines_folder = args[1]
-        assert pipelines_folder.parent == tmp_path, "beside its place, so that the rename is atomic"
+    def full(self, folder, **options):
+        assert folder.parent == tmp_path, "beside its place, so that the rename is atomic"
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(export, "save_pipeline", full)
+    monkeypatch.setattr(diffusers.ConsistencyModelPipeline, "save_pretrained", full)
     with pytest.raises(InputError, match="No space left"):
         run_export(["--checkpoint", str(home / "runs/gray"), "--out", str(tmp_path / "out")])
     assert not list(tmp_path.iterdir())

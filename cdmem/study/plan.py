@@ -14,7 +14,7 @@ from cdmem.data.subset import TrainingSet
 from cdmem.errors import InputError
 from cdmem.models.flops import activations, forward_flops, memory, on_meta, parameters
 from cdmem.models.load import load_teacher, load_trained
-from cdmem.models.speed import measure, step_flops
+from cdmem.models.speed import measure, step_costs
 from cdmem.study.config import StudyConfig, stage_arguments
 from cdmem.study.stage import Stage, build
 from cdmem.study.study import check_parts
@@ -115,12 +115,12 @@ def plan_stage(
     meta, numbers = on_meta(model.raw.train()), parameters(model, held)
     micro, batch = data.batch_size // devices, data.batch_size * stage.trainer.accumulate_grad_batches
     kept = activations(meta, model.shape, model.num_classes, micro)
-    used = memory(model, devices, machine["precision"]) | {"activations": kept}
     evaluation = forward_flops(meta.eval(), model.shape, model.num_classes)
     evaluations = _evaluations(stage, evaluation, devices)
     if isinstance(model, Student):
         model.seen = DistillationData()  # a pool of the teacher's samples is counted above; T replaces it in real steps
-    step = step_flops(model, data)
+    step, state = step_costs(model, data)
+    used = memory(model, devices, machine["precision"], state) | {"activations": kept}
     rates = _rates(stage, machine, settings, (step, evaluation))
     training, extra = step * batch * steps, sum(evaluations["flops"].values())
     hours = (training / rates["training"] + extra / rates["evaluation"]) / TERA_HOUR

@@ -327,7 +327,7 @@ TEACHER, STUDENT = "--config debug/teacher.yaml", "--config debug/student.yaml"
         ("--config debug/data.yaml", "neither"),
         ("--config sweeps/n.yaml", "neither"),
         (f"{TEACHER} --tflops fast", "tflops=fast"),
-        (f"{TEACHER} --tflops 0", "tflops=0.0: must be positive"),
+        (f"{TEACHER} --tflops 0", "tflops=0: must be positive"),
         (f"{TEACHER} --devices 0", "devices=0: needs at least one"),
         (f"{TEACHER} --devices 3", "data.batch_size=16"),
         (f"{TEACHER} --trainer.devices many", "trainer.devices=many"),
@@ -344,7 +344,7 @@ TEACHER, STUDENT = "--config debug/teacher.yaml", "--config debug/student.yaml"
         (f"--config debug.yaml --teacher_config {CONFIGS}/debug/teacher.yaml", "teacher_config"),
         ("--config debug.yaml --teacher.modl.lr 3", "modl"),
         ("--config debug.yaml --student.data.n 8", "student.data"),
-        ("--config debug.yaml --student.model.class_path cdmem.training.DiffusionTeacher", "student"),
+        ("--config debug.yaml --teacher.config debug/ct_control.yaml", "teacher=Student: is not a teacher"),
     ],
 )
 def test_bad_input_is_one_line(args, words, capsys, monkeypatch):

@@ -45,7 +45,7 @@ class PlanSettings:
             raise InputError("devices", self.devices, "needs at least one", "e.g. 8")
         for name in ("tflops", "seconds"):
             if getattr(self, name) is not None and getattr(self, name) <= 0:
-                raise InputError(name, getattr(self, name), "must be positive", "e.g. 60")
+                raise InputError(name, getattr(self, name), "must be positive", "give a larger one")
 
 
 class PlannedStage(Stage):

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Sequence
+from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any, TypeVar
 
 from cdmem.errors import InputError
-from cdmem.io.paths import possible_path, usable_path
-from cdmem.io.text import parse_yaml, read_text
+from cdmem.io.paths import possible_path
 from cdmem.study.parsing import field_type, help_text, is_list, one_value, options, read_settings
 
 Kind = TypeVar("Kind")
@@ -18,9 +18,8 @@ Kind = TypeVar("Kind")
 def parse(kind: type[Kind], args: Sequence[str], command: str, positional: str = "", about: str = "") -> Kind:
     """The settings of a command.
 
-    Lists are written ``--key a b``, ``--key [a,b]`` or ``--key a``; a flag without a value is true. Where the dataclass
-    has a field ``config``, its values come from that YAML file first. ``--help`` prints every setting with its meaning,
-    from the docstring, and its default, and ends the program.
+    Lists are written ``--key a b``, ``--key [a,b]`` or ``--key a``; a flag without a value is true. ``--help`` prints
+    every setting with its meaning, from the docstring, and its default, and ends the program.
 
     Args:
         kind: a dataclass; fields that are dataclasses are groups, ``--group.key value``.
@@ -37,17 +36,18 @@ def parse(kind: type[Kind], args: Sequence[str], command: str, positional: str =
         print(help_text(kind, command, about), end="")
         raise SystemExit(0)
     values: dict[str, Any] = {}
-    given, loose = options(args), []
-    for key, words in given:
-        if key == "config" and words and field_type(kind, key) is not None:
-            values |= _file(words[-1])
-    for key, words in given:
+    loose: list[str] = []
+    for key, words in options(args):
         own, rest = _split(words, field_type(kind, key)) if key else ([], words)
         loose += rest
         if key:
             values[key] = own if len(own) > 1 and is_list(field_type(kind, key)) else one_value(key, own)
     if loose and not positional:
-        raise InputError("arguments", loose[0], "belongs to no option", f"write settings of {command} as --key value")
+        missing = [f.name for f in fields(kind) if f.default is f.default_factory is MISSING and f.name not in values]
+        key, hint = ("arguments", f"write settings of {command} as --key value")
+        if missing:
+            key, hint = missing[0], f"write --{missing[0]} {loose[0]}"
+        raise InputError(key, loose[0], "belongs to no option", hint)
     if loose:
         values[positional] = loose if is_list(field_type(kind, positional)) else one_value(positional, loose)
     return read_settings(kind, values)
@@ -58,18 +58,6 @@ def _split(words: list[str], hint: Any) -> tuple[list[str], list[str]]:
     if hint is bool:
         return (words[:1], words[1:]) if words and words[0].lower() in ("true", "false") else (["true"], words)
     return (words, []) if hint is None or is_list(hint) else (words[:1], words[1:])
-
-
-def _file(name: str) -> dict[str, Any]:
-    file = usable_path("config", name)
-    try:
-        content = parse_yaml(read_text(file))
-        if not isinstance(content, dict):
-            raise ValueError("is no mapping")
-    except (OSError, ValueError) as error:
-        problem = f"cannot be read ({getattr(error, 'strerror', None) or error})"
-        raise InputError("config", file, problem, "give a YAML file of settings") from None
-    return {str(key): value for key, value in content.items()}
 
 
 def new_file(key: str, value: str, suffix: str) -> Path:

@@ -88,9 +88,13 @@ def run_audit(args: Sequence[str]) -> int:
     """Audit, print, write, and say by the exit code whether the gate holds."""
     command = parse(AuditCommand, args, "audit", about=__doc__ or "")
     training_set, notes = load_references(command.training_set, command.held_out, command.flip, command.data_path)
-    generators, distillation, more = open_generators(
-        command.generator, training_set, command, command.weights, command.teacher
-    )
+    try:
+        generators, distillation, more = open_generators(
+            command.generator, training_set, command, command.weights, command.teacher
+        )
+    except InputError as error:  # the stages of a study are read as checkpoints
+        key = "generator" if error.key == "checkpoint" else error.key
+        raise InputError(key, error.value, error.problem, error.hint) from None
     command = with_samples(command, generators)
     auditor = Auditor(training_set, command, command.seed, progress=not command.quiet)
     result = auditor.run(generators, distillation)

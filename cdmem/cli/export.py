@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,9 +12,14 @@ from typing import Any
 from cdmem.cli.arguments import parse
 from cdmem.errors import InputError
 from cdmem.io.paths import possible_path, usable_path
-from cdmem.io.text import parse_json, read_text
+from cdmem.io.text import read_json
+from cdmem.models import export
+from cdmem.models.load import load_model
+from cdmem.models.model_card import audit_rows, card, estimate
+from cdmem.training.checkpoint import find_checkpoint
 
 SUMMARY = "audit/summary.json"
+HINT = "give the JSON of an audit"
 MAX_AUDIT = 2**26
 
 
@@ -36,17 +42,14 @@ class ExportCommand:
     licence: str | None = None
 
 
-def read_audit(file: Path) -> dict[str, Any]:
-    """The summary of an audit.
-
-    Raises:
-        InputError: unreadable.
-    """
+def _read_audit(file: Path, digest: str) -> tuple[list[dict[str, Any]], dict[str, Any] | None]:
+    summary = read_json(file, "audit", HINT, MAX_AUDIT)
     try:
-        return dict(parse_json(read_text(file, MAX_AUDIT)))
-    except (OSError, ValueError, TypeError) as error:
-        reason = getattr(error, "strerror", None) or str(error)
-        raise InputError("audit", file, f"cannot be read ({reason[:80]})", "give the JSON of an audit") from None
+        rows = audit_rows(summary, digest)
+        heldout = (summary.get("control") or {}).get("heldout_f_mem")
+        return rows, None if heldout is None or not rows else estimate(heldout)
+    except (KeyError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
+        raise InputError("audit", file, f"is no audit ({type(error).__name__}: {error})", HINT) from None
 
 
 def find_rows(given: str | None, stage: Path, digest: str) -> tuple[list[dict[str, Any]], dict[str, Any] | None]:
@@ -60,37 +63,22 @@ def find_rows(given: str | None, stage: Path, digest: str) -> tuple[list[dict[st
     Raises:
         InputError: a named audit that cannot be read or is about other weights.
     """
-    from cdmem.models.model_card import audit_rows
-
-    files = [Path(given)] if given else [f for f in (stage / SUMMARY, stage.parent / SUMMARY) if f.is_file()]
-    for file in files:
-        try:
-            summary = read_audit(file)
-            rows = audit_rows(summary, digest)
-            heldout = (summary.get("control") or {}).get("heldout_f_mem") if rows else None
-            if heldout is not None:
-                low, high = heldout["ci95"]
-                heldout = {"value": float(heldout["value"]), "ci95": [float(low), float(high)]}
-        except InputError:
-            if given:
-                raise
-            continue  # nobody asked for this one
-        except (KeyError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
-            if given:
-                problem = f"is no audit ({type(error).__name__}: {error})"
-                raise InputError("audit", file, problem, "give the JSON of an audit") from None
-            continue
-        if rows:
-            return rows, heldout
     if given:
-        raise InputError("audit", given, f"is about other weights ({digest[:12]} are exported)", "audit these weights")
+        rows, heldout = _read_audit(Path(given), digest)
+        if not rows:
+            problem = f"is about other weights ({digest[:12]} are exported)"
+            raise InputError("audit", given, problem, "audit these weights")
+        return rows, heldout
+    for file in (f for f in (stage / SUMMARY, stage.parent / SUMMARY) if f.is_file()):
+        with suppress(InputError):  # nobody asked for this one
+            rows, heldout = _read_audit(file, digest)
+            if rows:
+                return rows, heldout
     return [], None
 
 
 def known_images(stage: Path, wanted: str) -> int | None:
     """How many unique images the training set has, if the run's own record is about that set."""
-    from cdmem.io.text import read_json
-
     try:
         record = read_json(stage / "training_set.json", "checkpoint")
     except InputError:
@@ -106,11 +94,6 @@ def run_export(args: Sequence[str]) -> int:
     audit = None if options.audit is None else str(usable_path("audit", options.audit))
     if os.path.lexists(out):
         raise InputError("out", out, "exists already", "give another --out")
-    from cdmem.models import export
-    from cdmem.models.load import load_model
-    from cdmem.models.model_card import card
-    from cdmem.training.checkpoint import find_checkpoint
-
     file = find_checkpoint(usable_path("checkpoint", options.checkpoint))
     module = load_model(file)
     stage = file.resolve().parent.parent
@@ -118,7 +101,7 @@ def run_export(args: Sequence[str]) -> int:
     rows, heldout = find_rows(audit, stage, made.metadata["digest"])
     made.metadata["audit"] = rows
     export.write(made, card(made, rows, heldout, options.licence), out)
-    reader = {"consistency": "diffusers.ConsistencyModelPipeline", "ddpm": "diffusers.DDPMPipeline"}
-    print(f"{module.role}: {out} ({reader.get(made.form, 'unet/ and cdmem.json, read by cdmem')})")
+    pipeline = export.PIPELINES.get(made.form)
+    print(f"{module.role}: {out} ({f'diffusers.{pipeline[0]}' if pipeline else 'unet/ and cdmem.json, read by cdmem'})")
     print(f"audit:   {len(rows)} rows in its model card" if rows else "audit:   none of these weights was found")
     return 0

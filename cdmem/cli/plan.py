@@ -5,149 +5,113 @@ needed, and nothing is written. Hours are those of some real training steps on t
 
     python -m cdmem plan --config configs/cifar10.yaml --devices 8
     python -m cdmem plan --config configs/cifar10/student_cd.yaml --teacher_config configs/cifar10/teacher.yaml
-
-  --tflops X             TFLOP/s that one device sustains; else measured here, in about a minute
-  --devices N            devices in all; else those of the config, where auto counts as one
-  --teacher_config FILE  of a lone student whose teacher does not exist yet
-  --sweep KEY=V,V ...    of a study: what every cell costs, and all of them
-  --json                 every number, for programs
 """
 
 from __future__ import annotations
 
-import argparse
 import json
-import math
 from collections.abc import Sequence
-from dataclasses import replace
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, fields, replace
+from typing import Any
 
+from cdmem.cli.arguments import parse
 from cdmem.errors import InputError
-from cdmem.io.text import parse_yaml, read_text
+from cdmem.io.paths import usable_path
+from cdmem.io.text import read_yaml
+from cdmem.study.config import read_study
+from cdmem.study.parsing import help_text, options, words
+from cdmem.study.plan import PlanSettings, build_stage, plan_stage, plan_study
 from cdmem.study.sweep import cells_of, parse_grid
-
-if TYPE_CHECKING:
-    from cdmem.study.plan import PlanSettings
+from cdmem.training.teacher import DiffusionTeacher
 
 SCHEMA = 2
 UNITS = ("", "k", "M", "G", "T", "P", "E", "Z", "Y")
 TOTALS = ("flops", "hours", "device_hours")
 
 
-def positive(text: str) -> float:
-    """A positive number; ValueError for any other text."""
-    if not 0 < float(text) < math.inf:
-        raise ValueError
-    return float(text)
+@dataclass(frozen=True, kw_only=True)
+class PlanCommand(PlanSettings):
+    """Options of plan itself; others are those of fit and study.
+
+    Attributes:
+        config: of a stage or of a study.
+        teacher_config: of a lone student whose teacher does not exist yet.
+        sweep: KEY=VALUE,VALUE ... of a study; what every combination costs, and all of them.
+        json: print every number, for programs.
+    """
+
+    config: str
+    teacher_config: str | None = None
+    sweep: list[str] | None = None
+    json: bool = False
 
 
-def count(text: str) -> int:
-    """A whole number from 1 on; ValueError for any other text."""
-    if int(text) < 1:
-        raise ValueError
-    return int(text)
-
-
-class OwnOptions(argparse.ArgumentParser):
-    """argparse whose complaints are :class:`InputError`."""
-
-    def error(self, message: str) -> None:
-        raise InputError("arguments", self.prog, message, "see --help")
-
-
-def parser() -> OwnOptions:
-    """The options of ``plan`` itself; others are those of ``fit`` and ``study``."""
-    p = OwnOptions(prog="python -m cdmem plan", add_help=False, allow_abbrev=False)
-    p.add_argument("-c", "--config", action="append", default=[])
-    p.add_argument("--tflops", type=positive)
-    p.add_argument("--devices", type=count)
-    p.add_argument("--teacher_config")
-    p.add_argument("--sweep", nargs="+")
-    p.add_argument("--json", action="store_true")
-    return p
-
-
-def is_study(files: Sequence[str]) -> bool:
-    """Whether the last config is that of a study, and not of a stage.
+def is_study(file: str) -> bool:
+    """Whether a config is that of a study, and not of a stage.
 
     Raises:
         InputError: no file, no YAML mapping, or a mapping of another kind.
     """
-    if not files:
-        raise InputError("config", None, "a plan needs a file", "python -m cdmem plan --config configs/quickstart.yaml")
-    try:
-        content = parse_yaml(read_text(Path(files[-1])))
-    except (OSError, ValueError) as error:
-        problem = f"cannot be read ({type(error).__name__ if isinstance(error, OSError) else error})"
-        raise InputError("config", files[-1], problem, "give a config of fit or study") from None
-    keys = set(content) if isinstance(content, dict) else set()
+    keys = set(read_yaml(usable_path("config", file), "config", "give a config of fit or study"))
     if not keys & {"teacher", "students", "model"}:
         hint = "give a config of a stage (model: ...) or of a study (teacher: ..., students: ...)"
-        raise InputError("config", files[-1], f"has keys {sorted(map(str, keys))[:6]}, so it is neither", hint)
+        raise InputError("config", file, f"has keys {sorted(map(str, keys))[:6]}, so it is neither", hint)
     return bool(keys & {"teacher", "students"})
 
 
 def run_plan(args: Sequence[str]) -> int:
     """``python -m cdmem plan``."""
     if not args or {"-h", "--help"} & set(args):
-        print(__doc__)
+        print(help_text(PlanCommand, "plan", __doc__ or ""), end="")
         return 0
-    options, rest = parser().parse_known_args(args)
-    study, rest = is_study(options.config), [f"--config={file}" for file in options.config] + rest
-    if options.sweep and not study:
-        raise InputError("sweep", " ".join(options.sweep), "a sweep is one of studies", "give the config of a study")
-    if study and options.teacher_config is not None:
+    given, own = options(args), [f.name for f in fields(PlanCommand)]
+    command = parse(PlanCommand, words([pair for pair in given if pair[0] in own]), "plan")
+    rest = words([pair for pair in given if pair[0] not in own or pair[0] == "config"])
+    study = is_study(command.config)
+    if command.sweep and not study:
+        raise InputError("sweep", " ".join(command.sweep), "a sweep is one of studies", "give the config of a study")
+    if study and command.teacher_config is not None:
         hint = "use --teacher.config FILE, or leave it out"
-        raise InputError("teacher_config", options.teacher_config, "a study names its teacher itself", hint)
-    from cdmem.study.plan import PlanSettings
-
-    settings = PlanSettings(options.devices, options.tflops)
-    if options.sweep:
-        whole, printed = _sweep(rest, options.sweep, settings)
+        raise InputError("teacher_config", command.teacher_config, "a study names its teacher itself", hint)
+    if command.sweep:
+        whole, printed = _sweep(rest, command)
     else:
-        plans, audit = _study(rest, settings) if study else (_lone(rest, options.teacher_config, settings), None)
+        plans, audit = _study(rest, command) if study else (_lone(rest, command), None)
         whole, printed = record(plans, audit), text(plans, audit)
-    print(json.dumps(whole, indent=2, allow_nan=False) if options.json else printed)
+    print(json.dumps(whole, indent=2, allow_nan=False) if command.json else printed)
     return 0
 
 
 def _study(args: Sequence[str], settings: PlanSettings) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    from cdmem.study.config import read_study
-    from cdmem.study.plan import plan_study
-
     # The audit's device need not be in this machine.
     return plan_study(read_study([*args, "--audit.device", "auto"]), settings)
 
 
-def _lone(args: list[str], teacher_config: str | None, settings: PlanSettings) -> list[dict[str, Any]]:
+def _lone(args: list[str], command: PlanCommand) -> list[dict[str, Any]]:
     """One stage; a student's teacher is what ``model.teacher`` names, or assembled from its own config."""
-    from cdmem.study.plan import build_stage, plan_stage
-    from cdmem.training.teacher import DiffusionTeacher
-
-    teacher = None
-    if teacher_config is not None:
-        stage = build_stage(["--config", teacher_config])
+    teacher, file = None, command.teacher_config
+    if file is not None:
+        stage = build_stage(["--config", file])
         teacher = stage.model
         if not isinstance(teacher, DiffusionTeacher):
             problem = f"describes a {type(teacher).__name__}"
-            raise InputError("teacher_config", teacher_config, problem, "give the config of a teacher")
+            raise InputError("teacher_config", file, problem, "give the config of a teacher")
         teacher.prepare(stage.datamodule.training_set)
-        args = [*args, "--model.teacher", teacher_config]
+        args = [*args, "--model.teacher", file]
     try:
         stage = build_stage(args)
+        return [plan_stage(stage.model.role, stage, command, teacher if stage.model.role == "student" else None)]
     except InputError as error:
-        if error.key != "model.teacher" or error.value is not None:
+        if error.key != "model.teacher" or teacher is not None:
             raise
-        hint = "add --teacher_config FILE, the teacher's config, or --model.teacher with its checkpoint"
-        raise InputError("model.teacher", None, "the teacher's network is part of the cost", hint) from None
-    return [plan_stage(stage.model.role, stage, settings, teacher if stage.model.role == "student" else None)]
+        hint = f"{error.hint}, or add --teacher_config FILE: the teacher's network is part of the cost"
+        raise InputError(error.key, error.value, error.problem, hint) from None
 
 
-def _sweep(args: list[str], items: Sequence[str], settings: PlanSettings) -> tuple[dict[str, Any], str]:
+def _sweep(args: list[str], command: PlanCommand) -> tuple[dict[str, Any], str]:
     """Totals of every cell and of all, in JSON types and as lines."""
-    cells, rows = cells_of(parse_grid(items)), []
-    share = replace(settings, seconds=settings.seconds / len(cells))
+    cells, rows = cells_of(parse_grid(command.sweep)), []
+    share = replace(command, seconds=command.seconds / len(cells))
     for cell in cells:
         plans, audit = _study([*args, *(f"--{key}={value}" for key, value in cell.settings.items())], share)
         rows.append({"cell": cell.folder} | record(plans, audit)["total"])

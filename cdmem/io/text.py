@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import stat
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -90,13 +91,26 @@ def _expanded(node: yaml.Node, sizes: dict[int, int]) -> int:
     return total
 
 
-def read_json(file: Path, key: str) -> dict[str, Any]:
+def read_json(file: Path, key: str, hint: str = "give a diffusers folder", limit: int = LIMIT) -> dict[str, Any]:
     """A mapping from a small JSON file.
 
     Raises:
-        InputError: missing, too large, torn, or no mapping.
+        InputError: missing, larger than ``limit`` bytes, torn, or no mapping.
     """
+    return _mapping(file, key, hint, lambda: parse_json(read_text(file, limit)))
+
+
+def read_yaml(file: Path, key: str, hint: str) -> dict[str, Any]:
+    """A mapping from a small YAML file; raises as :func:`read_json`."""
+    return _mapping(file, key, hint, lambda: parse_yaml(read_text(file)))
+
+
+def _mapping(file: Path, key: str, hint: str, read: Callable[[], Any]) -> dict[str, Any]:
     try:
-        return dict(parse_json(read_text(file)))
-    except (OSError, ValueError, TypeError) as error:
-        raise InputError(key, file, f"unreadable ({error})", "give a diffusers folder") from None
+        content = read()
+        if not isinstance(content, dict):
+            raise ValueError("is no mapping")
+        return content
+    except (OSError, ValueError) as error:
+        problem = f"cannot be read ({getattr(error, 'strerror', None) or error})"
+        raise InputError(key, file, problem, hint) from None

@@ -23,21 +23,24 @@ import shutil
 import uuid
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
+
+import diffusers
 
 from cdmem.diffusion.noise import RHO, karras_sigmas
 from cdmem.diffusion.preconditioning import NOISE_FACTOR, EDMScaling, VPScaling
 from cdmem.errors import InputError
 from cdmem.models.load import METADATA
-from cdmem.models.pipelines import save_pipeline
 from cdmem.networks.diffusers import save_diffusers
 from cdmem.networks.unet import UNetNetwork
 from cdmem.training.checkpoint import weights_digest
-
-if TYPE_CHECKING:
-    from cdmem.training.module import DiffusionModule
+from cdmem.training.module import DiffusionModule
 
 Form = Literal["consistency", "ddpm", "network"]
+PIPELINES = {  # with their schedulers
+    "consistency": ("ConsistencyModelPipeline", "CMStochasticIterativeScheduler"),
+    "ddpm": ("DDPMPipeline", "DDPMScheduler"),
+}
 
 
 @dataclass(frozen=True)
@@ -124,13 +127,10 @@ def _scheduler(form: Form, module: DiffusionModule) -> dict[str, Any]:
 
 def nearest_indices(metadata: dict[str, Any]) -> list[tuple[float, int, float]]:
     """For each mid sigma of a student: itself, the index of the nearest point of the pipeline's grid, that point."""
-    m = metadata
-    grid = karras_sigmas(m["sampler"]["points"], m["sigma_min"], m["sigma_max"], m["rho"]).log()
-    nearest = []
-    for sigma in m["sampler"]["mid_sigmas"]:
-        k = int((grid - math.log(sigma)).abs().argmin())
-        nearest.append((sigma, k, float(grid[k].exp())))
-    return nearest
+    sampler, ends = metadata["sampler"], (metadata["sigma_min"], metadata["sigma_max"])
+    grid = karras_sigmas(sampler["points"], *ends, metadata["rho"]).log()
+    nearest = [(sigma, int((grid - math.log(sigma)).abs().argmin())) for sigma in sampler["mid_sigmas"]]
+    return [(sigma, k, float(grid[k].exp())) for sigma, k in nearest]
 
 
 def write(export: Export, card: str, out: Path) -> Path:
@@ -147,11 +147,9 @@ def write(export: Export, card: str, out: Path) -> Path:
         if export.form == "network":
             save_diffusers(export.network, str(temporary / "unet"))
         else:
-            names = {
-                "consistency": ("ConsistencyModelPipeline", "CMStochasticIterativeScheduler"),
-                "ddpm": ("DDPMPipeline", "DDPMScheduler"),
-            }
-            save_pipeline(export.network, temporary, *names[export.form], **export.scheduler)
+            pipeline, scheduler = (getattr(diffusers, name) for name in PIPELINES[export.form])
+            made = pipeline(unet=export.network.unet, scheduler=scheduler(**export.scheduler))
+            made.save_pretrained(temporary, safe_serialization=True, max_shard_size="1TB")
         (temporary / METADATA).write_text(json.dumps(export.metadata, indent=2) + "\n", encoding="utf-8")
         (temporary / "README.md").write_text(card, encoding="utf-8")
         os.rename(temporary, out)

@@ -14,14 +14,12 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
-from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from cdmem.diffusion.losses import denoising_loss
 from cdmem.diffusion.preconditioning import DenoiserLike
-from cdmem.errors import InputError
 
 if TYPE_CHECKING:
     from cdmem.training.module import DiffusionModule
@@ -91,28 +89,6 @@ def tensor_bytes(module: nn.Module) -> int:
     return sum(t.numel() * t.element_size() for t in [*module.parameters(), *module.buffers()])
 
 
-def optimizer_bytes(factory: OptimizerCallable, parameters: Sequence[Tensor]) -> int:
-    """Bytes of an optimizer's state, from a step of it on a parameter of 15 numbers.
-
-    State of the parameter's shape grows with it; whatever else there is (step counts) is kept once a parameter.
-
-    Raises:
-        InputError: the optimizer cannot be stepped like this.
-    """
-    probe = nn.Parameter(torch.zeros(3, 5))
-    probe.grad = torch.zeros_like(probe)
-    try:
-        optimizer = factory([probe])
-        optimizer.step()
-    except (RuntimeError, TypeError, ValueError, AssertionError) as error:
-        problem = f"its state cannot be sized ({type(error).__name__}: {error})"
-        raise InputError("model.optimization.optimizer", factory, problem, "use one of torch.optim") from None
-    state = [t for t in optimizer.state[probe].values() if isinstance(t, Tensor)]
-    alike = sum(t.element_size() for t in state if t.shape == probe.shape)
-    other = sum(t.numel() * t.element_size() for t in state if t.shape != probe.shape)
-    return sum(alike * p.numel() + other for p in parameters)
-
-
 def parameters(model: DiffusionModule, teacher: nn.Module | None = None) -> dict[str, int]:
     """Numbers of a prepared model by part; ``network`` is what is trained, ``teacher`` all that a student was given."""
     parts = {"network": model.raw.network, "averages": model.ema}
@@ -121,15 +97,13 @@ def parameters(model: DiffusionModule, teacher: nn.Module | None = None) -> dict
     return {name: sum(p.numel() for p in part.parameters()) if part else 0 for name, part in parts.items()}
 
 
-def memory(model: DiffusionModule, devices: int, precision: str) -> dict[str, int]:
-    """Bytes of a prepared model on each of so many devices by part, activations aside."""
-    weights = list(model.raw.network.parameters())
-    size = sum(p.numel() * p.element_size() for p in weights)
+def memory(model: DiffusionModule, devices: int, precision: str, optimizer: int) -> dict[str, int]:
+    """Bytes of a prepared model on each of so many devices by part, activations aside; ``optimizer`` is its state's."""
+    size = sum(p.numel() * p.element_size() for p in model.raw.network.parameters())
     parts = {"weights": tensor_bytes(model.raw), "gradients": size}
     if devices > 1:
         parts["gradient buckets of DDP"] = size
-    optimizer = model.optimization.optimizer or model.default_optimizer
-    parts |= {"optimizer": optimizer_bytes(optimizer, weights), "averages": tensor_bytes(model.ema)}
+    parts |= {"optimizer": optimizer, "averages": tensor_bytes(model.ema)}
     if model.role == "student":
         held = {"target": model.target, "teacher": model.teacher_denoiser}
         parts |= {name: tensor_bytes(part) if part else 0 for name, part in held.items()}

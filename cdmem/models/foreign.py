@@ -26,14 +26,13 @@ def foreign_record(parts: PipelineParts, path: Path, key: str) -> ModelRecord:
     Raises:
         InputError: a network or scheduler that has no exact counterpart here.
     """
-    settings = {"time_embedding_type": "positional", "class_embed_type": None} | parts.config.config
-    if settings["time_embedding_type"] != "positional":
+    settings = parts.config.config
+    embedding, labels = settings.get("time_embedding_type", "positional"), settings.get("class_embed_type")
+    if embedding != "positional":
         problem = "cannot be asked at noise levels between its time steps"
-        raise InputError(f"{key}.unet.time_embedding_type", settings["time_embedding_type"], problem, "use positional")
-    if settings["class_embed_type"] is not None:
-        raise InputError(
-            f"{key}.unet.class_embed_type", settings["class_embed_type"], "is not supported", "use num_class_embeds"
-        )
+        raise InputError(f"{key}.unet.time_embedding_type", embedding, problem, "use positional")
+    if labels is not None:
+        raise InputError(f"{key}.unet.class_embed_type", labels, "is not supported", "use num_class_embeds")
     inputs, outputs = settings.get("in_channels", 3), settings.get("out_channels", 3)
     if inputs != outputs:
         problem = f"the network has {inputs} input channels (a learned variance has no place in the ODE)"

@@ -79,20 +79,29 @@ def load_model(path: str | Path, key: str = "checkpoint") -> DiffusionTeacher | 
     return model.eval()
 
 
+def load_trained(name: str, key: str = "model.teacher") -> DiffusionTeacher:
+    """A teacher from disk.
+
+    Raises:
+        InputError: as :func:`load_model`; not a teacher.
+    """
+    model = load_model(name, key)
+    if not isinstance(model, DiffusionTeacher):
+        raise InputError(key, name, f"is a {model.role}", "give a teacher's checkpoint")
+    return model
+
+
 def load_teacher(
     name: str, training_set: TrainingSet, weights: str | None = None, key: str = "model.teacher"
 ) -> FrozenTeacher:
     """What a student is handed: a teacher from disk, or an analytic one of the training set.
 
     Raises:
-        InputError: as :func:`load_model`; not a teacher; no such weights or analytic teacher.
+        InputError: as :func:`load_trained`; no such weights or analytic teacher.
     """
     if name.startswith(ANALYTIC):
         return analytic_teacher(name, training_set)
-    model = load_model(name, key)
-    if not isinstance(model, DiffusionTeacher):
-        raise InputError(key, name, f"is a {model.role}", "give a teacher's checkpoint")
-    return model.frozen(name, weights)
+    return load_trained(name, key).frozen(name, weights)
 
 
 def _invalid(key: str, path: str | Path, error: Exception) -> InputError:

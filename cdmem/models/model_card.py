@@ -7,7 +7,7 @@ from typing import Any
 
 import yaml
 
-from cdmem.models.export import Export, nearest_indices
+from cdmem.models.export import PIPELINES, Export, nearest_indices
 from cdmem.report.rows import NOTHING, PAIR, number, percent
 from cdmem.training.record import RECORDED
 
@@ -92,6 +92,12 @@ def _word(value: Any) -> str:
     return re.sub(r"[^\w .:+-]", "", str(value))[:60]
 
 
+def estimate(stored: dict[str, Any]) -> dict[str, Any]:
+    """A value and its 95 % interval as numbers, whatever a file holds beside them."""
+    low, high = stored["ci95"]
+    return {"value": float(stored["value"]), "ci95": [float(low), float(high)]}
+
+
 def audit_rows(summary: dict[str, Any], digest: str) -> list[dict[str, Any]]:
     """The rows of an audit that are about these very weights.
 
@@ -108,8 +114,7 @@ def audit_rows(summary: dict[str, Any], digest: str) -> list[dict[str, Any]]:
             continue
         row = {name: model.get(name) for name in PAIR}
         row |= {"method": _word(model["method"]), "nfe": int(model["nfe"]), "samples": int(model["samples"])}
-        value, (low, high) = model["f_mem"]["value"], model["f_mem"]["ci95"]
-        row["f_mem"] = {"value": float(value), "ci95": [float(low), float(high)]}
+        row["f_mem"] = estimate(model["f_mem"])
         claim = (model.get("verdict") or {}).get("claim")
         row["verdict"] = None if claim is None else _word(claim)
         row["audited_against"] = _word(summary["training_set"]["hash"])
@@ -135,22 +140,13 @@ def audit_table(rows: list[dict[str, Any]], heldout: dict[str, Any] | None) -> s
 
 # ---- sampling -------------------------------------------------------------------------------------------------------
 
-CONSISTENCY = """```python
+DIFFUSERS = """```python
 import torch
-from diffusers import ConsistencyModelPipeline
+from diffusers import {pipeline}
 
-pipe = ConsistencyModelPipeline.from_pretrained(".")  # this folder
+pipe = {pipeline}.from_pretrained(".")  # this folder
 generators = [torch.Generator().manual_seed(seed) for seed in range({count})]
-images = pipe(batch_size={count}, num_inference_steps=1, generator=generators{labels}).images
-```"""
-
-DDPM = """```python
-import torch
-from diffusers import DDPMPipeline
-
-pipe = DDPMPipeline.from_pretrained(".")  # this folder
-generators = [torch.Generator().manual_seed(seed) for seed in range({count})]
-images = pipe(batch_size={count}, num_inference_steps={steps}, generator=generators).images
+images = pipe(batch_size={count}, num_inference_steps={steps}, generator=generators{labels}).images
 ```"""
 
 OURS = """```python
@@ -165,16 +161,14 @@ COUNT = 16
 
 def _sampling(export: Export) -> list[str]:
     m = export.metadata
+    ours = OURS.format(nfe=m["nfe"][-1] if m["role"] == "student" else "", count=COUNT)
     if export.form == "consistency":
         code = [_consistency(m)]
     elif export.form == "ddpm":
-        code = [
-            "Ancestral sampling with diffusers:",
-            DDPM.format(count=COUNT, steps=export.scheduler["num_train_timesteps"]),
-        ]
-        code += ["The deterministic sampler that cdmem audits:", OURS.format(nfe="", count=COUNT)]
+        code = ["Ancestral sampling with diffusers:", _diffusers(export.form, export.scheduler["num_train_timesteps"])]
+        code += ["The deterministic sampler that cdmem audits:", ours]
     else:
-        code = [OURS.format(nfe=m["nfe"][-1] if m["role"] == "student" else "", count=COUNT)]
+        code = [ours]
     s = m["sampler"]
     if m["role"] == "teacher":
         code.append(
@@ -183,11 +177,14 @@ def _sampling(export: Export) -> list[str]:
     return code
 
 
+def _diffusers(form: str, steps: int, labels: str = "") -> str:
+    return DIFFUSERS.format(pipeline=PIPELINES[form][0], count=COUNT, steps=steps, labels=labels)
+
+
 def _consistency(m: dict[str, Any]) -> str:
-    labels = f", class_labels=[0] * {COUNT}" if m["num_classes"] else ""
-    text = CONSISTENCY.format(count=COUNT, labels=labels)
-    text += "\n\nOne step: the pictures that cdmem makes of these seeds"
-    text += " and labels." if m["num_classes"] else "."
+    labels, also = (f", class_labels=[0] * {COUNT}", " and labels.") if m["num_classes"] else ("", ".")
+    text = _diffusers("consistency", 1, labels)
+    text += f"\n\nOne step: the pictures that cdmem makes of these seeds{also}"
     if m["sampler"]["mid_sigmas"]:
         nearest = nearest_indices(m)
         points = ", ".join(f"{level:.4g} (index {k}) for {sigma:g}" for sigma, k, level in nearest)

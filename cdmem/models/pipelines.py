@@ -161,7 +161,8 @@ def load_pipeline(path: str | Path, nfe: Sequence[int] | None) -> tuple[list[Pip
     parts = read_parts(folder)
     unet, shape, classes = parts.network.unet, parts.config.shape, parts.config.num_classes
     steps = list(nfe or [DEFAULT_STEPS.get(parts.name, OTHER_STEPS)])
-    samplers = [PipelineSampler(unet, _copy(parts.scheduler), k, shape, classes) for k in steps]
+    of = type(parts.scheduler)  # each sampler gets its own: a scheduler remembers the step it is at
+    samplers = [PipelineSampler(unet, of.from_config(parts.scheduler.config), k, shape, classes) for k in steps]
     for sampler in samplers:
         try:
             sampler([0], steps=1)
@@ -170,26 +171,3 @@ def load_pipeline(path: str | Path, nfe: Sequence[int] | None) -> tuple[list[Pip
             hint = "give another --nfe" if "num_inference_steps" in reason else "save the pipeline again"
             raise InputError("generator", folder, f"cannot spend {sampler.nfe} steps ({reason})", hint) from None
     return samplers, parts.name, parts.digest
-
-
-def _copy(scheduler: Any) -> Any:
-    """A scheduler of its own for each sampler: schedulers remember the step they are at."""
-    return type(scheduler).from_config(scheduler.config)
-
-
-def save_pipeline(network: UNetNetwork, folder: str | Path, pipeline: str, scheduler: str, **settings: Any) -> None:
-    """Write a network as a pipeline folder that diffusers loads by itself.
-
-    Args:
-        network: the bare F; what the scheduler calls its scalings is its own business.
-        folder: existing or new.
-        pipeline: one of :data:`PIPELINES`.
-        scheduler: one of :data:`SCHEDULERS`.
-        settings: of the scheduler.
-    """
-    import diffusers
-
-    made = getattr(diffusers, scheduler)(**settings)
-    getattr(diffusers, pipeline)(unet=network.unet, scheduler=made).save_pretrained(
-        str(folder), safe_serialization=True, max_shard_size="1TB"
-    )

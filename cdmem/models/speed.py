@@ -10,6 +10,7 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 
+from cdmem.errors import InputError
 from cdmem.models.flops import counting_flops, noisy
 from cdmem.training.datamodule import MemorizationDataModule
 from cdmem.training.module import DiffusionModule
@@ -62,7 +63,9 @@ class StepTimer(pl.Callback):
         return (times[-1] - times[0]) / (len(times) - 1), len(times) - 1
 
 
-def train(model: DiffusionModule, data: MemorizationDataModule, images: int, timer: StepTimer, **trainer: Any) -> None:
+def train(
+    model: DiffusionModule, data: MemorizationDataModule, images: int, timer: StepTimer, **trainer: Any
+) -> pl.Trainer:
     """Real steps of so many images, by a Trainer of these settings; they leave no trace but in the model's weights."""
     usual, data.batch_size = data.batch_size, images
     quiet = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)
@@ -71,13 +74,26 @@ def train(model: DiffusionModule, data: MemorizationDataModule, images: int, tim
         run.fit(model, data)
     finally:
         data.batch_size = usual
+    return run
 
 
-def step_flops(model: DiffusionModule, data: MemorizationDataModule) -> int:
-    """FLOPs of one training step per image: all that the loss asks of student, target and teacher, and the way back."""
-    with counting_flops() as counter:
-        train(model, data, 1, StepTimer(1, 0.0), accelerator="cpu")
-    return counter.get_total_flops()
+def step_costs(model: DiffusionModule, data: MemorizationDataModule) -> tuple[int, int]:
+    """What a training step costs: all that the loss asks of student, target and teacher, and the way back.
+
+    Returns:
+        FLOPs per image, and bytes of the optimizer's state after it.
+
+    Raises:
+        InputError: the optimizer cannot take a step.
+    """
+    try:
+        with counting_flops() as counter:
+            run = train(model, data, 1, StepTimer(1, 0.0), accelerator="cpu")
+    except (RuntimeError, TypeError, ValueError, AssertionError) as error:
+        problem = f"no step can be taken ({type(error).__name__}: {error})"
+        raise InputError("model.optimization.optimizer", model.optimization.optimizer, problem, "use another") from None
+    state = [value for values in run.optimizers[0].state.values() for value in values.values()]
+    return counter.get_total_flops(), sum(t.nbytes for t in state if isinstance(t, torch.Tensor))
 
 
 def measure(

@@ -26,7 +26,7 @@ import numpy as np
 from cdmem.errors import InputError
 from cdmem.io.atomic import keep_inside, replacing
 from cdmem.io.secrets import redact
-from cdmem.io.text import LIMIT, parse_json, parse_yaml, read_text
+from cdmem.io.text import LIMIT, parse_json, read_text, read_yaml
 
 CONFIG = "config.yaml"
 MAX_RECORD = 2**26  # bytes; training_set.json with its lists is the largest
@@ -83,14 +83,7 @@ class RunFolder:
         Raises:
             InputError: :data:`CONFIG` is missing, torn, or no mapping of usual size.
         """
-        try:
-            settings = parse_yaml(read_text(self.path / CONFIG))
-            if not isinstance(settings, dict):
-                raise ValueError("is no mapping")
-        except (OSError, ValueError) as error:
-            problem = f"cannot be read ({error.strerror if isinstance(error, OSError) else error})"
-            raise InputError("run_dir", self.path / CONFIG, problem, "give another --run_dir") from None
-        return settings
+        return read_yaml(self / CONFIG, "run_dir", "give another --run_dir")
 
     def write_arrays(self, name: str, **arrays: np.ndarray) -> Path:
         """Write an ``.npz``, old or new after a crash."""

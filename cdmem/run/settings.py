@@ -50,9 +50,5 @@ def check_same_settings(folder: RunFolder, old: dict[str, Any], new: dict[str, A
         if any(key == free or key.startswith(free + ".") for free in FREE_KEYS):
             continue
         if a.get(key, LATER_KEYS.get(key)) != b.get(key):
-            raise InputError(
-                key,
-                b.get(key),
-                f"the run folder {folder.path} was made with {key}={a.get(key)}",
-                "use that value, or give another --run_dir",
-            )
+            problem = f"the run folder {folder.path} was made with {key}={a.get(key)}"
+            raise InputError(key, b.get(key), problem, "use that value, or give another --run_dir")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -76,7 +76,7 @@ class StudyConfig:
     stages: dict[str, tuple[Path, dict[str, Any]]]
     audit: AuditSettings
     raw: dict[str, Any]
-    code: bool = False
+    code: bool
 
 
 def read_study(args: Sequence[str]) -> StudyConfig:
@@ -92,7 +92,7 @@ def read_study(args: Sequence[str]) -> StudyConfig:
         hint = "python -m cdmem study --config configs/quickstart.yaml"
         raise InputError("config", None, "a study needs a file", hint)
     raw = _merged(file, [(key, value) for key, value in given if key != "config"], code)
-    return replace(_checked(Path(file), raw), code=code)
+    return _checked(Path(file), raw, code)
 
 
 def _merged(file: str, overrides: Sequence[tuple[str, str]], code: bool) -> dict[str, Any]:
@@ -109,8 +109,6 @@ def _merged(file: str, overrides: Sequence[tuple[str, str]], code: bool) -> dict
                 OmegaConf.update(base, name, {"config": value}, merge=False)
         merged = OmegaConf.merge(base, OmegaConf.from_dotlist(dotted))
         return OmegaConf.to_container(merged, resolve=True)
-    except FileNotFoundError:
-        raise InputError("config", file, "no such file", "give the path of a study file") from None
     except (OSError, UnicodeDecodeError, ValueError) as error:  # a folder, a name with a NUL, bytes that are no text
         reason = getattr(error, "strerror", None) or "it is no text"
         raise InputError("config", file, f"cannot be read ({reason})", "give the path of a study file") from None
@@ -119,7 +117,7 @@ def _merged(file: str, overrides: Sequence[tuple[str, str]], code: bool) -> dict
         raise InputError("config", file, f"cannot be read ({reason})", "see configs/quickstart.yaml") from None
 
 
-def _checked(path: Path, raw: dict[str, Any]) -> StudyConfig:
+def _checked(path: Path, raw: dict[str, Any], code: bool) -> StudyConfig:
     for key, value in raw.items():
         if key not in FILE_KEYS:
             raise unknown(str(key), value, FILE_KEYS)
@@ -128,11 +126,11 @@ def _checked(path: Path, raw: dict[str, Any]) -> StudyConfig:
     stages = _stages(path, raw)
     own = {key: raw[key] for key in ("seed", "run_dir") if raw.get(key) is not None}
     settings = read_settings(StudySettings, {"config": str(path)} | own)
-    audit = raw.get("audit") or {}
-    if audit.get("samples") is None:  # a study's images are always sampled
-        audit = audit | {"samples": SAMPLES}
-    audit = read_settings(AuditSettings, audit, "audit")
-    return StudyConfig(settings.run_dir or f"runs/{config_name(path)}", settings.seed, stages, audit, raw)
+    given = raw.get("audit") or {}
+    if given.get("samples") is None:  # a study's images are always sampled
+        given = given | {"samples": SAMPLES}
+    audit = read_settings(AuditSettings, given, "audit")
+    return StudyConfig(settings.run_dir or f"runs/{config_name(path)}", settings.seed, stages, audit, raw, code)
 
 
 def _stages(path: Path, raw: dict[str, Any]) -> dict[str, tuple[Path, dict[str, Any]]]:

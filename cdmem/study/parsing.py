@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import inspect
 import logging
 import math
 import re
 import typing
 import warnings
 from collections.abc import Mapping, Sequence
-from itertools import pairwise
 from pathlib import Path
+from pydoc import locate
 from typing import Any, TypeVar
 
 from jsonargparse import ArgumentError, ArgumentParser, Namespace
@@ -44,12 +45,15 @@ Kind = TypeVar("Kind")
 
 
 def options(args: Sequence[str]) -> list[tuple[str, list[str]]]:
-    """``--key a b`` and ``--key=a`` as (key, values), in order; words before the first option have the key ''."""
+    """``--key a b`` and ``--key=a`` as (key, values), in order; words before the first option have the key ''.
+
+    ``-c`` is ``--config``.
+    """
     pairs: list[tuple[str, list[str]]] = [("", [])]
     for word in args:
-        if word.startswith("--"):
+        if word.startswith("--") or word == "-c":
             key, equals, value = word[2:].partition("=")
-            pairs.append((key, [value] if equals else []))
+            pairs.append(("config" if word == "-c" else key, [value] if equals else []))
         else:
             pairs[-1][1].append(word)
     return pairs if pairs[0][1] else pairs[1:]
@@ -86,8 +90,7 @@ def one_value(key: str, values: Sequence[str]) -> str:
 
 def config_file(args: Sequence[str]) -> str | None:
     """The last config file that a command line names."""
-    names = [value for option, value in pairwise(args) if option in ("--config", "-c")]
-    names += [arg.partition("=")[2] for arg in args if arg.startswith("--config=")]
+    names = [values[0] for key, values in options(args) if key == "config" and values]
     files = [name for name in names if name.endswith((".yaml", ".yml")) and "\n" not in name]
     return files[-1] if files else None
 
@@ -159,7 +162,7 @@ def read_settings(kind: type[Kind], values: Mapping[str, Any], section: str = ""
     try:
         parser = make_parser(kind)
         parsed = parser.parse_object(plain)
-        check_numbers(parsed, finite=True)
+        check_values(parsed, finite=True)
         settings = vars(parser.instantiate(parsed))
         return kind(**{name: settings[name] for name in names})
     except (*PARSING, InputError, OSError, ArithmeticError, RecursionError) as error:
@@ -180,21 +183,33 @@ def _shown(value: object) -> str:
     return value if isinstance(value, str) else "..."  # Python refuses to print the longest numbers
 
 
-def check_numbers(settings: Any, key: str = "", finite: bool = False) -> None:
-    """Look through nested settings for whole numbers that no array, seed or counter of 64 bits holds.
+def check_values(settings: Any, key: str = "", finite: bool = False) -> None:
+    """Look through nested settings for what the parser lets pass.
 
     Raises:
-        InputError: one was given, or with ``finite`` a nan or inf; the key is dotted.
+        InputError: a whole number that no array, seed or counter of 64 bits holds; a value that is no mapping where a
+            class takes a group of settings; with ``finite`` a nan or inf. The key is dotted.
     """
     if finite and isinstance(settings, float) and not math.isfinite(settings):
         raise InputError(key, settings, "is no finite number", "give a finite one")
     if isinstance(settings, int) and not -LIMIT <= settings < LIMIT:
         about = f"about {'-' * (settings < 0)}2^{settings.bit_length()}"  # Python refuses to print the longest ones
         raise InputError(key, about, "is beyond the 64 bits of a whole number", "give a smaller one")
-    inner = settings.as_dict() if isinstance(settings, Namespace) else settings
+    inner = vars(settings) if isinstance(settings, Namespace) else settings
     items = enumerate(inner) if isinstance(inner, list | tuple) else inner.items() if isinstance(inner, Mapping) else ()
     for name, value in items:
-        check_numbers(value, f"{key}.{name}" if key else str(name), finite)
+        check_values(value, f"{key}.{name}" if key else str(name), finite)
+    if isinstance(inner, Mapping) and isinstance(inner.get("init_args"), Namespace):
+        for name, value in vars(inner["init_args"]).items():
+            if name in _groups(inner["class_path"]) and not isinstance(value, Namespace):
+                raise InputError(f"{key}.{name}", value, "is a group of settings", "give them by name, or leave it out")
+
+
+def _groups(class_path: str) -> set[str]:
+    """Arguments of a class that are groups of settings: their default is a dataclass."""
+    makers = [vars(base).get("__init__") for base in getattr(locate(class_path), "__mro__", ())]
+    parameters = [p for make in makers if inspect.isfunction(make) for p in inspect.signature(make).parameters.values()]
+    return {p.name for p in parameters if dataclasses.is_dataclass(p.default)}
 
 
 # ---- messages -------------------------------------------------------------------------------------------------------

@@ -12,35 +12,40 @@ from torch import nn
 
 from cdmem.data.subset import TrainingSet
 from cdmem.errors import InputError
-from cdmem.io.paths import usable_path
 from cdmem.models.flops import activations, forward_flops, memory, on_meta, parameters
-from cdmem.models.load import load_model, load_teacher
-from cdmem.models.speed import measure, step_flops
+from cdmem.models.load import load_teacher, load_trained
+from cdmem.models.speed import measure, step_costs
 from cdmem.study.config import StudyConfig, stage_arguments
 from cdmem.study.stage import Stage, build
-from cdmem.training.datamodule import MemorizationDataModule
+from cdmem.study.study import check_parts
 from cdmem.training.engine import NAMES as PRECISION_NAMES
 from cdmem.training.frozen_teacher import ANALYTIC
-from cdmem.training.module import DiffusionModule
 from cdmem.training.student import DistillationData, Student
 from cdmem.training.teacher import DiffusionTeacher
 
 TERA_HOUR = 1e12 * 3600
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class PlanSettings:
     """How to plan.
 
     Attributes:
-        devices: in all; None takes those of the config, where ``auto`` counts as one.
-        tflops: TFLOP/s that one device sustains; None measures.
+        devices: in all; those of the config if null, where auto counts as one.
+        tflops: TFLOP/s that one device sustains; measured here if null.
         seconds: that measuring may take, over all stages.
     """
 
     devices: int | None = None
     tflops: float | None = None
     seconds: float = 60.0
+
+    def __post_init__(self) -> None:
+        if self.devices is not None and self.devices < 1:
+            raise InputError("devices", self.devices, "needs at least one", "e.g. 8")
+        for name in ("tflops", "seconds"):
+            if getattr(self, name) is not None and getattr(self, name) <= 0:
+                raise InputError(name, getattr(self, name), "must be positive", "give a larger one")
 
 
 class PlannedStage(Stage):
@@ -64,9 +69,6 @@ class PlannedStage(Stage):
         t.logger, t.plugins, t.enable_progress_bar = False, None, False
 
     def _run_subcommand(self, subcommand: str) -> None:
-        if self.trainer.max_steps < 1:
-            problem = "the stream of images never ends"
-            raise InputError("trainer.max_steps", self.trainer.max_steps, problem, "set a number")
         self.datamodule.stand_in(labels=bool(getattr(self.model, "conditional", False)))
 
 
@@ -113,13 +115,13 @@ def plan_stage(
     meta, numbers = on_meta(model.raw.train()), parameters(model, held)
     micro, batch = data.batch_size // devices, data.batch_size * stage.trainer.accumulate_grad_batches
     kept = activations(meta, model.shape, model.num_classes, micro)
-    used = memory(model, devices, machine["precision"]) | {"activations": kept}
     evaluation = forward_flops(meta.eval(), model.shape, model.num_classes)
     evaluations = _evaluations(stage, evaluation, devices)
     if isinstance(model, Student):
         model.seen = DistillationData()  # a pool of the teacher's samples is counted above; T replaces it in real steps
-    step = step_flops(model, data)
-    rates = _rates(model, data, machine, settings, step, evaluation)
+    step, state = step_costs(model, data)
+    used = memory(model, devices, machine["precision"], state) | {"activations": kept}
+    rates = _rates(stage, machine, settings, (step, evaluation))
     training, extra = step * batch * steps, sum(evaluations["flops"].values())
     hours = (training / rates["training"] + extra / rates["evaluation"]) / TERA_HOUR
     sizes = {"n": len(t.images), "rows": t.rows, "held_out": len(t.held_out_images)}
@@ -155,13 +157,7 @@ def _receive(student: Student, teacher: DiffusionTeacher | None, training_set: T
     if name.startswith(ANALYTIC):
         student.receive(load_teacher(name, training_set))
         return student.teacher.denoiser
-    if teacher is None:
-        if not usable_path("model.teacher", name).exists():
-            hint = "add --teacher_config FILE, the teacher's config, or give a checkpoint"
-            raise InputError("model.teacher", name, "is not there, and its network is part of the cost", hint)
-        teacher = load_model(name, "model.teacher")
-        if not isinstance(teacher, DiffusionTeacher):
-            raise InputError("model.teacher", name, f"is a {teacher.role}", "give a teacher's checkpoint")
+    teacher = teacher or load_trained(name)
     frozen = teacher.frozen(name, student.teacher_weights)
     # What stands in for the images has a hash of its own.
     frozen.record = replace(frozen.record, training_set=training_set.hash)
@@ -200,26 +196,19 @@ def _evaluations(stage: PlannedStage, each: int, devices: int) -> dict[str, Any]
 
 
 def _rates(
-    model: DiffusionModule,
-    data: MemorizationDataModule,
-    machine: dict[str, Any],
-    settings: PlanSettings,
-    step: int,
-    evaluation: int,
+    stage: PlannedStage, machine: dict[str, Any], settings: PlanSettings, flops: Sequence[int]
 ) -> dict[str, Any]:
-    """TFLOP/s of one device in training steps and in evaluations, stated or of real steps on this machine.
-
-    ``step`` and ``evaluation`` are FLOPs per image.
-    """
+    """TFLOP/s of one device, stated or of real steps on this machine; ``flops`` per image of a step, an evaluation."""
     if settings.tflops is not None:
         return {"training": settings.tflops, "evaluation": settings.tflops, "source": "stated, not measured"}
     cpu = machine["accelerator"] == "cpu" or not torch.accelerator.is_available()
     # 16 bit for another machine is no measure of this one.
     precision = "32-true" if cpu and machine["accelerator"] != "cpu" else machine["precision"]
-    images, accelerator = data.batch_size // machine["devices"], "cpu" if cpu else "auto"
-    speed = measure(model, data, images, settings.seconds, accelerator=accelerator, precision=precision)
+    images, trainer = stage.datamodule.batch_size // machine["devices"], {"accelerator": "cpu" if cpu else "auto"}
+    speed = measure(stage.model, stage.datamodule, images, settings.seconds, precision=precision, **trainer)
     source = f"measured here ({speed.device}) in {speed.steps} steps of {speed.images} images"
     source += "" if speed.images == images else f", scaled to {images}"
+    step, evaluation = flops
     rates = {"training": step / speed.step / 1e12, "evaluation": evaluation / speed.evaluation / 1e12}
     return rates | {"source": source}
 
@@ -231,14 +220,7 @@ def plan_study(config: StudyConfig, settings: PlanSettings) -> tuple[list[dict[s
         InputError: whatever the study itself would refuse before it reads data, and stages of different data.
     """
     stages = {name: build_stage(stage_arguments(config, name)) for name in config.stages}
-    for name, stage in stages.items():
-        wanted = DiffusionTeacher if name == "teacher" else Student
-        if not isinstance(stage.model, wanted):
-            problem, hint = "has the wrong part in a study", f"use {wanted.__name__}"
-            raise InputError(name, type(stage.model).__name__, problem, hint)
-        if stage.datamodule.training_set.hash != stages["teacher"].datamodule.training_set.hash:
-            hint = "share one data file between stages"
-            raise InputError(f"{name}.data", "...", "differs from the teacher's training set", hint)
+    check_parts(stages)
     share = replace(settings, seconds=settings.seconds / len(stages))
     teacher: DiffusionTeacher = stages["teacher"].model
     plans = {"teacher": plan_stage("teacher", stages.pop("teacher"), share)}

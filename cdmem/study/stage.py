@@ -19,6 +19,7 @@ from lightning.pytorch.plugins.environments import SLURMEnvironment
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from cdmem.errors import InputError
+from cdmem.images import to_uint8
 from cdmem.io.atomic import owned
 from cdmem.io.paths import possible_path, usable_path
 from cdmem.io.secrets import redact
@@ -30,7 +31,7 @@ from cdmem.seeds import check_seed, generator_seed
 from cdmem.study.consent import consent, split_consent
 from cdmem.study.parsing import (
     PARSING,
-    check_numbers,
+    check_values,
     config_file,
     config_name,
     explain,
@@ -39,6 +40,7 @@ from cdmem.study.parsing import (
     quiet_libraries,
 )
 from cdmem.tracking.jsonl import JsonlLogger
+from cdmem.tracking.wandb import teacher_link, wandb_logger
 from cdmem.training.checkpoint import PREVIOUS, read_checkpoint, resumable_checkpoint
 from cdmem.training.checkpoint_callback import DurableCheckpointIO, RunCheckpoint
 from cdmem.training.datamodule import MemorizationDataModule
@@ -62,10 +64,6 @@ def processes_here(devices: Any) -> int:
     """Processes that share this machine's cores: as torchrun or SLURM says, or as many as ``devices``."""
     said = [os.environ.get(name, "") for name in ("LOCAL_WORLD_SIZE", "SLURM_NTASKS_PER_NODE")]
     return max([int(text) for text in (*said, str(devices)) if text.isdigit()] + [1])
-
-
-def _tensors(checkpoint: dict[str, Any]) -> dict[str, torch.Tensor]:
-    return {k: v for k, v in checkpoint["state_dict"].items() if isinstance(v, torch.Tensor)}
 
 
 class Stage(LightningCLI):
@@ -125,7 +123,7 @@ class Stage(LightningCLI):
     def before_instantiate_classes(self) -> None:
         self.check_sections()
         s = self.settings
-        check_numbers(s)
+        check_values(s)
         check_seed(s.seed)
         if s.data.subset_seed is None:
             s.data.subset_seed = generator_seed(s.seed, "subset")
@@ -153,27 +151,27 @@ class Stage(LightningCLI):
 
     def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
         """Add what every run has: JSONL record, W&B, checkpoints under the run folder, a bar that knows the end."""
-        s = self.settings
-        run_dir = s.run_dir
-        wanted = self._get(self.config_init, "trainer")["callbacks"] or []
-        if not isinstance(wanted, list):
-            wanted = [wanted]
+        s, made = self.settings, self.config_init[self.command].trainer
+        wanted = made.callbacks or []
+        wanted = [*wanted] if isinstance(wanted, list) else [wanted]
         if not any(isinstance(c, RunCheckpoint) for c in wanted):
-            wanted = [*wanted, RunCheckpoint()]
+            wanted.append(RunCheckpoint())
         for callback in wanted:
             if isinstance(callback, RunCheckpoint):
-                callback.dirpath = str(Path(run_dir).resolve() / "checkpoints")
+                callback.dirpath = str(Path(s.run_dir).resolve() / "checkpoints")
         if s.trainer.enable_progress_bar is not False:
-            wanted = [*wanted, StepProgress()]
-        self.config_init[self.command].trainer.callbacks = wanted
+            wanted.append(StepProgress())
+        made.callbacks = wanted
         if s.trainer.logger in (None, True):
-            self.config_init[self.command].trainer.logger = self._loggers(run_dir)
+            made.logger = self._loggers(s.run_dir)
         trainer = self._trainer(**kwargs)
         cluster = trainer._accelerator_connector.cluster_environment
         if isinstance(cluster, SLURMEnvironment):
             # Its own checkpoints (hpc_ckpt_*.ckpt) would take precedence over newer ones of ours; see docs/clusters.md.
             cluster.auto_requeue = False
-        check_launch(trainer, self.settings.data.batch_size)
+        check_launch(trainer, s.data.batch_size)
+        if trainer.max_steps < 1:
+            raise InputError("trainer.max_steps", trainer.max_steps, "the stream of images never ends", "set a number")
         return trainer
 
     def _trainer(self, **kwargs: Any) -> pl.Trainer:
@@ -187,20 +185,16 @@ class Stage(LightningCLI):
             raise InputError(f"trainer.{key}", asked.get(key), problem, "give what this machine has") from None
 
     def _loggers(self, run_dir: str) -> list[Any]:
-        loggers: list[Any] = [JsonlLogger(run_dir)] if self.command == "fit" else []
-        if self.command == "fit" and self.settings.wandb and os.environ.get("WANDB_MODE") != "disabled":
-            from cdmem.tracking.wandb import wandb_logger
-
+        if self.command != "fit":
+            return []
+        loggers: list[Any] = [JsonlLogger(run_dir)]
+        if self.settings.wandb and os.environ.get("WANDB_MODE") != "disabled":
             loggers.append(wandb_logger(RunFolder(run_dir), self.record, self.model))
         return loggers
 
     def _run_subcommand(self, subcommand: str) -> None:
         """Called at the end of construction: read the data, so that what is wrong with them is known now."""
         self.datamodule.setup(subcommand)
-        if self.trainer.max_steps < 1:
-            raise InputError(
-                "trainer.max_steps", self.trainer.max_steps, "the stream of images never ends", "set a number"
-            )
         if isinstance(self.model, DiffusionTeacher):
             self.model.prepare(self.datamodule.training_set)
         for callback in self.trainer.callbacks if subcommand == "fit" else ():
@@ -273,8 +267,6 @@ class Stage(LightningCLI):
         """Only now is the teacher of a study known, and read."""
         for logger in self.trainer.loggers:
             if hasattr(logger, "log_checkpoint"):
-                from cdmem.tracking.wandb import teacher_link
-
                 logger.teacher = teacher_link(self.model)
 
     def _log_checkpoint(self, folder: RunFolder) -> None:
@@ -319,53 +311,38 @@ class Stage(LightningCLI):
         return [folder / CONFIG, *written] if new else []
 
     def _check_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        path, step = self.settings.ckpt_path, checkpoint.get("global_step")
+        path, step, module = self.settings.ckpt_path, checkpoint.get("global_step"), self.model
         try:
             record = read_record(checkpoint["cdmem"])
+            if not isinstance(step, int) or step < 0:
+                raise ValueError(f"step {step}")
         except INVALID as error:
             raise InputError("ckpt_path", path, f"its record is invalid ({error})", "use another checkpoint") from None
-        if not isinstance(step, int) or step < 0:
-            raise InputError("ckpt_path", path, f"its record is invalid (step {step})", "use another checkpoint")
         if record.format != FORMAT and self.command == "fit":
             problem = f"was written by an earlier cdmem (format {record.format}) and cannot be resumed"
             hint = "sample, audit, export or distil it; train on in another --run_dir"
             raise InputError("ckpt_path", path, problem, hint)
-        if record.role != self.model.role:
-            raise InputError(
-                "ckpt_path",
-                path,
-                f"is a {record.role}, the config describes a {self.model.role}",
-                "give the teacher to a student as --model.teacher; --ckpt_path only resumes the same model",
-            )
-        if record.teacher_digest != self.model.record.teacher_digest:
-            raise InputError(
-                "model.teacher",
-                getattr(self.model, "teacher_name", None),
-                f"is not the teacher that {path} was distilled from",
-                "give that teacher, or another --run_dir",
-            )
+        if record.role != module.role:
+            problem = f"is a {record.role}, the config describes a {module.role}"
+            hint = "give the teacher to a student as --model.teacher; --ckpt_path only resumes the same model"
+            raise InputError("ckpt_path", path, problem, hint)
+        if record.teacher_digest != module.record.teacher_digest:
+            problem = f"is not the teacher that {path} was distilled from"
+            hint = "give that teacher, or another --run_dir"
+            raise InputError("model.teacher", getattr(module, "teacher_name", None), problem, hint)
         if record.training_set != self.datamodule.training_set.hash:
-            raise InputError(
-                "ckpt_path",
-                path,
-                "was trained on another training set than the data section describes",
-                "use the data section of that run (its config.yaml)",
-            )
+            problem = "was trained on another training set than the data section describes"
+            raise InputError("ckpt_path", path, problem, "use the data section of that run (its config.yaml)")
         ours, theirs = (
-            {k: tuple(v.shape) for k, v in d.items()} for d in (self.model.state_dict(), _tensors(checkpoint))
+            {name: tuple(v.shape) for name, v in state.items() if isinstance(v, torch.Tensor)}
+            for state in (module.state_dict(), checkpoint["state_dict"])
         )
-        other = sorted(k for k in {*ours, *theirs} if ours.get(k) != theirs.get(k))
+        other = sorted(name for name in {*ours, *theirs} if ours.get(name) != theirs.get(name))
         if other:
-            raise InputError(
-                "ckpt_path",
-                path,
-                f"does not hold the network that the config describes ({other[0]} differs)",
-                "use the model section of that run (its config.yaml)",
-            )
+            problem = f"does not hold the network that the config describes ({other[0]} differs)"
+            raise InputError("ckpt_path", path, problem, "use the model section of that run (its config.yaml)")
 
     def _write_predictions(self, folder: RunFolder) -> None:
-        from cdmem.images import to_uint8
-
         seeds, images = zip(*self.trainer.predict_loop.predictions)
         folder.write_arrays(
             "samples/predict.npz",

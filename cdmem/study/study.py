@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -22,6 +23,19 @@ from cdmem.training.student import Student
 from cdmem.training.teacher import DiffusionTeacher
 
 
+def check_parts(stages: Mapping[str, Stage]) -> None:
+    """Raises InputError unless the stages are a teacher and students of one training set."""
+    wanted = stages["teacher"].datamodule.training_set.hash
+    for name, stage in stages.items():
+        kind = DiffusionTeacher if name == "teacher" else Student
+        if not isinstance(stage.model, kind):
+            part = "teacher" if name == "teacher" else "student"
+            raise InputError(name, type(stage.model).__name__, f"is not a {part}", f"use {kind.__name__}")
+        if stage.datamodule.training_set.hash != wanted:
+            hint = "share one data file between stages"
+            raise InputError(f"{name}.data", "...", "differs from the teacher's training set", hint)
+
+
 class Study:
     """Runs the stages of a study one after the other in this process."""
 
@@ -29,36 +43,19 @@ class Study:
         self.config, self.folder = config, RunFolder(config.run_dir)
         # Every stage is parsed and its data are read before anything trains.
         self.stages: dict[str, Stage] = {name: build("fit", stage_arguments(config, name)) for name in config.stages}
-        self._check_stages()
-
-    def _check_stages(self) -> None:
-        teacher = self.stages["teacher"]
-        if not isinstance(teacher.model, DiffusionTeacher):
-            raise InputError("teacher", type(teacher.model).__name__, "is not a teacher", "use DiffusionTeacher")
-        wanted = teacher.datamodule.training_set
-        for name, stage in self.stages.items():
-            if stage.datamodule.training_set.hash != wanted.hash:
-                raise InputError(
-                    f"{name}.data",
-                    "...",
-                    "differs from the teacher's training set",
-                    "share one data file between stages",
-                )
-            if name != "teacher" and not isinstance(stage.model, Student):
-                raise InputError(name, type(stage.model).__name__, "is not a student", "use Student")
+        check_parts(self.stages)
+        self.record = config.raw | {"seed": config.seed}
         if (self.folder / CONFIG).is_file():
-            mine = redact(self.config.raw | {"seed": self.config.seed})
-            check_same_settings(self.folder, self.folder.read_config(), mine)
+            check_same_settings(self.folder, self.folder.read_config(), redact(self.record))
 
     def run(self) -> AuditResult:
         """All stages, then the audit; finished parts are skipped."""
-        record = self.config.raw | {"seed": self.config.seed}
         for number, (name, stage) in enumerate(self.stages.items(), 1):
             print(f"[{number}/{len(self.stages) + 1}] {name}", flush=True)
             stage.execute()
             finish_wandb()
             if number == 1 and stage.trainer.is_global_zero:
-                self.folder.write_text(CONFIG, yaml.safe_dump(record, sort_keys=False))
+                self.folder.write_text(CONFIG, yaml.safe_dump(self.record, sort_keys=False))
                 self.folder.write_json("training_set.json", stage.datamodule.training_set.record())
         print(f"[{len(self.stages) + 1}/{len(self.stages) + 1}] audit", flush=True)
         return self.audit()

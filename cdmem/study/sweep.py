@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import gc
 import itertools
+import math
 import re
 import time
 import traceback
@@ -99,15 +100,12 @@ def parse_grid(items: Sequence[str]) -> dict[str, list[str]]:
         values = _values(text)
         for value in values:
             if not VALUE.fullmatch(value.replace(",", "")) or ".." in value:
-                raise InputError(
-                    f"sweep.{key}", value, "is no value that can name a folder", "use plain numbers or words"
-                )
+                problem = "is no value that can name a folder"
+                raise InputError(f"sweep.{key}", value, problem, "use plain numbers or words")
         if key in grid or len(set(values)) < len(values):
             raise InputError(f"sweep.{key}", text, "is there twice", "name every key and value once")
         grid[key] = values
-    cells = 1
-    for values in grid.values():
-        cells *= len(values)
+    cells = math.prod(map(len, grid.values()))
     if not grid or cells > MAX_CELLS:
         raise InputError("sweep", f"{cells} cells", f"needs 1 to {MAX_CELLS}", "name at least one KEY=VALUE,VALUE")
     return grid
@@ -115,12 +113,8 @@ def parse_grid(items: Sequence[str]) -> dict[str, list[str]]:
 
 def cells_of(grid: dict[str, list[str]]) -> list[Cell]:
     """All combinations, the last key running fastest."""
-    cells = []
-    for values in itertools.product(*grid.values()):
-        settings = dict(zip(grid, values))
-        parts = (f"{k}={v}".replace(" ", "") for k, v in settings.items())
-        cells.append(Cell(settings, "/".join(parts)))
-    return cells
+    combinations = [dict(zip(grid, values)) for values in itertools.product(*grid.values())]
+    return [Cell(c, "/".join(f"{key}={value}".replace(" ", "") for key, value in c.items())) for c in combinations]
 
 
 def read_sweep(folder: str | Path) -> Sweep:

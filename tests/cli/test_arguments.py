@@ -5,20 +5,24 @@ from __future__ import annotations
 import dataclasses
 import re
 from dataclasses import dataclass, field
+from pathlib import Path
 
+import numpy as np
 import pytest
 
 from cdmem.audit.settings import AuditSettings
 from cdmem.cli.arguments import new_file, parse
-from cdmem.cli.audit import AuditCommand
+from cdmem.cli.audit import AuditCommand, run_audit
 from cdmem.cli.export import ExportCommand
 from cdmem.cli.main import COMMANDS, HELP, main
+from cdmem.cli.plan import PlanCommand
 from cdmem.cli.report import ReportCommand
 from cdmem.cli.sample import SampleCommand
 from cdmem.cli.workspace import WorkspaceCommand
 from cdmem.errors import InputError
 from cdmem.study.config import StudySettings
 from cdmem.study.parsing import joined, options, words
+from cdmem.study.stage import build
 
 
 @dataclass(frozen=True)
@@ -44,7 +48,6 @@ class Settings:
         rule: a word or a ratio.
         quiet: say nothing.
         name: a text.
-        config: a file of these settings.
         group: more.
     """
 
@@ -53,7 +56,6 @@ class Settings:
     rule: float | str = "off"
     quiet: bool = False
     name: str | None = None
-    config: str | None = None
     group: Group = field(default_factory=Group)
 
     def __post_init__(self) -> None:
@@ -93,12 +95,6 @@ def test_how_settings_are_written(args, wanted):
     assert {key: getattr(settings, key) for key in wanted} == wanted
 
 
-def test_a_file_of_settings_and_the_command_line_over_it(tmp_path):
-    (tmp_path / "c.yaml").write_text("runs: [a]\nnfe: 3\nname: x\ngroup: {size: 5, levels: [2]}\n")
-    settings = read("--name", "y", "--group.size", "6", "--config", str(tmp_path / "c.yaml"))
-    assert (settings.runs, settings.nfe, settings.name, settings.group) == (["a"], [3], "y", Group(6, [2.0]))
-
-
 MISTAKES = [
     ([], "runs="),
     (["a", "--nfe", "x"], "nfe=x: Expected a <class 'int'>"),
@@ -113,21 +109,58 @@ MISTAKES = [
     (["a", "--group.size", "null"], "group.size=null"),
     (["a", "--group.size", str(10**30)], "group.size="),
     (["a", "--rule", ".nan"], "rule=.nan: is no finite number"),
-    (["a", "--config", "none.yaml"], "config=none.yaml: cannot be read (No such file"),
-    (["a", "--=x"], "arguments"),
 ]
 
 
 @pytest.mark.parametrize(("args", "line"), MISTAKES, ids=[" ".join(args) or "nothing" for args, _ in MISTAKES])
 def test_a_mistake_is_one_line_that_names_key_and_value(args, line):
     with pytest.raises(InputError) as caught:
-        parse(Settings, args, "test", positional="" if line == "arguments" else "runs")
+        read(*args)
     assert str(caught.value).startswith(line) and "\n" not in str(caught.value), str(caught.value)
 
 
-def test_words_without_an_option_are_refused_where_there_is_no_place_for_them():
-    with pytest.raises(InputError, match="arguments=b: belongs to no option"):
-        parse(Group, ["--size", "1", "b"], "test")
+@pytest.mark.parametrize(
+    ("kind", "args", "line"),
+    [
+        (Group, ["--size", "1", "b"], "arguments=b: belongs to no option"),
+        (Settings, ["a", "--=x"], "runs=a: belongs to no option; write --runs a"),
+        (Settings, ["--runs", "b", "--quiet", "a"], "arguments=a: belongs to no option"),
+        (SampleCommand, ["runs/x"], "checkpoint=runs/x: belongs to no option; write --checkpoint runs/x"),
+        (SampleCommand, [], "checkpoint="),
+    ],
+)
+def test_words_without_an_option_are_refused_where_there_is_no_place_for_them(kind, args, line):
+    with pytest.raises(InputError) as caught:
+        parse(kind, args, "test")
+    assert str(caught.value).startswith(line)
+
+
+CADENCE = '--trainer.callbacks=[{"class_path": "callbacks.WhiteboxCallback", "init_args": {"cadence": %s}}]'
+
+
+@pytest.mark.parametrize(
+    ("arg", "line"),
+    [
+        ("--model.averaging=null", "model.averaging=None: is a group of settings"),
+        ("--model.seeds=null", "model.seeds=None: is a group of settings"),
+        (CADENCE % 7, "trainer.callbacks.0.cadence=7: is a group of settings"),
+        (CADENCE % "null", "trainer.callbacks.0.cadence=None: is a group of settings"),
+    ],
+)
+def test_what_stands_in_the_place_of_a_group_of_settings_is_named(arg, line):
+    config = Path(__file__).resolve().parents[2] / "configs/debug/mlp_teacher.yaml"
+    with pytest.raises(InputError) as caught:
+        build("fit", ["--config", str(config), arg])
+    assert str(caught.value).startswith(line)
+
+
+def test_an_audit_names_its_generator(tmp_path):
+    """Also where a stage of a study is no checkpoint."""
+    (tmp_path / "study/teacher/checkpoints").mkdir(parents=True)
+    (tmp_path / "study/teacher/checkpoints/last.ckpt").write_text("none")
+    np.savez(tmp_path / "images.npz", images=np.zeros((4, 8, 8, 1), dtype=np.uint8))
+    with pytest.raises(InputError, match=r"^generator=study/teacher.* cannot be read"):
+        run_audit(["--generator", "study", "--training_set", "images.npz"])
 
 
 @pytest.mark.parametrize(
@@ -139,7 +172,7 @@ def test_a_command_line_survives_being_taken_apart(line):
 
 def test_lists_for_the_parser_of_stages():
     line = ["--data.classes", "3", "8", "--data.n", "9", "-c", "a.yaml", "--p", "-1", "-2"]
-    assert joined(line) == ["--data.classes", "[3, 8]", "--data.n", "9", "-c", "a.yaml", "--p", "[-1, -2]"]
+    assert joined(line) == ["--data.classes", "[3, 8]", "--data.n", "9", "--config", "a.yaml", "--p", "[-1, -2]"]
     assert joined(["-h"]) == ["-h"] and joined([]) == []
 
 
@@ -158,6 +191,7 @@ KINDS = {
     "export": ExportCommand,
     "report": ReportCommand,
     "study": StudySettings,
+    "plan": PlanCommand,
     "wandb-workspace": WorkspaceCommand,
 }
 

@@ -15,7 +15,6 @@ import torch
 import yaml
 from torch.utils.flop_counter import FlopCounterMode
 
-from cdmem.cli.main import main
 from cdmem.cli.plan import duration, gib, si
 from cdmem.data.sources import SOURCES, load_source
 from cdmem.metrics.whitebox import intrinsic_dimension as dimension
@@ -28,78 +27,42 @@ from cdmem.study.plan import PlanSettings, count_devices, plan_study
 from cdmem.study.stage import build
 from cdmem.study.study import Study
 from cdmem.training.datamodule import MemorizationDataModule
+from support.settings import callback, cdmem, tiny_stage, write_study
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 
 
-def code(*args: object) -> int:
-    with pytest.raises(SystemExit) as stop:
-        main(list(map(str, args)))
-    return int(stop.value.code)
-
-
 # ---- real runs of the same configurations ---------------------------------------------------------------------------
 
-TRAINER = {"accelerator": "cpu", "max_steps": 3, "enable_progress_bar": False, "enable_model_summary": False}
 CALLBACKS = [
-    {
-        "class_path": "callbacks.MemorizationCallback",
-        "init_args": {"cadence": {"samples": 24, "points": 2, "spacing": "linear"}},
-    },
-    {
-        "class_path": "callbacks.QualityCallback",
-        "init_args": {"cadence": {"samples": 16, "points": 3, "spacing": "linear"}},
-    },
-    {"class_path": "callbacks.SampleGridCallback", "init_args": {"cadence": {"samples": 30, "points": 1}}},
-    {
-        "class_path": "callbacks.NeighborPanelCallback",
-        "init_args": {"shown": 28, "cadence": {"samples": 20, "points": 1}},
-    },
-    {
-        "class_path": "callbacks.WhiteboxCallback",
-        "init_args": {"sigmas": [0.001, 0.5], "images": 9, "cadence": {"samples": 3, "points": 1}},
-    },
-    {
-        "class_path": "callbacks.DecompositionCallback",
-        "init_args": {"steps": 3, "cadence": {"samples": 5, "points": 1}},
-    },
+    callback("MemorizationCallback", samples=24, points=2),
+    callback("QualityCallback", samples=16, points=3),
+    callback("SampleGridCallback", samples=30),
+    callback("NeighborPanelCallback", samples=20, shown=28),
+    callback("WhiteboxCallback", samples=3, sigmas=[0.001, 0.5], images=9),
+    callback("DecompositionCallback", samples=5, steps=3),
 ]
-CONSISTENCY = "cdmem.distillation.ConsistencyDistillation"
-EULER = {"points": 5, "mu": 0.0, "solver": "euler"}
-STUDENTS = {
-    "heun": {
-        "method": {"class_path": CONSISTENCY, "init_args": {"points": 5, "mu": 0.9}},
-        "mid_sigmas": [2.0, 0.5],
-    },
-    "euler": {
-        "method": {"class_path": CONSISTENCY, "init_args": EULER},
-        "data": {"images": "teacher_samples", "count": 11},
-    },
+MODELS = {
+    "teacher": {"sampler_points": 4},
+    "heun": {"points": 5, "mu": 0.9, "mid_sigmas": [2.0, 0.5]},
+    "euler": {"points": 5, "mu": 0.0, "solver": "euler", "data": "teacher_samples", "teacher_sample_count": 11},
 }
 
 
-def stage_file(class_path: str, model: dict, **trainer: object) -> dict:
-    made = {"class_path": class_path, "init_args": {"averaging": {"half_lives": [2, 5]}, **model}}
-    data = {"n": 8, "held_out": 20, "batch_size": 4}
-    return {"threads": 1, "data": data, "model": made, "trainer": TRAINER | {"callbacks": CALLBACKS} | trainer}
+def planned_stage(name: str) -> dict:
+    """Three steps; those of the Heun student are of two batches."""
+    trainer = {"max_steps": 3, "callbacks": CALLBACKS, "accumulate_grad_batches": 2 if name == "heun" else 1}
+    role = "teacher" if name == "teacher" else "student"
+    return tiny_stage(role, trainer, {"held_out": 20}, ema_half_lives=[2, 5], **MODELS[name])
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     """A study that ran, with what it spent, and its plan."""
     folder = tmp_path_factory.mktemp("plan")
-    network = {"class_path": "cdmem.networks.MLP", "init_args": {"width": 16, "depth": 1}}
-    teacher = {"network": network, "sampling": {"points": 4}}
-    files = {"teacher": stage_file("cdmem.training.DiffusionTeacher", teacher)}
-    for name, model in STUDENTS.items():
-        accumulate = 2 if name == "heun" else 1
-        options = {"accumulate_grad_batches": accumulate}
-        files[name] = stage_file("cdmem.training.Student", model, **options)
-    study = {"teacher": "teacher.yaml", "students": {name: f"{name}.yaml" for name in STUDENTS}}
-    study |= {"audit": {"samples": 16, "metrics": ["memorization"]}}
-    for name, content in {**files, "study": study}.items():
-        (folder / f"{name}.yaml").write_text(yaml.safe_dump(content))
-    args = ["--config", str(folder / "study.yaml"), "--run_dir", str(folder / "run"), "--wandb", "false"]
+    stages = {name: planned_stage(name) for name in MODELS}
+    file = write_study(folder, {"samples": 16, "metrics": ["memorization"]}, **stages)
+    args = ["--config", file, "--run_dir", str(folder / "run"), "--wandb", "false"]
     config = read_study(args)
     stages, audit = plan_study(config, PlanSettings(tflops=1.0))
     made, spent = Study(config), {}
@@ -144,11 +107,11 @@ def test_evaluations_are_those_of_the_real_run(run, name, forward):
 
 def test_the_audit_is_that_of_the_real_run(run):
     assert run.spent["audit"] == run.audit["evaluations"]
-    assert set(run.audit["work"]) == {"teacher", *STUDENTS}
+    assert set(run.audit["work"]) == set(MODELS)
     assert run.audit["flops"] == run.audit["evaluations"] * run.plans["teacher"]["evaluation_flops"]
 
 
-@pytest.mark.parametrize("name", ["teacher", *STUDENTS])
+@pytest.mark.parametrize("name", MODELS)
 def test_steps_cost_what_torch_counts_in_the_real_run(run, name, tmp_path):
     args = stage_arguments(run.config, name) + ["--run_dir", str(tmp_path), "--trainer.callbacks", "[]"]
     if name == "euler":
@@ -159,7 +122,7 @@ def test_steps_cost_what_torch_counts_in_the_real_run(run, name, tmp_path):
     assert counter.get_total_flops() == run.plans[name]["steps"] * run.plans[name]["step_flops"]
 
 
-@pytest.mark.parametrize("name", ["teacher", *STUDENTS])
+@pytest.mark.parametrize("name", MODELS)
 def test_memory_is_that_of_the_real_checkpoint(run, name):
     memory = run.plans[name]["memory"]
     checkpoint = torch.load(RunFolder(run.folder / "run" / name).last_checkpoint, weights_only=True)
@@ -202,7 +165,7 @@ EXPECTED = {
 
 
 def plan_json(capsys, *args: object) -> dict:
-    assert code("plan", *args, "--json") == 0
+    assert cdmem("plan", *args, "--json") == 0
     return json.loads(capsys.readouterr().out)
 
 
@@ -236,7 +199,7 @@ def test_shipped_studies(name, capsys, tmp_path):
     for key in ("flops", "hours", "device_hours"):
         assert plan["total"][key] == pytest.approx(sum(part[key] for part in parts))
     # The text says the same.
-    assert code("plan", *common) == 0
+    assert cdmem("plan", *common) == 0
     printed = capsys.readouterr().out
     assert f"total: {si(plan['total']['flops'], 'FLOP')}" in printed and "stated, not measured" in printed
     assert not list(tmp_path.iterdir())
@@ -292,7 +255,7 @@ def test_real_steps_are_measured(run, capsys):
     """Teacher and student, on this machine; 16 bit for another machine is not tried on it."""
     gpu = ["--trainer.accelerator", "auto", "--trainer.precision", "bf16-mixed"]
     common = ["--config", run.folder / "euler.yaml", "--teacher_config", run.folder / "teacher.yaml", *gpu]
-    assert code("plan", *common) == 0
+    assert cdmem("plan", *common) == 0
     printed = capsys.readouterr().out
     assert "measured here (" in printed and "20 steps of 4 images" in printed and "teacher's samples" in printed
 
@@ -353,37 +316,40 @@ def test_devices_are_read_as_lightning_reads_them(given, devices):
     assert count_devices(given) == devices
 
 
+TEACHER, STUDENT = "--config debug/teacher.yaml", "--config debug/student.yaml"
+
+
 @pytest.mark.parametrize(
     ("args", "words"),
     [
-        (["--json"], "needs a file"),
-        (["--config", "none.yaml"], "none.yaml"),
-        (["--config", CONFIGS / "debug/data.yaml"], "neither"),
-        (["--config", CONFIGS / "sweeps/n.yaml"], "neither"),
-        (["--config", CONFIGS / "debug/teacher.yaml", "--tflops", "fast"], "--tflops: invalid positive value"),
-        (["--config", CONFIGS / "debug/teacher.yaml", "--devices", 0], "--devices: invalid count value"),
-        (["--config", CONFIGS / "debug/teacher.yaml", "--devices", 3], "data.batch_size=16"),
-        (["--config", CONFIGS / "debug/teacher.yaml", "--trainer.devices", "many"], "trainer.devices=many"),
-        (["--config", CONFIGS / "debug/teacher.yaml", "--model.no_such", 3], "no_such"),
-        (["--config", CONFIGS / "debug/teacher.yaml", "--trainer.max_steps=-1"], "max_steps"),
-        (["--config", CONFIGS / "debug/teacher.yaml", "--data.n", 1800], "data.n=1800"),
-        (["--config", CONFIGS / "debug/teacher.yaml", "--data.n", 1], "data.n=1"),
-        (["--config", CONFIGS / "debug/teacher.yaml", "--data.resolution", 7], "data.resolution"),
-        (["--config", CONFIGS / "debug/teacher.yaml", "--data.source", "folder"], "data.path"),
-        (["--config", CONFIGS / "debug/teacher.yaml", "--sweep", "data.n=8,16"], "sweep"),
-        (["--config", CONFIGS / "debug/student.yaml"], "--teacher_config FILE"),
-        (["--config", CONFIGS / "debug/student.yaml", "--model.teacher", "nowhere"], "--teacher_config FILE"),
-        (
-            ["--config", CONFIGS / "debug/student.yaml", "--teacher_config", CONFIGS / "debug/ct_control.yaml"],
-            "a Student",
-        ),
-        (["--config", CONFIGS / "debug.yaml", "--teacher_config", CONFIGS / "debug/teacher.yaml"], "teacher_config"),
-        (["--config", CONFIGS / "debug.yaml", "--teacher.modl.lr", 3], "modl"),
-        (["--config", CONFIGS / "debug.yaml", "--student.data.n", 8], "student.data"),
+        ("--json", "config="),
+        ("--config none.yaml", "none.yaml"),
+        ("--config debug/data.yaml", "neither"),
+        ("--config sweeps/n.yaml", "neither"),
+        (f"{TEACHER} --tflops fast", "tflops=fast"),
+        (f"{TEACHER} --tflops 0", "tflops=0: must be positive"),
+        (f"{TEACHER} --devices 0", "devices=0: needs at least one"),
+        (f"{TEACHER} --devices 3", "data.batch_size=16"),
+        (f"{TEACHER} --trainer.devices many", "trainer.devices=many"),
+        (f"{TEACHER} --model.no_such 3", "no_such"),
+        (f"{TEACHER} --trainer.max_steps=-1", "max_steps"),
+        (f"{TEACHER} --data.n 1800", "data.n=1800"),
+        (f"{TEACHER} --data.n 1", "data.n=1"),
+        (f"{TEACHER} --data.resolution 7", "data.resolution"),
+        (f"{TEACHER} --data.source folder", "data.path"),
+        (f"{TEACHER} --sweep data.n=8,16", "sweep"),
+        (STUDENT, "--teacher_config FILE"),
+        (f"{STUDENT} --model.teacher nowhere", "--teacher_config FILE"),
+        (f"{STUDENT} --teacher_config {CONFIGS}/debug/ct_control.yaml", "a Student"),
+        (f"--config debug.yaml --teacher_config {CONFIGS}/debug/teacher.yaml", "teacher_config"),
+        ("--config debug.yaml --teacher.modl.lr 3", "modl"),
+        ("--config debug.yaml --student.data.n 8", "student.data"),
+        ("--config debug.yaml --teacher.config debug/ct_control.yaml", "teacher=Student: is not a teacher"),
     ],
 )
-def test_bad_input_is_one_line(args, words, capsys):
-    assert code("plan", *args) == 2
+def test_bad_input_is_one_line(args, words, capsys, monkeypatch):
+    monkeypatch.chdir(CONFIGS)
+    assert cdmem("plan", *args.split()) == 2
     printed = capsys.readouterr()
     assert printed.err.startswith("cdmem: error: ") and printed.err.count("\n") == 1 and words in printed.err
     assert not printed.out

@@ -55,13 +55,6 @@ def test_a_key_in_a_url_of_a_config(url, key, tmp_path, capsys):
     assert key not in error and "***" in error
 
 
-def test_a_key_in_a_config_of_a_sweep(key, tmp_path):
-    """What fails is written down with its reason."""
-    folder = RunFolder(tmp_path / "sweep")
-    folder.write_json("sweep.json", {"cells": [{"error": f"data.path=https://{key}@x: no such file"}], key: key})
-    assert holders(tmp_path, key) == []
-
-
 @pytest.mark.parametrize("value", [KEY, NEWER])
 def test_what_is_hidden(value, monkeypatch):
     monkeypatch.setenv("WANDB_API_KEY", value)

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from dataclasses import replace
 
+import diffusers
 import numpy as np
 import pytest
 import torch
@@ -17,7 +18,6 @@ from safetensors import safe_open
 
 import support
 from cdmem.cli.export import run_export
-from cdmem.cli.main import main
 from cdmem.diffusion.ddpm import VPSchedule
 from cdmem.diffusion.noise import karras_sigmas
 from cdmem.diffusion.sampling import ConsistencySampler, NoiseSource, sample_ode
@@ -29,6 +29,7 @@ from cdmem.models.load import load_model
 from cdmem.networks.unet import UNet
 from cdmem.training.checkpoint import weights_digest
 from support.diffusers_alone import SCRIPT
+from support.settings import cdmem
 
 SMALL = UNet(channels=[8, 16], layers=1, norm_groups=4)
 SEEDS = [3, 1_000_004, 7]
@@ -310,10 +311,9 @@ def test_an_audit_beside_the_run_is_found(home, tmp_path, place):
 def test_nothing_is_overwritten(home, tmp_path, kind, capsys):
     out = tmp_path / "out"
     {"folder": out.mkdir, "file": out.touch, "dangling": lambda: out.symlink_to(tmp_path / "nowhere")}[kind]()
-    with pytest.raises(SystemExit) as stop:
-        main(["export", "--checkpoint", str(home / "runs/gray"), "--out", str(out)])
+    assert cdmem("export", "--checkpoint", home / "runs/gray", "--out", out) == 2
     said = capsys.readouterr().err
-    assert stop.value.code == 2 and said.count("\n") == 1 and "exists already" in said
+    assert said.count("\n") == 1 and "exists already" in said
     assert [p.name for p in tmp_path.iterdir()] == ["out"] and (kind != "folder" or not any(out.iterdir()))
 
 
@@ -350,12 +350,11 @@ def test_bad_input_is_one_line_and_leaves_nothing(home, tmp_path, options, key):
 
 
 def test_a_write_that_fails_leaves_nothing(home, tmp_path, monkeypatch):
-    def full(*args, **options):
-        pipelines_folder = args[1]
-        assert pipelines_folder.parent == tmp_path, "beside its place, so that the rename is atomic"
+    def full(self, folder, **options):
+        assert folder.parent == tmp_path, "beside its place, so that the rename is atomic"
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(export, "save_pipeline", full)
+    monkeypatch.setattr(diffusers.ConsistencyModelPipeline, "save_pretrained", full)
     with pytest.raises(InputError, match="No space left"):
         run_export(["--checkpoint", str(home / "runs/gray"), "--out", str(tmp_path / "out")])
     assert not list(tmp_path.iterdir())

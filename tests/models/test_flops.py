@@ -12,19 +12,20 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from cdmem.diffusion.losses import denoising_loss
 from cdmem.diffusion.preconditioning import Denoiser, EDMScaling
+from cdmem.errors import InputError
 from cdmem.models.flops import (
     activations,
     counting_flops,
     forward_flops,
     noisy,
     on_meta,
-    optimizer_bytes,
     saved_bytes,
 )
-from cdmem.models.speed import measure
+from cdmem.models.speed import measure, step_costs
 from cdmem.networks.mlp import MLP
 from cdmem.networks.unet import UNet
 from cdmem.training.datamodule import MemorizationDataModule
+from cdmem.training.settings import Optimization
 from cdmem.training.teacher import DiffusionTeacher
 
 PLAIN = UNet(channels=[8, 16], layers=1)
@@ -144,24 +145,14 @@ def test_activations_are_those_of_a_real_batch(config):
         assert saved_bytes(lambda: loss_of(real, shape, 16), real) <= kept(16) + copies
 
 
-@pytest.mark.parametrize(
-    "factory",
-    [
-        lambda p: torch.optim.SGD(p, lr=0.1),
-        lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9),
-        lambda p: torch.optim.Adam(p, lr=0.1, fused=True),
-        lambda p: torch.optim.AdamW(p, lr=0.1, amsgrad=True),
-        lambda p: torch.optim.RAdam(p, lr=0.1),
-    ],
-)
-def test_optimizer_state_is_that_of_a_real_optimizer(factory):
-    network = PLAIN.build((1, 8, 8), 0, 0)
-    optimizer = factory(network.parameters())
-    for p in network.parameters():
-        p.grad = torch.ones_like(p)
-    optimizer.step()
-    state = [t for s in optimizer.state_dict()["state"].values() for t in s.values() if isinstance(t, torch.Tensor)]
-    assert optimizer_bytes(factory, list(on_meta(network).parameters())) == sum(t.nbytes for t in state)
+def test_an_optimizer_that_takes_no_step_is_named():
+    data = MemorizationDataModule(n=8, held_out=4, batch_size=4)
+    data.stand_in(labels=False)
+    optimization = Optimization(lambda p: torch.optim.SparseAdam(list(p)))
+    teacher = DiffusionTeacher(MLP(width=8, depth=1), optimization=optimization)
+    teacher.prepare(data.training_set)
+    with pytest.raises(InputError, match=r"model\.optimization\.optimizer=.*dense"):
+        step_costs(teacher, data)
 
 
 # ---- seconds --------------------------------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ from itertools import product
 
 import pytest
 import torch
+import yaml
 from diffusers import (
     DDIMPipeline,
     DDIMScheduler,
@@ -17,7 +18,6 @@ from diffusers import (
 
 import support
 from cdmem.audit.generators import stage_generators
-from cdmem.cli.main import main
 from cdmem.diffusion.ddpm import DDPMSchedule
 from cdmem.diffusion.preconditioning import EDMScaling, VPScaling
 from cdmem.diffusion.sampling import NoiseSource, sample_ode
@@ -27,6 +27,7 @@ from cdmem.models.load import load_model
 from cdmem.networks.diffusers import DiffusersUNet
 from cdmem.training.checkpoint import weights_digest
 from support.folders import make_unet, saved
+from support.settings import cdmem, tiny_stage
 
 SEEDS = [3, 1_000_004, 7]
 BETAS = {
@@ -177,40 +178,24 @@ def pair(request, tmp_path_factory, unet):
     return folder, student, home / "student.ckpt"
 
 
-def test_the_student_is_the_identity_at_sigma_min(pair):
-    student = pair[1]
+def test_the_student_is_sound_and_read_back(pair):
+    """The identity at sigma_min, far from it the teacher's D; its network is fed as the teacher feeds it."""
+    folder, student, file = pair
     x = noise() * 3
     with torch.no_grad():
         assert torch.equal(student.function()(x, torch.full((3,), student.sigma_min)), x)
         assert not torch.equal(student.function()(x, torch.full((3,), 2 * student.sigma_min)), x)
-
-
-def test_the_student_feeds_its_network_as_the_teacher_does(pair):
-    folder, student, _ = pair
     sigma = torch.tensor([0.05, 0.7, 60.0])
-    ours, theirs = student.raw.scaling, load_model(folder).raw.scaling
-    a, b = ours.consistency(sigma), theirs.denoiser(sigma)
-    assert torch.equal(a.c_in, b.c_in) and torch.equal(a.c_noise, b.c_noise)
-    # Far from sigma_min the student starts as the teacher's D.
-    far = torch.tensor([60.0])
-    a, b = ours.consistency(far), theirs.denoiser(far)
-    torch.testing.assert_close(torch.stack(a[:2]), torch.stack(b[:2]), atol=1e-3, rtol=1e-3)
-
-
-def test_the_student_is_read_back(pair):
-    _, student, file = pair
+    ours, theirs = student.raw.scaling.consistency(sigma), load_model(folder).raw.scaling.denoiser(sigma)
+    assert torch.equal(ours.c_in, theirs.c_in) and torch.equal(ours.c_noise, theirs.c_noise)
+    far = [torch.stack(scalings[:2])[:, -1] for scalings in (ours, theirs)]
+    torch.testing.assert_close(*far, atol=1e-3, rtol=1e-3)
     back = load_model(file)
     assert torch.equal(back.sampler(2)(SEEDS), student.sampler(2)(SEEDS))
     assert back.raw.scaling.prediction == student.raw.scaling.prediction
     assert isinstance(back.network_config, DiffusersUNet) and "_name_or_path" not in back.network_config.config
     assert back.record.training_set_status == "claimed"
-    assert back.record.training_set == checks_data_hash()
-
-
-def checks_data_hash():
-    data = support.make_data()
-    data.setup("fit")
-    return data.training_set.hash
+    assert back.record.training_set == support.make_data().training_set.hash
 
 
 def test_resuming_gives_the_same_bits(pair, tmp_path):
@@ -258,46 +243,30 @@ def test_an_exported_teacher_is_the_same_teacher(tmp_path):
         distilled(tmp_path / "out", data=support.make_data(n=6))
 
 
-CONFIG = """
-threads: 1
-data: {source: digits, n: 8, held_out: 8, batch_size: 4}
-model:
-  class_path: cdmem.training.Student
-  init_args: {optimization: {schedule: constant}, averaging: {half_lives: [2]}}
-trainer: {accelerator: cpu, max_steps: 2, enable_model_summary: false, enable_progress_bar: false}
-"""
-
-
 def test_the_command_line_from_folder_to_audit_and_export(tmp_path, unet, capsys):
     """fit, fit again with ``--ckpt_path last``, another folder refused, audit against the folder, export."""
     folder = saved(tmp_path / "teacher", unet, DDPMScheduler())
     other = saved(tmp_path / "other", make_unet(seed=1), DDPMScheduler())
-    (tmp_path / "student.yaml").write_text(CONFIG)
-
-    def run(*args):
-        with pytest.raises(SystemExit) as stop:
-            main([str(a) for a in args])
-        said = capsys.readouterr()
-        return stop.value.code, said.out, said.err
-
-    fit = ["fit", "--config", tmp_path / "student.yaml", "--run_dir", tmp_path / "run", "--model.teacher"]
-    code, out, _ = run(*fit, folder)
-    assert code == 0 and out.count("does not record what it was trained on") == 1
-    code, _, err = run(*fit, other, "--ckpt_path", "last")
-    assert code == 2 and "is not the teacher" in err
-    assert run(*fit, folder, "--ckpt_path", "last")[0] == 0
-    report = tmp_path / "audit.json"
-    audit = ["audit", "--generator", tmp_path / "run", "--training_set", tmp_path / "run", "--metrics", "memorization"]
-    assert run(*audit, "--teacher", other, "--samples", "8")[0] == 2
-    assert run(*audit, "--teacher", folder, "--samples", "8", "--out", report, "--quiet")[0] == 0
+    config = tiny_stage("student", {"max_steps": 2}, {"held_out": 8}, lr_schedule="constant")
+    (tmp_path / "student.yaml").write_text(yaml.safe_dump(config))
+    run, out, report = tmp_path / "run", tmp_path / "out", tmp_path / "audit.json"
+    fit = ["fit", "--config", tmp_path / "student.yaml", "--run_dir", run, "--model.teacher"]
+    assert cdmem(*fit, folder) == 0 and capsys.readouterr().out.count("does not record what it was trained on") == 1
+    assert cdmem(*fit, other, "--ckpt_path", "last") == 2 and "is not the teacher" in capsys.readouterr().err
+    assert cdmem(*fit, folder, "--ckpt_path", "last") == 0
+    audit = ["audit", "--training_set", run, "--metrics", "memorization", "--samples", 8, "--quiet", "--generator"]
+    assert cdmem(*audit, run, "--teacher", other) == 2
+    assert cdmem(*audit, run, "--teacher", folder, "--out", report) == 0
     models, notes = (json.loads(report.read_text())[key] for key in ("models", "notes"))
     assert {m["role"] for m in models} == {"teacher", "student"} and any("claimed" in note for note in notes)
-    assert run("export", "--checkpoint", tmp_path / "run", "--out", tmp_path / "out", "--audit", report)[0] == 0
-    assert "claimed" in (tmp_path / "out/README.md").read_text()
-    assert run("sample", "--checkpoint", tmp_path / "out", "--samples", "4", "--out", tmp_path / "s.npz")[0] == 0
+    assert cdmem("export", "--checkpoint", run, "--out", out, "--audit", report) == 0
+    assert "claimed" in (out / "README.md").read_text()
+    assert cdmem("sample", "--checkpoint", out, "--samples", 4, "--out", tmp_path / "s.npz") == 0
     # The folder of a DDPM student is no pipeline; audited, it is a student with its teacher.
-    code, out, _ = run(*audit[:2], tmp_path / "out", *audit[3:], "--teacher", folder, "--samples", "8", "--quiet")
-    assert code == 0 and "student" in out and "teacher (heun)" in out
+    capsys.readouterr()
+    assert cdmem(*audit, out, "--teacher", folder) == 0
+    said = capsys.readouterr().out
+    assert "student" in said and "teacher (heun)" in said
 
 
 def test_classes(tmp_path):

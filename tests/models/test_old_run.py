@@ -10,18 +10,12 @@ import numpy as np
 import pytest
 import torch
 
-from cdmem.cli.main import main
 from cdmem.models.load import load_model
+from support.settings import cdmem
 
 ROOT = Path(__file__).resolve().parents[2]
 OLD, CONFIGS = ROOT / "tests/fixtures/old_run", ROOT / "configs"
 STAGES = ["teacher", "student", "control"]
-
-
-def cdmem(*args: object) -> int:
-    with pytest.raises(SystemExit) as stop:
-        main([str(a) for a in args])
-    return int(stop.value.code or 0)
 
 
 @pytest.fixture

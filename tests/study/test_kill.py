@@ -11,76 +11,21 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-import yaml
 
 from cdmem.io.atomic import owned
 from support.killing import Mortals, Outcome
-from support.settings import nested
+from support.settings import callback, mlp, tiny_stage, write_study
 
-DATA = {"n": 8, "held_out": 16, "batch_size": 4, "flip": True}
 CALLBACKS = [
-    {"class_path": "callbacks.MemorizationCallback", "init_args": {"cadence": {"samples": 12, "points": 3}}},
-    {"class_path": "callbacks.QualityCallback", "init_args": {"cadence": {"samples": 12, "points": 2}}},
-    {"class_path": "callbacks.OnsetCallback"},
-    {
-        "class_path": "cdmem.training.RunCheckpoint",
-        "init_args": {"every_n_steps": 5, "keep_all": True},
-    },
+    callback("MemorizationCallback", samples=12, points=3),
+    callback("QualityCallback", samples=12, points=2),
+    callback("OnsetCallback"),
+    callback("cdmem.training.RunCheckpoint", every_n_steps=5, keep_all=True),
 ]
-TRAINER = {
-    "accelerator": "cpu",
-    "max_steps": 14,
-    "enable_progress_bar": False,
-    "enable_model_summary": False,
-    "log_every_n_steps": 1,
-    "accumulate_grad_batches": 2,
-    "callbacks": CALLBACKS,
-}
-TEACHER = {
-    "threads": 1,
-    "data": DATA,
-    "model": {
-        "class_path": "cdmem.training.DiffusionTeacher",
-        "init_args": nested(
-            "teacher",
-            **{
-                "network": {
-                    "class_path": "cdmem.networks.MLP",
-                    "init_args": {"width": 16, "depth": 1, "dropout": 0.2},
-                },
-                "ema_half_lives": [2, 5],
-                "sampler_points": 4,
-                "warmup_steps": 3,
-            },
-        ),
-    },
-    "trainer": TRAINER,
-}
-STUDENT = {
-    "threads": 1,
-    "data": DATA,
-    "model": {
-        "class_path": "cdmem.training.Student",
-        "init_args": nested(
-            "student",
-            **{
-                "points": 8,
-                "start_points": 3,
-                "curriculum": "sqrt",
-                "mu": "adaptive",
-                "dropout": 0.2,
-                "ema_half_lives": [2],
-                "data": "teacher_samples",
-            },
-        ),
-    },
-    "trainer": TRAINER,
-}
-STUDY = {
-    "teacher": "teacher.yaml",
-    "students": {"student": "student.yaml"},
-    "audit": {"samples": 12, "metrics": ["memorization"]},
-}
+TRAINER = {"max_steps": 14, "log_every_n_steps": 1, "accumulate_grad_batches": 2, "callbacks": CALLBACKS}
+TEACHER = {"network": mlp(dropout=0.2), "ema_half_lives": [2, 5], "sampler_points": 4, "warmup_steps": 3}
+STUDENT = {"points": 8, "start_points": 3, "curriculum": "sqrt", "mu": "adaptive", "dropout": 0.2}
+STUDENT |= {"data": "teacher_samples"}
 TIMES = {"time", "seconds", "neighbor_products"}  # the last one tells which path was the faster in this process
 STATE = ("state_dict", "optimizer_states", "lr_schedulers", "callbacks", "global_step")
 
@@ -94,8 +39,9 @@ def mortals():
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
     folder = tmp_path_factory.mktemp("kill")
-    for name, content in (("teacher", TEACHER), ("student", STUDENT), ("study", STUDY)):
-        (folder / f"{name}.yaml").write_text(yaml.safe_dump(content))
+    stages = {"teacher": TEACHER, "student": STUDENT}
+    made = {role: tiny_stage(role, TRAINER, {"flip": True}, **settings) for role, settings in stages.items()}
+    write_study(folder, {"samples": 12, "metrics": ["memorization"]}, **made)
     return folder
 
 
@@ -112,6 +58,10 @@ class Scenario:
     def run(self, folder: str, at: int | None = None, how: str = "KILL") -> Outcome:
         return self.mortals.run(*self.args, "--run_dir", folder, cwd=self.place, at=at, how=how)
 
+    def named(self, name: str) -> list[int]:
+        """Numbers of the moments of a name."""
+        return [k for k, moment in enumerate(self.moments) if moment == name]
+
     def survive(self, at: int, how: str) -> Outcome:
         """Disturb at a moment, start the same command again, and compare every bit; the first outcome."""
         shutil.rmtree(self.place / self.name, ignore_errors=True)
@@ -121,7 +71,7 @@ class Scenario:
             assert first.code == -9, where
         again = self.run(self.name)
         assert again.code == 0, f"{where}\n{first.output}\n---\n{again.output}"
-        compare(content(self.place / self.name), self.expected, where)
+        assert content(self.place / self.name) == self.expected, where
         return first
 
 
@@ -135,13 +85,8 @@ def study(mortals, place):
     return Scenario(mortals, place, "study", "study", "--config", "study.yaml")
 
 
-@pytest.fixture(scope="module")
-def sweep(mortals, place):
-    return Scenario(mortals, place, "sweep", "study", "--config", "study.yaml", "--sweep", "seed=0,1")
-
-
 def content(folder: Path) -> dict[str, object]:
-    """Everything that a finished run leaves and that does not tell the time or the place."""
+    """Everything that a finished run leaves and that does not tell the time or the place; equal to the last bit."""
     found: dict[str, object] = {}
     for file in sorted(p for p in folder.rglob("*") if p.is_file()):
         name = str(file.relative_to(folder))
@@ -149,44 +94,28 @@ def content(folder: Path) -> dict[str, object]:
             continue
         if file.suffix == ".ckpt":
             saved = torch.load(file, weights_only=True)
-            found[name] = [
-                saved[k] for k in ("state_dict", "optimizer_states", "lr_schedulers", "callbacks", "global_step")
-            ]
+            found[name] = plain([saved[k] for k in STATE])
         elif file.suffix == ".npz":
             with np.load(file) as arrays:
-                found[name] = {k: torch.from_numpy(arrays[k]) for k in arrays.files}
+                found[name] = plain({k: torch.from_numpy(arrays[k]) for k in arrays.files})
         elif file.suffix == ".jsonl":
-            found[name] = [without_times(json.loads(line)) for line in file.read_text().splitlines()]
+            found[name] = [plain(json.loads(line)) for line in file.read_text().splitlines()]
         elif file.suffix == ".json":
-            found[name] = without_times(json.loads(file.read_text()))
-        elif file.suffix == ".png":
-            found[name] = file.read_bytes()
+            found[name] = plain(json.loads(file.read_text()))
         else:
-            found[name] = None
+            found[name] = file.read_bytes() if file.suffix == ".png" else None
     return found
 
 
-def without_times(value: object) -> object:
+def plain(value: object) -> object:
+    """A nested value that ``==`` compares bit by bit, nan included; without what tells the time."""
     if isinstance(value, dict):
-        return {k: without_times(v) for k, v in value.items() if k not in TIMES}
-    return [without_times(v) for v in value] if isinstance(value, list) else value
-
-
-def compare(a: object, b: object, where: str) -> None:
-    """Equal to the last bit, all the way down."""
-    assert type(a) is type(b), where
-    if isinstance(a, dict):
-        assert sorted(map(str, a)) == sorted(map(str, b)), where
-        for key in a:
-            compare(a[key], b[key], f"{where}: {key}")
-    elif isinstance(a, list | tuple):
-        assert len(a) == len(b), where
-        for k, (x, y) in enumerate(zip(a, b)):
-            compare(x, y, f"{where}[{k}]")
-    elif isinstance(a, torch.Tensor):
-        assert a.dtype == b.dtype and torch.equal(a, b), where
-    else:
-        assert a == b or (a != a and b != b), where
+        return {k: plain(v) for k, v in value.items() if k not in TIMES}
+    if isinstance(value, list | tuple):
+        return [plain(v) for v in value]
+    if isinstance(value, torch.Tensor):
+        return str(value.dtype), tuple(value.shape), value.contiguous().numpy().tobytes()
+    return repr(value)
 
 
 def chosen(scenario: Scenario, count: int, seed: int) -> list[int]:
@@ -212,29 +141,26 @@ def test_a_killed_teacher(teacher, part):
 @pytest.mark.parametrize("name", ["append, half done", "save, half done", "link", "run"])
 def test_killed_in_the_middle_of(teacher, name):
     """A torn line, a torn checkpoint, between the two renames, inside an evaluation; the second time it happens."""
-    teacher.survive([k for k, m in enumerate(teacher.moments) if m == name][1], "KILL")
+    teacher.survive(teacher.named(name)[1], "KILL")
 
 
 def test_killed_before_the_last_numbered_checkpoint(teacher):
     """Nothing is left to train then, yet the run's last file is missing."""
-    teacher.survive([k for k, m in enumerate(teacher.moments) if m == "link"][-1], "KILL")
+    teacher.survive(teacher.named("link")[-1], "KILL")
 
 
 def test_a_killed_study(study):
-    at = next(k for k, m in enumerate(study.moments) if m == "run" and k > len(study.moments) * 0.6)
-    study.survive(at, "KILL")
+    study.survive(next(k for k in study.named("run") if k > len(study.moments) * 0.6), "KILL")
 
 
 def test_sigterm_stops_at_the_next_step_and_keeps_it(teacher):
-    steps = [k for k, m in enumerate(teacher.moments) if m == "training_step"]
-    first = teacher.survive(steps[13], "TERM")  # accumulated by two: inside the seventh step
+    first = teacher.survive(teacher.named("training_step")[13], "TERM")  # accumulated by two: inside the seventh step
     assert first.code == 143
     assert "it goes on from step 7" in first.output
 
 
 def test_an_exception_inside_an_evaluation(teacher):
-    inside = [k for k, m in enumerate(teacher.moments) if m == "samples"]
-    first = teacher.survive(inside[1], "FAIL")
+    first = teacher.survive(teacher.named("samples")[1], "FAIL")
     assert first.code == 99 and "planted" in first.output
 
 
@@ -242,15 +168,14 @@ def test_a_torn_checkpoint_gives_way_to_the_one_before(teacher):
     """Power loss: half of the last checkpoint is there, or a byte has changed that torch.load does not miss."""
     for tear in (lambda b: b[: len(b) // 2], lambda b: b[:3000] + bytes([b[3000] ^ 1]) + b[3001:]):
         shutil.rmtree(teacher.place / teacher.name, ignore_errors=True)
-        saves = [k for k, m in enumerate(teacher.moments) if m == "save"]
-        assert teacher.run(teacher.name, saves[-1]).code == -9
+        assert teacher.run(teacher.name, teacher.named("save")[-1]).code == -9
         last = teacher.place / teacher.name / "checkpoints/last.ckpt"
         last.write_bytes(tear(last.read_bytes()))
         again = teacher.run(teacher.name)
         assert again.code == 0, again.output
         assert "last.ckpt cannot be read" in again.output and "going on from previous.ckpt, step" in again.output
         (last.parent / "torn.ckpt").unlink()
-        compare(content(teacher.place / teacher.name), teacher.expected, "torn")
+        assert content(teacher.place / teacher.name) == teacher.expected
 
 
 def test_two_torn_checkpoints_are_one_line_and_stay(teacher):
@@ -274,8 +199,7 @@ def test_one_folder_has_one_writer(teacher, place):
 
 
 def test_a_full_disk_is_one_line_and_nothing_is_lost(teacher):
-    saves = [k for k, m in enumerate(teacher.moments) if m == "save"]
-    first = teacher.survive(saves[2], "FULL")
+    first = teacher.survive(teacher.named("save")[2], "FULL")
     assert first.code == 1
     line = first.output.strip().splitlines()[-1]
     assert line.startswith("cdmem: error:") and "free space, then the same command goes on" in line
@@ -290,6 +214,7 @@ def test_a_study_at_random_moments(study, how, count):
 
 
 @pytest.mark.slow
-def test_a_sweep_at_random_moments(sweep):
+def test_a_sweep_at_random_moments(mortals, place):
+    sweep = Scenario(mortals, place, "sweep", "study", "--config", "study.yaml", "--sweep", "seed=0,1")
     for at in chosen(sweep, 5, seed=3):
         sweep.survive(at, "KILL")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import shutil
 from pathlib import Path
 
@@ -15,89 +16,60 @@ from PIL import Image
 
 from cdmem.cli.main import main
 from cdmem.seeds import first_sample, generator_seed
-from support.settings import nested
+from support.settings import callback, cdmem, mlp, tiny_stage, write_study
 
 STEPS = 8
 CALLBACKS = [
-    {"class_path": "callbacks.MemorizationCallback", "init_args": {"cadence": {"samples": 24, "points": 3}}},
-    {"class_path": "callbacks.QualityCallback", "init_args": {"cadence": {"samples": 24, "points": 3}}},
-    {"class_path": "callbacks.SampleGridCallback", "init_args": {"columns": 4, "cadence": {"samples": 4, "points": 1}}},
-    {
-        "class_path": "cdmem.training.RunCheckpoint",
-        "init_args": {"every_n_steps": 4, "keep_all": True},
-    },
+    callback("MemorizationCallback", samples=24, points=3),
+    callback("QualityCallback", samples=24, points=3),
+    callback("SampleGridCallback", samples=4, columns=4),
+    callback("cdmem.training.RunCheckpoint", every_n_steps=4, keep_all=True),
 ]
-TRAINER = {
-    "accelerator": "cpu",
-    "max_steps": STEPS,
-    "enable_progress_bar": False,
-    "enable_model_summary": False,
-    "log_every_n_steps": 2,
-    "callbacks": CALLBACKS,
-}
-DATA = {"n": 8, "held_out": 32, "batch_size": 4, "duplication": [{"fraction": 0.25, "copies": 3}]}
-TEACHER = {
-    "threads": 1,
-    "data": DATA,
-    "model": {
-        "class_path": "cdmem.training.DiffusionTeacher",
-        "init_args": nested(
-            "teacher",
-            **{
-                "network": {"class_path": "cdmem.networks.MLP", "init_args": {"width": 16, "depth": 1, "dropout": 0.1}},
-                "ema_half_lives": [2, 4],
-                "sampler_points": 4,
-            },
-        ),
-    },
-    "trainer": TRAINER,
-}
-STUDENT = {
-    "threads": 1,
-    "data": DATA,
-    "model": {
-        "class_path": "cdmem.training.Student",
-        "init_args": nested("student", **{"points": 5, "ema_half_lives": [2], "dropout": 0.1}),
-    },
-    "trainer": TRAINER,
+DATA = {"held_out": 32, "duplication": [{"fraction": 0.25, "copies": 3}]}
+MODELS = {
+    "teacher": {"network": mlp(dropout=0.1), "ema_half_lives": [2, 4], "sampler_points": 4},
+    "student": {"points": 5, "dropout": 0.1},
 }
 
 
-def run(*args: str) -> None:
-    with pytest.raises(SystemExit) as stop:
-        main(list(args))
-    assert stop.value.code == 0
+def config(role: str, callbacks: list | None = None, **model) -> dict:
+    """A stage of the study, or one a little different."""
+    trainer = {"max_steps": STEPS, "log_every_n_steps": 2, "callbacks": CALLBACKS if callbacks is None else callbacks}
+    return tiny_stage(role, trainer, DATA, **(MODELS[role] | model))
 
 
-def write(path: Path, config: dict) -> str:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(yaml.safe_dump(config))
+def run(*args: object) -> None:
+    assert cdmem(*args) == 0
+
+
+def write(path: Path, content: dict) -> str:
+    path.write_text(yaml.safe_dump(content))
     return str(path)
 
 
 def rows(folder: Path) -> list[dict]:
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    """The metrics record without its times."""
+    records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in record.items() if k != "time"} for record in records]
 
 
-def state(folder: Path) -> dict[str, torch.Tensor]:
-    return torch.load(folder / "checkpoints/last.ckpt", weights_only=True)["state_dict"]
+def checkpoint(folder: Path) -> dict:
+    return torch.load(folder / "checkpoints/last.ckpt", weights_only=True)
+
+
+def same_weights(folder: Path, other: Path) -> bool:
+    a, b = (checkpoint(f)["state_dict"] for f in (folder, other))
+    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
 
 
 @pytest.fixture(scope="module")
 def study(tmp_path_factory):
     """A finished tiny study and the command that made it."""
     folder = tmp_path_factory.mktemp("study")
-    write(folder / "configs/tiny/teacher.yaml", TEACHER)
-    write(folder / "configs/tiny/student.yaml", STUDENT)
-    config = write(
-        folder / "configs/tiny.yaml",
-        {
-            "teacher": "tiny/teacher.yaml",
-            "students": {"student": "tiny/student.yaml"},
-            "audit": {"samples": 40, "batch_size": 16},
-        },
-    )
-    command = ["study", "--config", config, "--run_dir", str(folder / "runs/tiny"), "--seed", "3"]
+    (folder / "configs").mkdir()
+    stages = {role: config(role) for role in MODELS}
+    file = write_study(folder / "configs", {"samples": 40, "batch_size": 16}, **stages)
+    command = ["study", "--config", file, "--run_dir", str(folder / "runs/tiny"), "--seed", "3"]
     run(*command)
     return folder, command
 
@@ -176,45 +148,23 @@ def test_a_finished_study_is_not_trained_again(study, capsys):
 
 
 def test_a_study_folder_of_other_settings_is_refused(study, capsys):
-    command = study[1]
-    with pytest.raises(SystemExit) as stop:
-        main([*command[:-1], "4"])
-    assert stop.value.code == 2 and "seed" in capsys.readouterr().err
+    assert cdmem(*study[1][:-1], "4") == 2 and "seed" in capsys.readouterr().err
 
 
-def test_a_study_goes_on_after_a_stage_is_lost(study, tmp_path, capsys):
-    """Run in a fresh folder with the finished teacher only: the student equals the undisturbed one, bit for bit."""
-    import shutil
-
+@pytest.mark.parametrize("lost", [["student", "audit"], ["student/finished.json", "audit/summary.json"]])
+def test_a_study_goes_on(study, tmp_path, lost):
+    """With the finished teacher only, or in the middle of the student: the undisturbed student, bit for bit."""
     folder, command = study
-    again = tmp_path / "again"
-    shutil.copytree(folder / "runs/tiny", again)
-    shutil.rmtree(again / "student")
-    shutil.rmtree(again / "audit")
-    run(*command[:3], "--run_dir", str(again), "--seed", "3")
-    a, b = state(folder / "runs/tiny/student"), state(again / "student")
-    assert a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
-
-
-def test_a_study_goes_on_in_the_middle_of_a_stage(study, tmp_path):
-    import shutil
-
-    folder, command = study
-    again = tmp_path / "again"
-    shutil.copytree(folder / "runs/tiny", again)
-    for name in ("student/finished.json", "audit/summary.json"):
-        (again / name).unlink()
-    middle = again / "student/checkpoints/step=00000004.ckpt"
-    assert torch.load(middle, weights_only=True)["global_step"] == 4
-    middle.replace(again / "student/checkpoints/last.ckpt")
-    run(*command[:3], "--run_dir", str(again), "--seed", "3")
-    a, b = state(folder / "runs/tiny/student"), state(again / "student")
-    assert a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
-    strip = [
-        [{k: v for k, v in r.items() if k != "time"} for r in rows(f / "student")]
-        for f in (folder / "runs/tiny", again)
-    ]
-    assert strip[0] == strip[1]
+    again = Path(shutil.copytree(folder / "runs/tiny", tmp_path / "again"))
+    for name in lost:
+        (shutil.rmtree if (again / name).is_dir() else os.remove)(again / name)
+    if (again / "student").is_dir():
+        middle = again / "student/checkpoints/step=00000004.ckpt"
+        middle.replace(again / "student/checkpoints/last.ckpt")
+        assert checkpoint(again / "student")["global_step"] == 4
+    run(*command[:3], "--run_dir", again, "--seed", "3")
+    assert same_weights(folder / "runs/tiny/student", again / "student")
+    assert rows(folder / "runs/tiny/student") == rows(again / "student")
 
 
 OUTSIDE = '''
@@ -250,46 +200,34 @@ def outside(tmp_path, monkeypatch):
 
 
 def test_a_users_metric_is_one_file_and_two_lines_of_yaml(tmp_path, outside):
-    config = json.loads(json.dumps(TEACHER))
-    config["trainer"]["callbacks"].append(
-        {"class_path": f"{outside}.MeanBrightness", "init_args": {"cadence": {"samples": 8, "points": 2}}}
-    )
-    run("fit", "--config", write(tmp_path / "t.yaml", config), "--run_dir", str(tmp_path / "r"))
+    own = config("teacher", [callback(f"{outside}.MeanBrightness", samples=8, points=2)])
+    run("fit", "--config", write(tmp_path / "t.yaml", own), "--run_dir", tmp_path / "r")
     values = [r["brightness/mean"] for r in rows(tmp_path / "r") if "brightness/mean" in r]
     assert len(values) == 2 and all(-2 < v < 2 for v in values)
 
 
-@pytest.mark.parametrize("role", ["teacher", "student"])
+@pytest.mark.parametrize("role", MODELS)
 def test_resume_is_bit_exact(study, tmp_path, outside, role):
     """2n steps = n steps, a crash, --ckpt_path last, n steps: weights, averages, optimizer and the metrics record."""
-    base = TEACHER if role == "teacher" else STUDENT
-    config = json.loads(json.dumps(base))
-    config["trainer"]["callbacks"] = [
-        *CALLBACKS[:1],
-        {"class_path": f"{outside}.Crash", "init_args": {"step": 5}},
-        {"class_path": "cdmem.training.RunCheckpoint", "init_args": {"every_n_steps": 2}},
-    ]
-    extra = [] if role == "teacher" else ["--model.teacher", str(study[0] / "runs/tiny/teacher")]
-    file = write(tmp_path / "c.yaml", config)
-    broken = ["fit", "--config", file, "--run_dir", str(tmp_path / "r"), "--seed", "3", *extra]
+    crash = callback(f"{outside}.Crash", step=5)
+    own = config(role, [CALLBACKS[0], crash, callback("cdmem.training.RunCheckpoint", every_n_steps=2)])
+    file = write(tmp_path / "c.yaml", own)
+    common = ["fit", "--config", file, "--seed", "3"]
+    common += [] if role == "teacher" else ["--model.teacher", str(study[0] / "runs/tiny/teacher")]
+    broken, straight = tmp_path / "r", tmp_path / "straight"
     with pytest.raises(RuntimeError, match="power cut"):
-        main(broken)
+        main([*common, "--run_dir", str(broken)])
     # The crash is a setting, too: switch it off in both places, or the folder is refused as one of other settings.
-    config["trainer"]["callbacks"][1]["init_args"]["step"] = 99
-    settings = yaml.safe_load((tmp_path / "r/config.yaml").read_text())
+    crash["init_args"]["step"] = 99
+    settings = yaml.safe_load((broken / "config.yaml").read_text())
     settings["trainer"]["callbacks"][1]["init_args"]["step"] = 99
-    (tmp_path / "r/config.yaml").write_text(yaml.safe_dump(settings))
-    write(tmp_path / "c.yaml", config)
-    run(*broken, "--ckpt_path", "last")
-    straight = tmp_path / "straight"
-    run("fit", "--config", file, "--run_dir", str(straight), "--seed", "3", *extra)
-    load = [torch.load(f / "checkpoints/last.ckpt", weights_only=True) for f in (tmp_path / "r", straight)]
-    a, b = (c["state_dict"] for c in load)
-    assert a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
-    moments = [c["optimizer_states"][0]["state"] for c in load]
-    assert all(torch.equal(moments[0][k]["exp_avg"], moments[1][k]["exp_avg"]) for k in moments[0])
-    kept, whole = ([{k: v for k, v in r.items() if k != "time"} for r in rows(f)] for f in (tmp_path / "r", straight))
-    assert kept == whole
+    write(broken / "config.yaml", settings)
+    write(tmp_path / "c.yaml", own)
+    run(*common, "--run_dir", broken, "--ckpt_path", "last")
+    run(*common, "--run_dir", straight)
+    assert same_weights(broken, straight) and rows(broken) == rows(straight)
+    a, b = (checkpoint(folder)["optimizer_states"][0]["state"] for folder in (broken, straight))
+    assert all(torch.equal(a[k]["exp_avg"], b[k]["exp_avg"]) for k in a)
 
 
 def test_sample_predict_and_validate(study, tmp_path):
@@ -302,7 +240,7 @@ def test_sample_predict_and_validate(study, tmp_path):
     with np.load(folder / "runs/tiny/samples/student_consistency_nfe=2.npz") as audited:
         assert np.array_equal(images, audited["images"][:5])
     assert Image.open(out.with_suffix(".png")).size[0] > 0
-    teacher = ["--config", str(folder / "configs/tiny/teacher.yaml"), "--run_dir", str(folder / "runs/tiny/teacher")]
+    teacher = ["--config", str(folder / "configs/teacher.yaml"), "--run_dir", str(folder / "runs/tiny/teacher")]
 
     def kept() -> dict[str, bytes]:
         parts = (p for name in ("evaluations", "panels") for p in (folder / "runs/tiny/teacher" / name).iterdir())
@@ -323,61 +261,52 @@ def test_sample_predict_and_validate(study, tmp_path):
 
 
 def test_stage_configs_work_by_themselves_and_take_overrides(study, tmp_path):
-    folder = study[0]
-    config = str(folder / "configs/tiny/teacher.yaml")
-    run("fit", "--config", config, "--data.n", "10", "--trainer.max_steps", "2", "--model.noise.p_mean", "-1.0")
-    record = json.loads((tmp_path / "runs/tiny/teacher/training_set.json").read_text())
-    settings = yaml.safe_load((tmp_path / "runs/tiny/teacher/config.yaml").read_text())
+    short = ["--trainer.max_steps", 2, "--data.n", 10, "--model.noise.p_mean", "-1.0"]
+    run("fit", "--config", study[0] / "configs/teacher.yaml", *short)
+    record = json.loads((tmp_path / "runs/teacher/training_set.json").read_text())
+    settings = yaml.safe_load((tmp_path / "runs/teacher/config.yaml").read_text())
     assert record["n"] == 10 and settings["model"]["init_args"]["noise"]["p_mean"] == -1.0
-    assert (
-        settings["data"]["subset_seed"] == generator_seed(0, "subset")
-        and settings["model"]["init_args"]["seeds"]["training"] == 0
-    )
+    assert settings["data"]["subset_seed"] == generator_seed(0, "subset")
+    assert settings["model"]["init_args"]["seeds"]["training"] == 0
 
 
 def test_wandb_offline_never_asks_and_keeps_its_run(tmp_path, monkeypatch, study):
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
-    config = str(study[0] / "configs/tiny/teacher.yaml")
-    run("fit", "--config", config, "--run_dir", str(tmp_path / "w"), "--trainer.max_steps", "2")
+    run("fit", "--config", study[0] / "configs/teacher.yaml", "--run_dir", tmp_path / "w", "--trainer.max_steps", "2")
     name = (tmp_path / "w/wandb_id").read_text().strip()
     assert list((tmp_path / "w/wandb").glob(f"offline-run-*-{name}/run-{name}.wandb"))
 
 
 def test_class_conditional_teacher_and_student(tmp_path):
-    teacher = json.loads(json.dumps(TEACHER))
-    teacher["model"]["init_args"]["conditional"] = True
-    run("fit", "--config", write(tmp_path / "t.yaml", teacher), "--run_dir", str(tmp_path / "t"))
-    student = write(tmp_path / "s.yaml", STUDENT)
-    run("fit", "--config", student, "--run_dir", str(tmp_path / "s"), "--model.teacher", str(tmp_path / "t"))
-    about = torch.load(tmp_path / "s/checkpoints/last.ckpt", weights_only=True)["cdmem"]
-    assert about["num_classes"] == 10
-    out = [tmp_path / f"{name}.npz" for name in "ab"]
-    run("sample", "--checkpoint", str(tmp_path / "s"), "--samples", "4", "--out", str(out[0]))
-    torch.manual_seed(1)  # labels must come from the sample seeds, not from the global stream
-    run("sample", "--checkpoint", str(tmp_path / "s"), "--samples", "4", "--batch_size", "3", "--out", str(out[1]))
-    with np.load(out[0]) as a, np.load(out[1]) as b:
-        assert np.abs(a["images"].astype(int) - b["images"].astype(int)).max() <= 1
+    for role, more in (("teacher", []), ("student", ["--model.teacher", tmp_path / "teacher"])):
+        file = write(tmp_path / f"{role}.yaml", config(role, **({"conditional": True} if role == "teacher" else {})))
+        run("fit", "--config", file, "--run_dir", tmp_path / role, *more)
+    assert checkpoint(tmp_path / "student")["cdmem"]["num_classes"] == 10
+    images = []
+    for batch_size in (256, 3):
+        torch.manual_seed(batch_size)  # labels must come from the sample seeds, not from the global stream
+        out = tmp_path / f"{batch_size}.npz"
+        run("sample", "--checkpoint", tmp_path / "student", "--samples", 4, "--batch_size", batch_size, "--out", out)
+        with np.load(out) as arrays:
+            images.append(arrays["images"].astype(int))
+    assert np.abs(images[0] - images[1]).max() <= 1
 
 
 @pytest.mark.parametrize("name", ["analytic:empirical", "analytic:gaussian", "analytic:partial:0.5"])
 def test_analytic_teachers_are_teachers(tmp_path, name):
-    config = json.loads(json.dumps(STUDENT))
-    config["model"]["init_args"] |= {
-        "teacher": name,
-        "network": {"class_path": "cdmem.networks.MLP", "init_args": {"width": 16, "depth": 1}},
-    }
-    run("fit", "--config", write(tmp_path / "c.yaml", config), "--run_dir", str(tmp_path / "r"))
+    file = write(tmp_path / "c.yaml", config("student", teacher=name, network=mlp()))
+    run("fit", "--config", file, "--run_dir", tmp_path / "r")
     measured = [r for r in rows(tmp_path / "r") if "distillation/rmse_to_teacher" in r]
     assert measured and all(math.isfinite(r["distillation/rmse_to_teacher"]) for r in measured)
 
 
-def test_a_config_with_interpolations_trains_in_the_folder_of_its_name(tmp_path, study, monkeypatch):
+def test_a_config_with_interpolations_trains_in_the_folder_of_its_name(tmp_path, monkeypatch):
     monkeypatch.setenv("IMAGES", "10")
-    config = yaml.safe_load((study[0] / "configs/tiny/teacher.yaml").read_text())
-    config["data"]["n"] = "${oc.decode:${oc.env:IMAGES}}"
-    config["trainer"] |= {"max_steps": 2, "callbacks": None}
-    run("fit", "--config", write(tmp_path / "mine.yaml", config), "--wandb", "false")
+    own = config("teacher", [])
+    own["data"]["n"] = "${oc.decode:${oc.env:IMAGES}}"
+    own["trainer"]["max_steps"] = 2
+    run("fit", "--config", write(tmp_path / "mine.yaml", own), "--wandb", "false")
     assert json.loads((tmp_path / "runs/mine/training_set.json").read_text())["n"] == 10
 
 
@@ -387,6 +316,5 @@ def test_a_resume_reads_its_checkpoint_once(study, tmp_path, monkeypatch):
     (folder / "finished.json").unlink()
     reads, load = [], torch.load
     monkeypatch.setattr(torch, "load", lambda file, *a, **k: reads.append(Path(str(file)).name) or load(file, *a, **k))
-    config = str(study[0] / "configs/tiny/teacher.yaml")
-    run("fit", "--config", config, "--run_dir", str(folder), "--seed", "3", "--ckpt_path", "last")
+    run("fit", "--config", study[0] / "configs/teacher.yaml", "--run_dir", folder, "--seed", "3", "--ckpt_path", "last")
     assert reads == ["last.ckpt"] and json.loads((folder / "finished.json").read_text())["step"] == STEPS

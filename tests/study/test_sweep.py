@@ -8,40 +8,20 @@ from pathlib import Path
 import pytest
 import yaml
 
-from cdmem.cli.main import main
 from cdmem.errors import InputError
 from cdmem.study.config import read_study
 from cdmem.study.sweep import cells_of, parse_grid, read_sweep, run_sweep, split_arguments
-from support.settings import nested
+from support.settings import callback, cdmem, tiny_stage, write_study
 
 ROOT = Path(__file__).resolve().parents[2]
-NETWORK = {"class_path": "cdmem.networks.MLP", "init_args": {"width": 16, "depth": 1}}
-CALLBACKS = [{"class_path": "cdmem.training.RunCheckpoint", "init_args": {"every_n_steps": 4}}]
-TRAINER = {"accelerator": "cpu", "max_steps": 4, "enable_progress_bar": False, "enable_model_summary": False}
-
-
-def stage(class_path: str, **options) -> dict:
-    role = "student" if class_path.endswith("Student") else "teacher"
-    model = {"class_path": class_path, "init_args": nested(role, ema_half_lives=[2], **options)}
-    data = {"n": 8, "held_out": 16, "batch_size": 4}
-    return {"threads": 1, "data": data, "model": model, "trainer": TRAINER | {"callbacks": CALLBACKS}}
 
 
 @pytest.fixture
 def config(tmp_path):
-    teacher = stage("cdmem.training.DiffusionTeacher", network=NETWORK, sampler_points=4)
-    student = stage("cdmem.training.Student", points=5)
-    study = {"teacher": "teacher.yaml", "students": {"student": "student.yaml"}}
-    study |= {"audit": {"samples": 16, "metrics": ["memorization", "quality"]}}
-    for name, content in (("teacher", teacher), ("student", student), ("study", study)):
-        (tmp_path / f"{name}.yaml").write_text(yaml.safe_dump(content))
-    return str(tmp_path / "study.yaml")
-
-
-def code(*args: object) -> int:
-    with pytest.raises(SystemExit) as stop:
-        main(list(map(str, args)))
-    return int(stop.value.code)
+    trainer = {"callbacks": [callback("cdmem.training.RunCheckpoint", every_n_steps=4)]}
+    teacher, student = tiny_stage("teacher", trainer, sampler_points=4), tiny_stage("student", trainer, points=5)
+    audit = {"samples": 16, "metrics": ["memorization", "quality"]}
+    return write_study(tmp_path, audit, teacher=teacher, student=student)
 
 
 def test_the_grid_is_every_combination():
@@ -71,28 +51,28 @@ def test_bad_grids(items):
 def test_a_sweep_runs_resumes_grows_and_compares(config, tmp_path, capsys):
     folder = tmp_path / "sweep"
     command = ["study", "--config", config, "--run_dir", folder, "--sweep"]
-    assert code(*command, "data.n=8,12", "seed=0") == 0
+    assert cdmem(*command, "data.n=8,12", "seed=0") == 0
     record = json.loads((folder / "sweep.json").read_text())
     assert [c["status"] for c in record["cells"]] == ["finished"] * 2 and (folder / "comparison.html").is_file()
     assert (folder / "data.n=8/seed=0/report.html").is_file()
     capsys.readouterr()
-    assert code(*command, "data.n=8,12", "seed=0,1") == 0  # two new cells
+    assert cdmem(*command, "data.n=8,12", "seed=0,1") == 0  # two new cells
     printed = capsys.readouterr().out
     assert "=== 1/2: data.n=8/seed=1" in printed and "data.n=8/seed=0\n" not in printed
     assert len(read_sweep(folder).cells) == 4
     html = (folder / "comparison.html").read_text(encoding="utf-8")
     assert "4 studies" in html and "Over seeds" in html and "Against data.n" in html
     # Other settings have no place in this folder.
-    assert code(*command[:-1], "--teacher.trainer.max_steps", 2, "--sweep", "data.n=8", "seed=0") == 2
+    assert cdmem(*command[:-1], "--teacher.trainer.max_steps", 2, "--sweep", "data.n=8", "seed=0") == 2
     assert "another sweep" in capsys.readouterr().err
 
 
 def test_bad_cells_are_found_before_the_first_trains(config, tmp_path, capsys):
     folder = tmp_path / "sweep"
     common = ["study", "--config", config, "--run_dir", folder, "--sweep"]
-    assert code(*common, "data.n=8,100000") == 2
-    assert code(*common, "data.no_such_key=1") == 2
-    assert code("study", "--config", config, "--run_dir", folder, "--seed", 1, "--sweep", "seed=0,1") == 2
+    assert cdmem(*common, "data.n=8,100000") == 2
+    assert cdmem(*common, "data.no_such_key=1") == 2
+    assert cdmem("study", "--config", config, "--run_dir", folder, "--seed", 1, "--sweep", "seed=0,1") == 2
     assert "set it once" in capsys.readouterr().err
     assert not folder.exists() or not list(folder.rglob("last.ckpt"))
 

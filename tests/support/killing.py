@@ -7,7 +7,6 @@ disk; the same ``at`` is the same moment every time.
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import json
 import os
@@ -84,24 +83,15 @@ class Moments:
             # Files may not grow beyond this from now on: the write fails as on a full disk.
             resource.setrlimit(resource.RLIMIT_FSIZE, (600, resource.RLIM_INFINITY))
 
-    def before(self, owner: Any, name: str) -> None:
-        """Make every call of ``owner.name`` a moment."""
+    def watch(self, owner: Any, name: str, path: Callable[..., Path] | None = None) -> None:
+        """Make every call of ``owner.name`` a moment; of a write to ``path`` also its middle: half is on the disk."""
         real = getattr(owner, name)
 
         @functools.wraps(real)
         def call(*args: Any, **kwargs: Any) -> Any:
             self.reach(name)
-            return real(*args, **kwargs)
-
-        setattr(owner, name, call)
-
-    def torn(self, owner: Any, name: str, path: Callable[..., Path]) -> None:
-        """Two moments per write: before it, and in its middle, when half of it is on the disk."""
-        real = getattr(owner, name)
-
-        @functools.wraps(real)
-        def call(*args: Any, **kwargs: Any) -> Any:
-            self.reach(name)
+            if path is None:
+                return real(*args, **kwargs)
             file = path(*args)
             size = file.stat().st_size if file.is_file() else 0
             done = real(*args, **kwargs)
@@ -132,19 +122,17 @@ def plant(moments: Moments) -> None:
         (EvaluationCallback, "run"),
         (Evaluation, "samples"),
     ):
-        moments.before(owner, name)
-    moments.torn(MetricsRecord, "append", lambda record, *_: record.path)
-    moments.torn(torch, "save", lambda _, target: Path(target))
-    moments.torn(np, "savez_compressed", lambda target: Path(target))
-    moments.torn(Path, "write_text", lambda target, *_: target)
+        moments.watch(owner, name)
+    moments.watch(MetricsRecord, "append", lambda record, *_: record.path)
+    moments.watch(torch, "save", lambda _, target: Path(target))
+    moments.watch(np, "savez_compressed", lambda target: Path(target))
+    moments.watch(Path, "write_text", lambda target, *_: target)
 
 
 def serve() -> None:
     """Answer requests until standard input ends."""
     os.environ["JSONARGPARSE_DEPRECATION_WARNINGS"] = "off"
     sys.path.insert(0, str(ROOT))
-    with contextlib.redirect_stdout(sys.stderr):
-        pass
     for line in sys.stdin:
         request = json.loads(line)
         out, told = os.pipe(), os.pipe()

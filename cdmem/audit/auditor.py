@@ -318,4 +318,4 @@ class Auditor:
         settings |= {"extractors": digests, "near_duplicates": self.near_duplicates}
         # The faster of two paths on this machine; both give the same bits, so it is a record and changes no number.
         settings["neighbor_products"] = "int8" if self.search.index.use_int_mm else "float32"
-        return settings | {"groups": list(self.settings.metrics)}
+        return settings | {"groups": list(self.settings.metrics), "asked": self.settings.asked()}

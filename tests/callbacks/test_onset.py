@@ -128,7 +128,7 @@ def test_stopping_at_onset_finishes_the_run(tmp_path, capsys):
     settings = config(callback("MemorizationStopping"))
     assert fit(tmp_path, settings) == 0
     done = json.loads((tmp_path / "run/finished.json").read_text())
-    assert done["step"] == 1 and "onset at step 1" in done["stopped"]
+    assert done["step"] == 1 and "onset at step 1" in done["why"]
     assert "training stops here" in capsys.readouterr().out
     # The same command again, as a study gives it, neither trains on nor forgets.
     assert fit(tmp_path, settings, "--ckpt_path", "last") == 0
@@ -141,7 +141,7 @@ def test_a_checkpoint_is_kept_and_training_goes_on(tmp_path):
     kept = torch.load(tmp_path / "run/checkpoints/onset.ckpt", weights_only=True)
     assert kept["cdmem"]["step"] == 1
     done = json.loads((tmp_path / "run/finished.json").read_text())
-    assert done["step"] == 64 and "stopped" not in done
+    assert done["step"] == 64 and done["ended"] == "max_steps"
 
 
 def test_no_onset_no_stop(tmp_path):

@@ -226,7 +226,9 @@ def test_a_broken_wandb_is_told_once_and_ends_nothing(tmp_path, monkeypatch):
 
 def test_what_is_refused_leaves_no_run_id(tmp_path, monkeypatch):
     monkeypatch.setenv("WANDB_MODE", "offline")
-    wrong = stage(TEACHER) | {"data": {"n": 8, "held_out": 32, "duplication": [{"fraction": float("nan"), "copies": 2}]}}
+    wrong = stage(TEACHER) | {
+        "data": {"n": 8, "held_out": 32, "duplication": [{"fraction": float("nan"), "copies": 2}]}
+    }
     (tmp_path / "wrong.yaml").write_text(yaml.safe_dump(wrong))
     with pytest.raises(SystemExit) as stop:
         main(["fit", "--config", str(tmp_path / "wrong.yaml"), "--run_dir", str(tmp_path / "run")])

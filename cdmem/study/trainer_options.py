@@ -6,9 +6,12 @@ that count epochs, or that cut the stream short, would be ignored or would chang
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
+from jsonargparse import Namespace
 from lightning.pytorch import Trainer
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 
 from cdmem.errors import InputError
 
@@ -56,6 +59,11 @@ HARMLESS = frozenset(
 # that order, so that 1 would be read as 1.0.
 for _name in ("train", "val", "test", "predict"):
     Trainer.__init__.__annotations__[f"limit_{_name}_batches"] = int | float | None
+# A logger without a folder of its own writes into the run's, see :func:`give_folder`.
+for _kind in (CSVLogger, TensorBoardLogger):
+    _init = _kind.__init__
+    if inspect.signature(_init).parameters["save_dir"].default is inspect.Parameter.empty:
+        _init.__defaults__ = (None, *_init.__defaults__)
 ENDLESS = "the stream of images never ends"
 SUBSET = "would show only a part of the training set, and the record would still say n"
 # Argument: (values that leave it alone, problem, what to use instead)
@@ -71,6 +79,14 @@ REFUSED: dict[str, tuple[tuple[Any, ...], str, str]] = {
     "overfit_batches": ((0, 0.0), SUBSET, "use data.n"),
     "reload_dataloaders_every_n_epochs": ((0,), ENDLESS, "leave it out"),
 }
+
+
+def give_folder(loggers: Any, folder: str) -> None:
+    """Fill in ``save_dir`` of the configured loggers that name none."""
+    for logger in loggers if isinstance(loggers, list) else [loggers]:
+        settings = logger.get("init_args") if isinstance(logger, Namespace) else None
+        if settings is not None and "save_dir" in settings and settings.save_dir is None:
+            settings.save_dir = folder
 
 
 def check_trainer_options(options: dict[str, Any]) -> None:

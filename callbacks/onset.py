@@ -184,7 +184,7 @@ class OnsetCallback(_Judge):
 class MemorizationStopping(_Judge):
     """Stops, or keeps ``checkpoints/onset.ckpt``, at the first evaluation that shows memorisation.
 
-    A stopped run is finished: ``finished.json`` says why under ``stopped``, and a study goes on to its next stage.
+    A stopped run is finished: ``finished.json`` says why, and a study goes on to its next stage.
 
     Args:
         threshold: act when the lower 95 % bound of f_mem exceeds it; None is the held-out bar of the module.

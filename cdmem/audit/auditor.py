@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from cdmem.audit.generators import Generator, GivenImages
 from cdmem.audit.result import AuditResult
@@ -20,6 +19,7 @@ from cdmem.audit.suite import FEATURES, extractor_record, fidelity_metrics, meas
 from cdmem.data.subset import TrainingSet
 from cdmem.errors import InputError
 from cdmem.images import to_float, to_uint8
+from cdmem.io.progress import progress
 from cdmem.metrics.comparison.equal_noise import fidelity_matched
 from cdmem.metrics.comparison.paired import PairedWithTeacher, adjust, compare
 from cdmem.metrics.comparison.verdict import judge
@@ -110,7 +110,7 @@ class Auditor:
         """All samples of a generator with their neighbours."""
         seeds, parts = self.seeds(generator), []
         name = f"audit {generator.name} {generator.sampler.nfe} NFE"
-        with tqdm(total=len(seeds), desc=name, disable=not self.progress) as bar:
+        with progress(len(seeds), name, disable=not self.progress) as bar:
             for start in range(0, len(seeds), self.settings.batch_size):
                 parts.append(generator.sampler(seeds[start : start + self.settings.batch_size], self.device).cpu())
                 bar.update(len(parts[-1]))
@@ -297,4 +297,4 @@ class Auditor:
         settings |= {"extractors": digests, "near_duplicates": self.near_duplicates}
         # The faster of two paths on this machine; both give the same bits, so it is a record and changes no number.
         settings["neighbor_products"] = "int8" if self.search.index.use_int_mm else "float32"
-        return settings | {"groups": list(self.settings.metrics)}
+        return settings | {"groups": list(self.settings.metrics), "asked": self.settings.asked()}

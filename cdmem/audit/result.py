@@ -32,6 +32,7 @@ class AuditResult:
         settings: samples, threshold, features with their digests, grouping.
         distillation: per student, the curve and whether it had stopped moving.
         notes: what was removed or is missing.
+        stages: of a study, how training of each stage ended.
     """
 
     training_set: dict[str, Any]
@@ -40,6 +41,7 @@ class AuditResult:
     settings: dict[str, Any]
     distillation: dict[str, Any] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    stages: dict[str, Any] = field(default_factory=dict)
     schema: int = SCHEMA
 
     def to_json(self) -> str:

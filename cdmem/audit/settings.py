@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import importlib
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from typing import Any
 
 import torch
 
@@ -61,6 +62,10 @@ class AuditSettings:
         if self.batch_size < 1:
             raise InputError("batch_size", self.batch_size, "must be at least 1", "e.g. 256")
         usable_device(self.device)
+
+    def asked(self) -> dict[str, Any]:
+        """What decides the numbers of an audit, as plain types."""
+        return {k: v for k, v in asdict(self).items() if k not in ("batch_size", "device")}
 
     @property
     def own_metrics(self) -> list[str]:

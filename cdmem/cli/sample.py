@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from cdmem.audit.settings import usable_device
 from cdmem.cli.arguments import new_file, parse
@@ -16,6 +15,7 @@ from cdmem.errors import InputError
 from cdmem.images import grid, to_uint8, write_png
 from cdmem.io.atomic import replacing
 from cdmem.io.paths import usable_path
+from cdmem.io.progress import progress
 from cdmem.models.load import load_model
 from cdmem.seeds import first_sample
 
@@ -62,7 +62,7 @@ def run_sample(args: Sequence[str]) -> int:
     start = first_sample(module.sampling_seed if options.seed is None else options.seed)
     seeds = range(start, start + options.samples)
     parts = []
-    with tqdm(total=options.samples, desc=f"{module.role} {sampler.nfe} NFE") as bar:
+    with progress(options.samples, f"{module.role} {sampler.nfe} NFE") as bar:
         for chunk, images in in_batches(sampler, seeds, options.batch_size, device):
             parts.append(to_uint8(images))
             bar.update(len(chunk))

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from cdmem.diffusion.noise import expand
 from cdmem.diffusion.preconditioning import DenoiserLike
+from cdmem.errors import InputError
 
 
 class Distance(ABC):
@@ -43,13 +44,22 @@ class PseudoHuber(Distance):
 
     Args:
         c: None takes the paper's 0.00054 sqrt(d), d = pixels x channels. Applying that c per pixel, as some ports do,
-            turns the distance into plain l2.
+            turns the distance into plain l2; 0 is the norm itself, whose gradient at a = b is 0.
+
+    Raises:
+        InputError: a negative c.
     """
 
     c: float | None = None
 
+    def __post_init__(self) -> None:
+        if self.c is not None and not self.c >= 0:
+            raise InputError("model.method.distance.c", self.c, "must not be negative", "leave it out for the paper's")
+
     def __call__(self, a: Tensor, b: Tensor) -> Tensor:
         delta = (a - b).flatten(1)
+        if self.c == 0:
+            return torch.linalg.vector_norm(delta, dim=1)
         c = self.c if self.c is not None else 0.00054 * math.sqrt(delta.shape[1])
         return (delta.square().sum(1) + c**2).sqrt() - c
 

@@ -71,6 +71,11 @@ class DistillationMethod(ABC):
     needs_teacher: ClassVar[bool] = True
     dropout: float = 0.0
 
+    @property
+    def follows_length(self) -> bool:
+        """Whether a step depends on the run's length, as in a growing curriculum: such a run cannot be lengthened."""
+        return False
+
     @abstractmethod
     def teacher_part(self, teacher: DenoiserLike | None, batch: CleanBatch, noise: StepNoise, at: Progress) -> Any:
         """Everything of a step that does not depend on the student; tensors on the batch's device."""

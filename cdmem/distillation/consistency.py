@@ -75,6 +75,10 @@ class ConsistencyTraining(DistillationMethod):
             hint = "0 for no target network, 0.95 for small runs"
             raise InputError(f"{key}.mu", self.mu, "must be in [0, 1)", hint)
 
+    @property
+    def follows_length(self) -> bool:
+        return self.curriculum != "fixed"
+
     def points_at(self, step: int, total_steps: int) -> int:
         """Grid points N at an optimizer step."""
         return num_points(step, total_steps, self.curriculum, self.start_points, self.points)

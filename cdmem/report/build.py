@@ -134,8 +134,10 @@ def made(run: RunData) -> Iterator[Text | Table]:
         "python": f"{env.get('python')} on {env.get('platform')}, {env.get('threads')} threads",
         "packages": ", ".join(f"{k} {v}" for k, v in (env.get("packages") or {}).items()),
     }
-    stages = [s for s in run.stages if s.finished]
-    facts |= {f"trained: {s.name}": f"{s.finished.get('step')} steps in {s.finished.get('seconds')} s" for s in stages}
+    for stage in [s for s in run.stages if s.ending]:
+        facts[f"trained: {stage.name}"] = f"{stage.ending}, {stage.finished.get('seconds')} s"
+        for c in stage.changes:
+            facts[f"changed: {stage.name}, step {c['step']}, {c['key']}"] = f"{c.get('old')} -> {c.get('new')}"
     yield Table(["what", "value"], [[name, str(value)] for name, value in facts.items()])
     command = " ".join(str(a) for a in env.get("command") or [])
     if command:

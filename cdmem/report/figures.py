@@ -46,6 +46,20 @@ def along_training(run: RunData) -> Iterator[Figure]:
     more = " A curve that still climbs to the left would bring copies back with more distillation."
     yield from _against(run, "rmse", "distillation/rmse_to_teacher", "rmse to the teacher's endpoints", more)
     yield from _against(run, "tradeoff", f"quality/{run.distance}", f"{run.distance} to held-out images")
+    yield from _learning_rates(run)
+
+
+def _learning_rates(run: RunData) -> Iterator[Figure]:
+    """The rate of every stage; settings that changed on the way are marked."""
+    for stage in run.stages:
+        x, y = stage.series("train/lr")
+        if x:
+            kind = "teacher" if stage.name == "teacher" else "student"
+            marks = [(float(step), "changed") for step in dict.fromkeys(c["step"] for c in stage.changes)]
+            label, name = f"{stage.name}: learning rate", f"learning_rate_{stage.name[:NAME]}"
+            series = [Series(stage.name, kind, x, y)]
+            chart = charts.curves(name, series, "optimizer step", "learning rate", marks=marks, alt=label)
+            yield Figure(chart, f"{label} along training.")
 
 
 def _against_step(run: RunData, stage: Stage, key: str, ylabel: str, *, percent: bool = False) -> Iterator[Figure]:

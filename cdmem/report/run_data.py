@@ -18,6 +18,7 @@ from cdmem.errors import InputError
 from cdmem.io.arrays import UNREADABLE, read_arrays
 from cdmem.io.text import LIMIT, parse_json, parse_yaml, read_text
 from cdmem.report.rows import distance_keys
+from cdmem.run.ending import read_ending
 
 SUMMARY = "audit/summary.json"
 MAX_TEXT = 64 * 2**20
@@ -31,6 +32,7 @@ class Stage:
         name: folder name, ``teacher`` or a student's.
         config, onset, finished: content of the files of these names.
         records: lines of ``metrics.jsonl``, merged by step, ascending.
+        changes: settings that changed on the way: ``step``, ``key``, ``old``, ``new``.
     """
 
     name: str
@@ -38,6 +40,15 @@ class Stage:
     records: list[dict[str, Any]]
     onset: dict[str, Any]
     finished: dict[str, Any]
+    changes: list[dict[str, Any]] = field(default_factory=list)
+
+    @property
+    def ending(self) -> str:
+        """How training ended, in words; empty where that is not recorded."""
+        try:
+            return str(read_ending(self.finished))
+        except (KeyError, TypeError, ValueError):
+            return ""
 
     def series(self, key: str) -> tuple[list[float], list[float]]:
         """Steps and values at which a key was logged."""
@@ -135,6 +146,17 @@ def _mapping(file: Path, notes: list[str]) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
+def _changes(file: Path, notes: list[str]) -> list[dict[str, Any]]:
+    """Entries of ``changes.json`` that are what a run writes."""
+    text = _text(file)
+    try:
+        entries = parse_json(text) if text is not None else []
+        return [e for e in entries if isinstance(e["step"], int) and isinstance(e["key"], str)]
+    except (ValueError, TypeError, KeyError) as error:
+        notes.append(f"{file.name} could not be read ({type(error).__name__})")
+        return []
+
+
 def _records(file: Path) -> list[dict[str, Any]]:
     """Lines of a metrics record merged by step; torn lines are skipped."""
     merged: dict[int, dict[str, Any]] = {}
@@ -156,6 +178,7 @@ def _stage(folder: Path, notes: list[str]) -> Stage:
         records=_records(folder / "metrics.jsonl"),
         onset=_mapping(folder / "onset.json", notes),
         finished=_mapping(folder / "finished.json", notes),
+        changes=_changes(folder / "changes.json", notes),
     )
 
 

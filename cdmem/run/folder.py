@@ -6,6 +6,8 @@
       config.yaml            every setting, resolved; usable as --config
       environment.json       versions, git state, threads, command
       training_set.json      which images, how often, content hash
+      finished.json          how training ended
+      changes.json           settings that changed on the way, with their steps
       metrics.jsonl          one line per logging event
       checkpoints/           last.ckpt and snapshots
       evaluations/           per-seed rows of every evaluation (.npz)
@@ -27,11 +29,14 @@ from cdmem.errors import InputError
 from cdmem.io.atomic import keep_inside, replacing
 from cdmem.io.secrets import redact
 from cdmem.io.text import LIMIT, parse_json, read_text, read_yaml
+from cdmem.run.ending import Ending, read_ending
 
 CONFIG = "config.yaml"
 MAX_RECORD = 2**26  # bytes; training_set.json with its lists is the largest
 WANDB_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")  # W&B makes a folder of that name
 FINISHED = "finished.json"
+CHANGES = "changes.json"  # settings that changed on the way, each with its step
+DISTILLED = "distilled.json"  # students that need a teacher's weights as they are
 
 
 class RunFolder:
@@ -96,12 +101,15 @@ class RunFolder:
     def last_checkpoint(self) -> Path:
         return self.path / "checkpoints" / "last.ckpt"
 
-    def finished(self) -> dict[str, Any] | None:
-        """What :data:`FINISHED` says, or None while the run is not complete."""
-        record = self.read_json(FINISHED) if (self.path / FINISHED).is_file() else None
-        if record is not None and (not isinstance(record, dict) or type(record.get("step")) is not int):
-            raise InputError("run_dir", self.path, f"{FINISHED} names no step", "remove the file and run again")
-        return record
+    def ending(self) -> Ending | None:
+        """How training ended, by :data:`FINISHED`; None while it goes on, or after a kill."""
+        if not (self.path / FINISHED).is_file():
+            return None
+        try:
+            return read_ending(self.read_json(FINISHED))
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            problem = f"{FINISHED} is invalid ({error})"
+            raise InputError("run_dir", self.path, problem, "remove the file and run again") from None
 
     def wandb_id(self) -> str:
         """The W&B run id of this folder, a new one if it has none yet; :meth:`keep_wandb_id` makes it the folder's."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +37,7 @@ class StudySettings:
         threads: CPU threads of all stages; if null what their configs say.
         wandb: log to Weights & Biases; if null what the stages' configs say.
         audit: what is measured at the end.
+        allow_unfinished: distil and audit stages that merely ran out of time, as they are.
         sweep: KEY=VALUE,VALUE ...; a study of every combination, in one folder.
         allow_code: admit configs that lie in run folders; they may name code to run.
     """
@@ -50,10 +51,12 @@ class StudySettings:
     threads: int | None = None
     wandb: bool | None = None
     audit: AuditSettings = field(default_factory=AuditSettings)
+    allow_unfinished: bool = False
     sweep: list[str] | None = None
     allow_code: bool = False
 
 
+UNFINISHED = "--allow_unfinished"
 FILE_KEYS = tuple(f.name for f in fields(StudySettings) if f.name not in ("config", "sweep", "allow_code"))
 TAKEN = (*(f.name for f in fields(StudySettings)), "report", "samples")  # files and folders of a study
 
@@ -69,6 +72,8 @@ class StudyConfig:
         audit: settings of the audit.
         raw: the merged settings, for the record.
         code: configs of run folders are admitted.
+        unfinished: stages that ran out of time are taken as they are.
+        said: the command line, as the user gave it.
     """
 
     run_dir: str
@@ -77,6 +82,8 @@ class StudyConfig:
     audit: AuditSettings
     raw: dict[str, Any]
     code: bool
+    unfinished: bool = False
+    said: tuple[str, ...] = ()
 
 
 def read_study(args: Sequence[str]) -> StudyConfig:
@@ -86,13 +93,14 @@ def read_study(args: Sequence[str]) -> StudyConfig:
         InputError: unknown keys, unreadable files, missing stages, a config of a run folder.
     """
     rest, code = split_consent(args)
-    given = [(key, one_value(key, values)) for key, values in options(rest)]
+    switched = [f"{word}=true" if word == UNFINISHED else word for word in rest]
+    given = [(key, one_value(key, values)) for key, values in options(switched)]
     file = next((value for key, value in reversed(given) if key == "config"), None)
     if file is None:
         hint = "python -m cdmem study --config configs/quickstart.yaml"
         raise InputError("config", None, "a study needs a file", hint)
     raw = _merged(file, [(key, value) for key, value in given if key != "config"], code)
-    return _checked(Path(file), raw, code)
+    return replace(_checked(Path(file), raw, code), said=("study", *args))
 
 
 def _merged(file: str, overrides: Sequence[tuple[str, str]], code: bool) -> dict[str, Any]:
@@ -124,13 +132,14 @@ def _checked(path: Path, raw: dict[str, Any], code: bool) -> StudyConfig:
         if key in ("audit", "students") and value is not None and not isinstance(value, dict):
             raise InputError(key, value, "is no mapping of settings", "see configs/quickstart.yaml")
     stages = _stages(path, raw)
-    own = {key: raw[key] for key in ("seed", "run_dir") if raw.get(key) is not None}
+    own = {key: raw[key] for key in ("seed", "run_dir", "allow_unfinished") if raw.get(key) is not None}
     settings = read_settings(StudySettings, {"config": str(path)} | own)
     given = raw.get("audit") or {}
     if given.get("samples") is None:  # a study's images are always sampled
         given = given | {"samples": SAMPLES}
     audit = read_settings(AuditSettings, given, "audit")
-    return StudyConfig(settings.run_dir or f"runs/{config_name(path)}", settings.seed, stages, audit, raw, code)
+    run_dir = settings.run_dir or f"runs/{config_name(path)}"
+    return StudyConfig(run_dir, settings.seed, stages, audit, raw, code, settings.allow_unfinished)
 
 
 def _stages(path: Path, raw: dict[str, Any]) -> dict[str, tuple[Path, dict[str, Any]]]:

@@ -11,10 +11,12 @@ import re
 import typing
 import warnings
 from collections.abc import Mapping, Sequence
+from enum import Enum
 from pathlib import Path
 from pydoc import locate
 from typing import Any, TypeVar
 
+import yaml
 from jsonargparse import ArgumentError, ArgumentParser, Namespace
 from omegaconf.errors import OmegaConfBaseException
 
@@ -39,6 +41,8 @@ VALUE = re.compile(r"(?:Got value|Given value): (\S+)")
 # A value deep inside: the key within a class's settings, what was expected, what was given.
 INNER = re.compile(r'Parser key "([\w.]+)":\s+(Expected [^\n]*?)\. Got value: (\S+)')
 LIMIT = 2**63
+# Settings of other people's classes may be enumerations, which YAML has no word for.
+yaml.SafeDumper.add_multi_representer(Enum, lambda dumper, member: dumper.represent_data(member.value))
 Kind = TypeVar("Kind")
 
 # ---- words ----------------------------------------------------------------------------------------------------------

@@ -24,9 +24,8 @@ from cdmem.io.atomic import owned
 from cdmem.io.paths import possible_path, usable_path
 from cdmem.io.secrets import redact
 from cdmem.models.load import load_teacher
-from cdmem.run.folder import CONFIG, FINISHED, RunFolder
-from cdmem.run.provenance import environment
-from cdmem.run.settings import check_same_settings
+from cdmem.run.ending import Ending
+from cdmem.run.folder import FINISHED, RunFolder
 from cdmem.seeds import check_seed, generator_seed
 from cdmem.study.consent import consent, split_consent
 from cdmem.study.parsing import (
@@ -39,15 +38,28 @@ from cdmem.study.parsing import (
     one_line,
     quiet_libraries,
 )
+from cdmem.study.start import (
+    INVALID,
+    Start,
+    StartRecord,
+    check_changes,
+    check_length,
+    check_not_distilled,
+    check_record,
+    check_state,
+    find_start,
+    start_from_weights,
+    students_of,
+)
+from cdmem.study.trainer_options import check_trainer_options, give_folder
 from cdmem.tracking.jsonl import JsonlLogger
 from cdmem.tracking.wandb import teacher_link, wandb_logger
-from cdmem.training.checkpoint import PREVIOUS, read_checkpoint, resumable_checkpoint
 from cdmem.training.checkpoint_callback import DurableCheckpointIO, RunCheckpoint
 from cdmem.training.datamodule import MemorizationDataModule
+from cdmem.training.ending import TimeLimit, ending_of
 from cdmem.training.engine import check_launch, check_precision, watching_peers
 from cdmem.training.module import DiffusionModule
 from cdmem.training.progress import StepProgress
-from cdmem.training.record import FORMAT, read_record
 from cdmem.training.student import Student
 from cdmem.training.teacher import DiffusionTeacher
 
@@ -55,7 +67,6 @@ with contextlib.suppress(ModuleNotFoundError):
     import callbacks  # noqa: F401  (the one place that looks callbacks up: short class names in configs)
 
 DERIVED_MODEL_SEEDS = ("training", "sampling")
-INVALID = (KeyError, IndexError, TypeError, ValueError, AttributeError, ArithmeticError, RuntimeError)
 MAX_THREADS = 256
 set_parsing_settings(omegaconf_absolute_to_relative_paths=True)
 
@@ -72,12 +83,18 @@ class Stage(LightningCLI):
     Args:
         command: ``fit``, ``validate``, ``test`` or ``predict``.
         args: the arguments after it; ``--allow_code`` admits configs of run folders.
+        said: the command line as the user gave it, where it is another one (a study's).
+
+    Attributes:
+        leave_distilled: a run that a student was distilled from is left as it is, not refused.
 
     Construction only parses, checks and builds; :meth:`execute` runs (a study checks all of its stages first).
     """
 
-    def __init__(self, command: str, args: Sequence[str]) -> None:
-        self.command = command
+    leave_distilled = False
+
+    def __init__(self, command: str, args: Sequence[str], said: Sequence[str] | None = None) -> None:
+        self.command, self.said = command, list(said or [command, *args])
         rest, allowed = split_consent(args)
         self.config_file = config_file(rest)
         with consent(allowed):
@@ -100,6 +117,9 @@ class Stage(LightningCLI):
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_argument("--run_dir", type=str | None, default=None, help="run folder; runs/<config name>")
         parser.add_argument("--seed", type=int, default=0, help="subset, training and sampling seeds derive from it")
+        parser.add_argument(
+            "--weights_from", type=str | None, default=None, help="start a new run from this model's evaluated weights"
+        )
         parser.add_argument("--threads", type=int | None, default=None, help="CPU threads; cores / devices if null")
         parser.add_argument(
             "--wandb", type=bool, default=True, help="log to Weights & Biases (offline without a login)"
@@ -124,6 +144,7 @@ class Stage(LightningCLI):
         self.check_sections()
         s = self.settings
         check_values(s)
+        check_trainer_options(s.trainer.as_dict())
         check_seed(s.seed)
         if s.data.subset_seed is None:
             s.data.subset_seed = generator_seed(s.seed, "subset")
@@ -136,7 +157,8 @@ class Stage(LightningCLI):
             s.run_dir = f"runs/{config_name(self.config_file)}"
         possible_path("run_dir", s.run_dir)
         named = {"ckpt_path": s.ckpt_path, "data.path": s.data.path, "data.held_out_path": s.data.held_out_path}
-        for key, value in (named | {"model.teacher": s.model.init_args.get("teacher")}).items():
+        named |= {"model.teacher": s.model.init_args.get("teacher"), "weights_from": s.weights_from}
+        for key, value in named.items():
             if value is not None:
                 usable_path(key, value)
         if s.threads is not None and not 1 <= s.threads <= MAX_THREADS:
@@ -146,6 +168,7 @@ class Stage(LightningCLI):
         check_precision(s.trainer.precision, str(s.trainer.accelerator))
         self.record = redact(yaml.safe_load(self._parser(self.command).dump(s, skip_validation=True)))
         s.trainer.default_root_dir = s.run_dir
+        give_folder(s.trainer.logger, s.run_dir)
         torch.set_num_threads(s.threads or max(1, (os.cpu_count() or 1) // processes_here(s.trainer.devices)))
         pl.seed_everything(generator_seed(s.seed, "network", 1), verbose=False)
 
@@ -153,7 +176,7 @@ class Stage(LightningCLI):
         """Add what every run has: JSONL record, W&B, checkpoints under the run folder, a bar that knows the end."""
         s, made = self.settings, self.config_init[self.command].trainer
         wanted = made.callbacks or []
-        wanted = [*wanted] if isinstance(wanted, list) else [wanted]
+        wanted = list(wanted) if isinstance(wanted, list | tuple) else [wanted]
         if not any(isinstance(c, RunCheckpoint) for c in wanted):
             wanted.append(RunCheckpoint())
         for callback in wanted:
@@ -161,9 +184,10 @@ class Stage(LightningCLI):
                 callback.dirpath = str(Path(s.run_dir).resolve() / "checkpoints")
         if s.trainer.enable_progress_bar is not False:
             wanted.append(StepProgress())
-        made.callbacks = wanted
-        if s.trainer.logger in (None, True):
-            made.logger = self._loggers(s.run_dir)
+        if made.max_time is not None:
+            wanted.append(self._time_limit(made.max_time))
+        made.callbacks, made.max_time = wanted, None
+        made.logger = [*self._loggers(s.run_dir), *self._further_loggers(made.logger)]
         trainer = self._trainer(**kwargs)
         cluster = trainer._accelerator_connector.cluster_environment
         if isinstance(cluster, SLURMEnvironment):
@@ -173,6 +197,18 @@ class Stage(LightningCLI):
         if trainer.max_steps < 1:
             raise InputError("trainer.max_steps", trainer.max_steps, "the stream of images never ends", "set a number")
         return trainer
+
+    @staticmethod
+    def _time_limit(duration: Any) -> TimeLimit:
+        try:
+            return TimeLimit(duration)
+        except (MisconfigurationException, TypeError) as error:
+            raise InputError("trainer.max_time", duration, one_line(str(error)), "e.g. 00:12:00:00") from None
+
+    @staticmethod
+    def _further_loggers(asked: Any) -> list[Any]:
+        """Loggers of the user's own, beside ours."""
+        return [] if asked in (None, True, False) else list(asked) if isinstance(asked, list | tuple) else [asked]
 
     def _trainer(self, **kwargs: Any) -> pl.Trainer:
         """Lightning's own; what it cannot be with these settings, or on this machine, is told in one line."""
@@ -203,21 +239,55 @@ class Stage(LightningCLI):
 
     # ---- running ------------------------------------------------------------------------------------------------
 
+    @property
+    def folder(self) -> RunFolder:
+        """The run folder."""
+        return RunFolder(self.settings.run_dir)
+
+    def check_folder(self) -> None:
+        """Raises InputError where the run folder was made with settings that cannot change on the way."""
+        if self.command == "fit" and not self.settings.trainer.fast_dev_run:
+            check_changes(Start(), self.folder, self.record, self.said)
+
     def execute(self) -> None:
         """Check the folder and the checkpoint, then hand over to Lightning."""
         self._prepare_model()
-        folder = RunFolder(self.settings.run_dir)
+        folder, max_steps = self.folder, self.trainer.max_steps
         writes = self.command == "fit" and not self.settings.trainer.fast_dev_run
         with owned(folder.path, writes and self.trainer.is_global_zero):
-            checkpoint = self._check_folder(folder, writes)
-            done = folder.finished() if writes else None
-            if done and done["step"] == self._checkpoint_step:
-                why = f": {done['stopped']}" if done.get("stopped") else ""
-                how = "stopped" if why else "finished"
-                print(f"      {how} before, at step {done['step']}{why}", flush=True)
+            start = self._find_start(folder, writes)
+            done = folder.ending() if writes else None
+            if done and done.complete and done.step == start.step and not start.changes:
+                how = "stopped" if done.why else "finished"
+                print(f"      {how} before, at step {done.step}{f': {done.why}' if done.why else ''}", flush=True)
                 return
-            written = self._prepare_folder(folder) if writes and self.trainer.is_global_zero else []
-            self._hand_over(folder, checkpoint, written)
+            if writes and self.leave_distilled and start.step and students_of(folder):
+                print(f"      left at step {start.step}: a student was distilled from it", flush=True)
+                return
+            if writes:
+                check_length(start, self.model, max_steps, folder, self.said)
+                check_not_distilled(folder, start, max_steps, self.said)
+                self.model.settings = self.record
+                record = StartRecord(folder, self.record, self.datamodule.training_set, start)
+                self.trainer.callbacks.insert(0, record)
+            self._hand_over(folder, start)
+
+    def _find_start(self, folder: RunFolder, writes: bool) -> Start:
+        """Where to go on from, checked; a new run may take its weights from another."""
+        s = self.settings
+        start = find_start(self.command, folder, s.ckpt_path, writes)
+        s.ckpt_path = str(start.path) if start.path else None
+        record = check_record(start, self.model.role, self.command) if start.checkpoint else None
+        if writes:
+            start.changes = check_changes(start, folder, self.record, self.said)
+        if record is not None:
+            check_state(start, record, self.model, self.datamodule.training_set)
+        if self.command == "fit":
+            if start.checkpoint:
+                self._continue_schedule(start)
+            elif s.weights_from is not None:
+                start.changes.append(start_from_weights(self.model, s.weights_from))
+        return start
 
     def _prepare_model(self) -> None:
         """Build the network; a student is handed its teacher, which may not exist before now."""
@@ -228,9 +298,16 @@ class Stage(LightningCLI):
             self.model.receive(load_teacher(self.model.teacher_name, training_set, self.model.teacher_weights))
         self.model.prepare(training_set)
 
-    def _hand_over(self, folder: RunFolder, checkpoint: dict[str, Any] | None, written: Sequence[Path]) -> None:
+    def _continue_schedule(self, start: Start) -> None:
+        try:
+            self.model.continue_schedule(start.checkpoint, self.trainer.max_steps)
+        except INVALID as error:
+            problem = f"its schedule is invalid ({type(error).__name__})"
+            raise InputError("ckpt_path", start.path, problem, "use another checkpoint") from None
+
+    def _hand_over(self, folder: RunFolder, start: Start) -> None:
         self._tell_loggers_the_teacher()
-        self.trainer.strategy.checkpoint_io = DurableCheckpointIO(checkpoint)
+        self.trainer.strategy.checkpoint_io = DurableCheckpointIO(start.checkpoint)
         # Lightning reads the instantiated copy of the settings.
         self.config_init[self.command].ckpt_path = self.settings.ckpt_path
         if self.command == "fit" and self.settings.ckpt_path is None:
@@ -239,29 +316,36 @@ class Stage(LightningCLI):
         try:
             with watching_peers(self.trainer):
                 super()._run_subcommand(self.command)
-        except INVALID as error:
-            if checkpoint is None or self.model.started:
+        except BaseException as error:
+            self._keep_interruption(folder, error, time.time() - started)
+            if start.checkpoint is None or self.model.started or not isinstance(error, INVALID):
                 raise
-            for file in written:  # a refusal leaves nothing behind
-                file.unlink(missing_ok=True)
             reason = f"{type(error).__name__}: {' '.join(str(error).split())[:120]}"
             problem = f"cannot be restored ({reason})"
             raise InputError("ckpt_path", self.settings.ckpt_path, problem, "use another checkpoint") from None
         if not self.trainer.is_global_zero or self.trainer.fast_dev_run:
             return
-        # A callback may end a run before max_steps on purpose; it says why.
-        stopped = next((c.stopped for c in self.trainer.callbacks if getattr(c, "stopped", None)), None)
-        if self.command == "fit" and (stopped or self.trainer.global_step >= self.trainer.max_steps):
-            done = {"step": self.trainer.global_step, "seconds": round(time.time() - started, 1)}
-            if self.trainer.global_step < self.trainer.max_steps:
-                done["stopped"] = stopped
-            folder.write_json(FINISHED, done)
-            self._log_checkpoint(folder)
+        if self.command == "fit":
+            ending = ending_of(self.trainer, round(time.time() - started, 1))
+            folder.write_json(FINISHED, ending.plain())
+            if ending.complete:
+                self._log_checkpoint(folder)
+            else:
+                print(f"      {ending}; the same command goes on", flush=True)
         elif self.command in ("validate", "test"):
             metrics = {k: float(v) for k, v in self.trainer.callback_metrics.items()}
-            folder.write_json(f"{self.command}/step={self._checkpoint_step:08d}.json", metrics)
+            folder.write_json(f"{self.command}/step={start.step:08d}.json", metrics)
         elif self.command == "predict":
             self._write_predictions(folder)
+
+    def _keep_interruption(self, folder: RunFolder, error: BaseException, seconds: float) -> None:
+        """Write down that training did not end by itself."""
+        kept = self.command == "fit" and self.model.started and self.trainer.is_global_zero
+        if kept and not self.trainer.fast_dev_run:
+            why = " ".join(str(error).split())[:200] or None
+            ending = Ending(self.trainer.global_step, "interrupted", type(error).__name__, why, round(seconds, 1))
+            with contextlib.suppress(OSError):  # a full disk may be what ended it
+                folder.write_json(FINISHED, ending.plain())
 
     def _tell_loggers_the_teacher(self) -> None:
         """Only now is the teacher of a study known, and read."""
@@ -275,73 +359,6 @@ class Stage(LightningCLI):
             if hasattr(logger, "log_checkpoint") and folder.last_checkpoint.is_file():
                 logger.log_checkpoint(folder.last_checkpoint, self.model.role, about)
 
-    def _check_folder(self, folder: RunFolder, writes: bool) -> dict[str, Any] | None:
-        """The checkpoint to start from, None for a fresh start; what does not belong together is refused."""
-        s, checkpoint = self.settings, None
-        stray = next(iter(folder.path.glob("hpc_ckpt*")), None)
-        if stray is not None:
-            raise InputError("run_dir", stray, "is no checkpoint of cdmem, and Lightning would prefer it", "remove it")
-        if s.ckpt_path == "last" or (s.ckpt_path is None and (self.command != "fit" or writes)):
-            # The same command again goes on where the run stopped; a trained state is never overwritten.
-            last = resumable_checkpoint(folder.path)
-            if last is None and self.command != "fit":
-                hint = "train first or give --ckpt_path FILE"
-                raise InputError("ckpt_path", "last", f"{folder.path} holds no checkpoint", hint)
-            s.ckpt_path, checkpoint = (str(last[0]), last[1]) if last else (None, None)
-        if s.ckpt_path is not None:
-            checkpoint = checkpoint or read_checkpoint(s.ckpt_path, "ckpt_path")
-            self._check_checkpoint(checkpoint)
-        if writes and (folder / CONFIG).is_file():
-            check_same_settings(folder, folder.read_config(), self.record)
-        self._checkpoint_step = int(checkpoint["global_step"]) if checkpoint else 0
-        return checkpoint
-
-    def _prepare_folder(self, folder: RunFolder) -> list[Path]:
-        """Write what the run is; the files of a folder that had no settings before."""
-        new = not (folder / CONFIG).is_file()
-        if new:
-            folder.write_text(CONFIG, yaml.safe_dump(self.record, sort_keys=False))
-        written = [
-            folder.write_json("environment.json", environment(torch.get_num_threads())),
-            folder.write_json("training_set.json", self.datamodule.training_set.record()),
-        ]
-        last = folder.last_checkpoint
-        if last.is_file() and self.settings.ckpt_path == str(last.with_name(PREVIOUS)):
-            last.replace(last.with_name("torn.ckpt"))  # or it would become the one to fall back on
-        return [folder / CONFIG, *written] if new else []
-
-    def _check_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        path, step, module = self.settings.ckpt_path, checkpoint.get("global_step"), self.model
-        try:
-            record = read_record(checkpoint["cdmem"])
-            if not isinstance(step, int) or step < 0:
-                raise ValueError(f"step {step}")
-        except INVALID as error:
-            raise InputError("ckpt_path", path, f"its record is invalid ({error})", "use another checkpoint") from None
-        if record.format != FORMAT and self.command == "fit":
-            problem = f"was written by an earlier cdmem (format {record.format}) and cannot be resumed"
-            hint = "sample, audit, export or distil it; train on in another --run_dir"
-            raise InputError("ckpt_path", path, problem, hint)
-        if record.role != module.role:
-            problem = f"is a {record.role}, the config describes a {module.role}"
-            hint = "give the teacher to a student as --model.teacher; --ckpt_path only resumes the same model"
-            raise InputError("ckpt_path", path, problem, hint)
-        if record.teacher_digest != module.record.teacher_digest:
-            problem = f"is not the teacher that {path} was distilled from"
-            hint = "give that teacher, or another --run_dir"
-            raise InputError("model.teacher", getattr(module, "teacher_name", None), problem, hint)
-        if record.training_set != self.datamodule.training_set.hash:
-            problem = "was trained on another training set than the data section describes"
-            raise InputError("ckpt_path", path, problem, "use the data section of that run (its config.yaml)")
-        ours, theirs = (
-            {name: tuple(v.shape) for name, v in state.items() if isinstance(v, torch.Tensor)}
-            for state in (module.state_dict(), checkpoint["state_dict"])
-        )
-        other = sorted(name for name in {*ours, *theirs} if ours.get(name) != theirs.get(name))
-        if other:
-            problem = f"does not hold the network that the config describes ({other[0]} differs)"
-            raise InputError("ckpt_path", path, problem, "use the model section of that run (its config.yaml)")
-
     def _write_predictions(self, folder: RunFolder) -> None:
         seeds, images = zip(*self.trainer.predict_loop.predictions)
         folder.write_arrays(
@@ -352,14 +369,14 @@ class Stage(LightningCLI):
         print(f"images: {folder / 'samples/predict.npz'}")
 
 
-def build(command: str, args: Sequence[str], stage: type[Stage] = Stage) -> Stage:
+def build(command: str, args: Sequence[str], stage: type[Stage] = Stage, said: Sequence[str] | None = None) -> Stage:
     """Parse, check and build without running; all parsing mistakes become :class:`InputError`."""
     quiet_libraries()
     wants_help = bool({"-h", "--help"} & set(args))
     quiet = io.StringIO()
     try:
         with contextlib.nullcontext() if wants_help else contextlib.redirect_stderr(quiet):
-            return stage(command, args)
+            return stage(command, args, said)
     except PARSING as error:
         raise explain(error) from None
     except SystemExit as stop:

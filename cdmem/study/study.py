@@ -13,11 +13,10 @@ from cdmem.audit.distillation_curve import distillation_record
 from cdmem.audit.generators import study_generators
 from cdmem.audit.result import AuditResult
 from cdmem.errors import InputError
-from cdmem.io.secrets import redact
 from cdmem.run.folder import CONFIG, RunFolder
-from cdmem.run.settings import check_same_settings
-from cdmem.study.config import StudyConfig, stage_arguments
+from cdmem.study.config import UNFINISHED, StudyConfig, stage_arguments
 from cdmem.study.stage import Stage, build
+from cdmem.study.start import command_line
 from cdmem.tracking.wandb import finish_wandb
 from cdmem.training.student import Student
 from cdmem.training.teacher import DiffusionTeacher
@@ -42,11 +41,14 @@ class Study:
     def __init__(self, config: StudyConfig) -> None:
         self.config, self.folder = config, RunFolder(config.run_dir)
         # Every stage is parsed and its data are read before anything trains.
-        self.stages: dict[str, Stage] = {name: build("fit", stage_arguments(config, name)) for name in config.stages}
+        self.stages: dict[str, Stage] = {
+            name: build("fit", stage_arguments(config, name), said=config.said) for name in config.stages
+        }
         check_parts(self.stages)
+        for stage in self.stages.values():
+            stage.leave_distilled = config.unfinished
+            stage.check_folder()
         self.record = config.raw | {"seed": config.seed}
-        if (self.folder / CONFIG).is_file():
-            check_same_settings(self.folder, self.folder.read_config(), redact(self.record))
 
     def run(self) -> AuditResult:
         """All stages, then the audit; finished parts are skipped."""
@@ -54,11 +56,23 @@ class Study:
             print(f"[{number}/{len(self.stages) + 1}] {name}", flush=True)
             stage.execute()
             finish_wandb()
+            self._check_ending(name, stage)
             if number == 1 and stage.trainer.is_global_zero:
                 self.folder.write_text(CONFIG, yaml.safe_dump(self.record, sort_keys=False))
                 self.folder.write_json("training_set.json", stage.datamodule.training_set.record())
         print(f"[{len(self.stages) + 1}/{len(self.stages) + 1}] audit", flush=True)
         return self.audit()
+
+    def _check_ending(self, name: str, stage: Stage) -> None:
+        """What comes next builds on a stage that came to its end.
+
+        Raises:
+            InputError: it merely ran out of time, and that is not allowed.
+        """
+        ending = stage.folder.ending()
+        if ending is not None and not ending.complete and not self.config.unfinished:
+            hint = f"give the same command again, or take it as it is: {command_line(self.config.said)} {UNFINISHED}"
+            raise InputError(name, ending.step, f"{ending} of {stage.trainer.max_steps}", hint)
 
     # ---- audit --------------------------------------------------------------------------------------------------
 
@@ -74,6 +88,7 @@ class Study:
         settings, students = self.config.audit, list(self.config.stages)[1:]
         generators = study_generators(self.config.run_dir, students, settings.nfe, settings.torch_device)
         key = [[g.name, g.method, g.sampler.nfe, g.weights, g.step] for g in generators]
+        endings = {name: ending for name, s in self.stages.items() if (ending := s.folder.ending())}
         old = self._earlier_audit(key)
         if old is not None:
             return old
@@ -81,6 +96,9 @@ class Study:
         auditor = Auditor(teacher.datamodule.training_set, settings, seed, folder=self.folder)
         records = {n: distillation_record(RunFolder(self.folder / n), settings.threshold) for n in students}
         result = auditor.run(generators, records)
+        result.stages = {name: ending.plain() for name, ending in endings.items()}
+        short = [(name, ending) for name, ending in endings.items() if ending.ended != "max_steps"]
+        result.notes += [f"{name} {ending}" for name, ending in short]
         self.folder.write_text("audit/summary.json", result.to_json())
         return result
 
@@ -95,6 +113,7 @@ class Study:
         try:
             old = AuditResult.from_dict(self.folder.read_json("audit/summary.json"))
             same = [[m["name"], m["method"], m["nfe"], m["weights"], m["step"]] for m in old.models] == key
+            same = same and old.settings.get("asked") == self.config.audit.asked()
             # An audit of an earlier version has no verdict: it is made again.
             return old if same and all(m.get("verdict") for m in old.models if m["role"] == "student") else None
         except (KeyError, TypeError, AttributeError):

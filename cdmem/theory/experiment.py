@@ -43,8 +43,8 @@ class Progress:
             print(f"[{time.monotonic() - self.began:6.1f} s] {message}", file=sys.stderr, flush=True)
 
     def bar(self, items: Iterable[T], what: str) -> Iterable[T]:
-        """The same items, with a bar."""
-        return tqdm(items, desc=what, disable=self.quiet, leave=False, file=sys.stderr)
+        """The same items, with a bar on a terminal; a log has the lines."""
+        return tqdm(items, desc=what, disable=self.quiet or not sys.stderr.isatty(), leave=False, file=sys.stderr)
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -24,7 +25,7 @@ from cdmem.training.datamodule import MemorizationDataModule
 from cdmem.training.ema import EMA
 from cdmem.training.engine import check_trainer, loss_scale
 from cdmem.training.record import ModelRecord
-from cdmem.training.settings import RAW, Averaging, Optimization, Seeds
+from cdmem.training.settings import RAW, Averaging, Optimization, Phase, Seeds, apply_hyperparameters
 
 Parameterization = Literal["edm", "vp"]
 VALIDATION = 2**28  # first number of its noise, beyond any step of training
@@ -58,6 +59,8 @@ class DiffusionModule(LightningModule):
         self.ema: EMA | None = None
         self.record: ModelRecord | None = None
         self.started = False  # training has begun: a checkpoint, if there is one, was restored
+        self.settings: dict[str, Any] | None = None  # of the run, for its checkpoints
+        self.phases: list[Phase] = []  # of the learning rate
         self._losses: list[Tensor] = []
         self._to_log: dict[str, float] = {}
 
@@ -164,6 +167,7 @@ class DiffusionModule(LightningModule):
 
     def on_train_start(self) -> None:
         self.started = True
+        apply_hyperparameters(self.optimizers().optimizer, self.lr_schedulers())
         if self.compiles:
             self.compile_networks()
 
@@ -175,7 +179,9 @@ class DiffusionModule(LightningModule):
         total = self.trainer.max_steps
         if total is None or total < 1:
             raise InputError("trainer.max_steps", total, "the stream of images never ends", "set a number of steps")
-        return self.optimization.configure(self.raw.network.parameters(), total, self.default_optimizer)
+        # A checkpoint was looked at by now.
+        self.phases = self.phases or self.optimization.phases(total)
+        return self.optimization.configure(self.raw.network.parameters(), self.phases, self.default_optimizer)
 
     def step_noise(self, local_batch: int, batch_idx: int) -> StepNoise:
         """The random numbers of this rank's share of this micro-batch."""
@@ -216,7 +222,8 @@ class DiffusionModule(LightningModule):
             raise InputError("train/loss", float(loss), f"training diverged at step {step}", hint)
         self.log("train/loss", loss, prog_bar=True, logger=False)
         if logs:
-            self._to_log = {"train/loss": float(loss), "images_seen": float(self.images_seen())}
+            rate = self.trainer.optimizers[0].param_groups[0]["lr"]
+            self._to_log = {"train/loss": float(loss), "train/lr": rate, "images_seen": float(self.images_seen())}
 
     def on_train_batch_end(self, *_: Any) -> None:
         """Send the loss of a complete step to the loggers; self.log would repeat it where a run is stopped."""
@@ -287,3 +294,19 @@ class DiffusionModule(LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         step = int(checkpoint.get("global_step", 0))
         checkpoint["cdmem"] = replace(self.record, step=step).plain()
+        checkpoint["schedule"] = [list(phase) for phase in self.phases]
+        checkpoint["settings"] = self.settings
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        if self.trainer.state.fn == "fit":
+            self.continue_schedule(checkpoint, self.trainer.max_steps)
+
+    def continue_schedule(self, checkpoint: Mapping[str, Any], max_steps: int) -> None:
+        """Take up the learning-rate schedule of a checkpoint, to end at ``max_steps``.
+
+        Raises:
+            InputError: see :meth:`Optimization.continued`.
+        """
+        before = checkpoint.get("schedule") or self.optimization.phases(max_steps)
+        phases = [Phase(int(start), int(end), str(kind)) for start, end, kind in before]
+        self.phases = self.optimization.continued(phases, int(checkpoint["global_step"]), max_steps)

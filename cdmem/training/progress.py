@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import sys
 import time
+from collections.abc import Callable
 
 from lightning.pytorch import LightningModule
 from lightning.pytorch.callbacks import TQDMProgressBar
+from lightning.pytorch.callbacks.progress.tqdm_progress import Tqdm
 from lightning.pytorch.trainer import Trainer
+
+from cdmem.io.progress import ProgressLines
 
 SHOWN = {"memorization/f_mem": "f_mem", "quality/fd_": "fd"}
 
@@ -53,6 +58,32 @@ class StepProgress(TQDMProgressBar):
             self._mark = (now, seen)
         return self._rate
 
+    @property
+    def _terminal(self) -> bool:
+        return sys.stdout.isatty()
+
+    def _bar(self, bar: Callable[[], Tqdm], name: str) -> Tqdm | ProgressLines:
+        return bar() if self._terminal else ProgressLines(desc=name, disable=self.is_disabled, file=sys.stdout)
+
+    def init_train_tqdm(self) -> Tqdm | ProgressLines:
+        total, name = self.total_train_batches, getattr(self.trainer.lightning_module, "role", "train")
+        before = self.trainer.global_step * self.trainer.accumulate_grad_batches
+        if not self._terminal:
+            return ProgressLines(total, name, before, self.is_disabled, sys.stdout)
+        bar = super().init_train_tqdm()
+        bar.total, bar.initial, bar.n = total, before, before
+        bar.set_description(name)
+        return bar
+
+    def init_validation_tqdm(self) -> Tqdm | ProgressLines:
+        return super().init_validation_tqdm() if self._terminal else ProgressLines(disable=True)
+
+    def init_test_tqdm(self) -> Tqdm | ProgressLines:
+        return self._bar(super().init_test_tqdm, "test")
+
+    def init_predict_tqdm(self) -> Tqdm | ProgressLines:
+        return self._bar(super().init_predict_tqdm, "predict")
+
     def on_train_epoch_start(self, trainer: Trainer, *args: object) -> None:
-        super().on_train_epoch_start(trainer, *args)
-        self.train_progress_bar.set_description(getattr(trainer.lightning_module, "role", "train"))
+        """Lightning would begin at 0 here, also where a run goes on."""
+        self.train_progress_bar.refresh()

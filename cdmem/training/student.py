@@ -53,8 +53,9 @@ class Student(DiffusionModule):
     Args:
         teacher: checkpoint, run folder or exported folder of a cdmem teacher; folder of a diffusers DDPM, DDIM or EDM
             model; or ``analytic:empirical``, ``analytic:gaussian``, ``analytic:partial:FRACTION``.
-        method: how it learns, for example ``cdmem.distillation.ConsistencyDistillation``; or a file of
-            ``configs/methods/``.
+        method: how it learns, for example ``cdmem.distillation.ConsistencyDistillation``; or a file:
+            ``configs/methods/small.yaml`` (stable at small batch; the defaults), ``configs/methods/cm.yaml`` (CIFAR-10
+            of Song et al. 2023, with l2) or ``configs/methods/ict.yaml`` (Song & Dhariwal 2023, growing curriculum).
         network: for a student from random weights; None starts from the teacher's network and weights.
         teacher_weights: which of the teacher's weights to distil; None is the teacher's own choice.
         data: what the distillation sees.

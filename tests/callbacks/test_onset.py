@@ -80,7 +80,7 @@ def test_stopping_at_onset_finishes_the_run(tmp_path, capsys):
     settings = teacher(MEASURES, judge("MemorizationStopping"))
     assert fit(tmp_path, settings) == 0
     done = read(tmp_path / "run/finished.json")
-    assert done["step"] == 1 and "onset at step 1" in done["stopped"]
+    assert done["step"] == 1 and "onset at step 1" in done["why"]
     assert "training stops here" in capsys.readouterr().out
     # The same command again, as a study gives it, neither trains on nor forgets.
     assert fit(tmp_path, settings, "--ckpt_path", "last") == 0
@@ -92,7 +92,7 @@ def test_stopping_at_onset_finishes_the_run(tmp_path, capsys):
 def test_training_goes_on_where_a_checkpoint_is_enough_or_there_is_no_onset(tmp_path, options, kept):
     assert fit(tmp_path, teacher(MEASURES, judge("MemorizationStopping", **options))) == 0
     done, file = read(tmp_path / "run/finished.json"), tmp_path / "run/checkpoints/onset.ckpt"
-    assert done["step"] == 64 and "stopped" not in done and file.exists() is kept
+    assert done["step"] == 64 and done["ended"] == "max_steps" and file.exists() is kept
     assert not kept or torch.load(file, weights_only=True)["cdmem"]["step"] == 1
 
 

@@ -11,6 +11,7 @@ import support
 from cdmem.diffusion import losses, noise, solvers
 from cdmem.distillation import ConsistencyTraining
 from cdmem.distillation.base import CleanBatch
+from cdmem.errors import InputError
 
 DISTANCES = pytest.mark.parametrize("distance", [losses.L2(), losses.L1(), losses.PseudoHuber(0.3)], ids=str)
 BOTH = pytest.mark.parametrize("name", ["heun", "euler"])
@@ -110,3 +111,16 @@ def test_weights_multiply_per_sample():
     plain = losses.consistency_loss(lambda *_: a, lambda *_: b, a, b, s, s, losses.L2())
     weighted = losses.consistency_loss(lambda *_: a, lambda *_: b, a, b, s, s, losses.L2(), weight)
     torch.testing.assert_close(weighted, plain * weight, rtol=1e-15, atol=0)
+
+
+def test_pseudo_huber_without_c_is_the_norm_with_a_gradient_everywhere():
+    a = torch.tensor([[3.0, 4.0], [0.0, 0.0]], dtype=torch.float64, requires_grad=True)
+    value = losses.PseudoHuber(c=0.0)(a, torch.zeros(2, 2, dtype=torch.float64))
+    value.sum().backward()
+    assert value.tolist() == [5.0, 0.0] and a.grad.tolist() == [[0.6, 0.8], [0.0, 0.0]]
+
+
+@pytest.mark.parametrize("c", [-1e-9, math.nan])
+def test_pseudo_huber_refuses_a_negative_c(c):
+    with pytest.raises(InputError, match=r"model\.method\.distance\.c="):
+        losses.PseudoHuber(c=c)

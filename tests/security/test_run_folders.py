@@ -266,7 +266,7 @@ def test_pipes_and_devices_are_not_waited_for(kind, tmp_path):
     data = read_run(run)
     assert data.stages[1].config == {} and data.arrays("samples", data.models[0]) == {}
     folder = RunFolder(stage)
-    assert MetricsRecord(folder).rows() == [] and read_wandb_id(stage) is None and folder.finished() is None
+    assert MetricsRecord(folder).rows() == [] and read_wandb_id(stage) is None and folder.ending() is None
     refused = [folder.read_config, partial(load_record, run), partial(distillation_record, folder, 1 / 3)]
     for read in (*refused, partial(folder.read_json, "onset.json")):
         with pytest.raises(InputError):

@@ -74,7 +74,7 @@ def tiny_unet(channels: list[int]) -> list[str]:
 
 
 def check_trained(folder: RunFolder, nfes: list[int], quality: bool = True) -> None:
-    assert folder.finished()["step"] == 2
+    assert folder.ending().step == 2
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     for name in ("memorization/f_mem", "train/loss"):
         assert any(name in row for row in rows)
@@ -220,7 +220,7 @@ def test_debug_study_runs_to_its_audit(tmp_path, capsys):
     assert run_study(args) == 0
     files = {"teacher": CONTENT["debug.yaml"]["teacher"], **CONTENT["debug.yaml"]["students"]}
     for name, file in files.items():
-        assert RunFolder(run_dir / name).finished()["step"] == CONTENT[file]["trainer"]["max_steps"]
+        assert RunFolder(run_dir / name).ending().step == CONTENT[file]["trainer"]["max_steps"]
     summary = json.loads((run_dir / "audit/summary.json").read_text())
     assert {m["name"] for m in summary["models"]} == {"teacher", "student", "heldout", "control"}
     record = json.loads((run_dir / "training_set.json").read_text())

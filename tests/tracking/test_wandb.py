@@ -180,7 +180,7 @@ def test_a_broken_wandb_is_told_once_and_ends_nothing(tmp_path, monkeypatch):
         warnings.simplefilter("always")
         fit(tmp_path, "teacher")
     assert len([w for w in said if "no space left" in str(w.message)]) == 1
-    assert RunFolder(tmp_path / "study/teacher").finished()["step"] == STEPS
+    assert RunFolder(tmp_path / "study/teacher").ending().step == STEPS
 
 
 def test_what_is_refused_leaves_no_run_id(tmp_path, monkeypatch):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -50,6 +52,12 @@ class Study:
             stage.check_folder()
         self.record = config.raw | {"seed": config.seed}
         self._earlier_audit()  # what is none is refused before anything is written
+
+    @property
+    def digest(self) -> str:
+        """Of all settings of the stages and the audit: whether the same was asked for before."""
+        asked = {name: stage.record for name, stage in self.stages.items()} | {"audit": self.config.audit.asked()}
+        return hashlib.sha256(json.dumps(asked, sort_keys=True, default=str).encode()).hexdigest()
 
     def run(self) -> AuditResult:
         """All stages, then the audit; finished parts are skipped."""

@@ -154,8 +154,9 @@ class Gate:
             largest = max(self.bounds, key=lambda b: b.copies.high)
             said = [f"gate: passed, all below {limit}; the largest upper bound", f"  {largest.words(self.limit)}"]
         said.append(f"  looked at: {', '.join(d.label for d in self.looked)}")
-        if not self.held_out and len(self.looked) == 1:
-            said.append("  without held-out images only f_mem gates: altered copies (brighter, mirrored) pass unseen")
+        if [d.metric for d in self.looked] == [None]:
+            why = "no other detector was asked for or measured" if self.held_out else "without held-out images"
+            said.append(f"  only f_mem gates ({why}): altered copies (brighter, mirrored) pass unseen")
         return said + [f"  {line}" for line in self.missing]
 
     def record(self) -> dict[str, Any]:

@@ -117,9 +117,9 @@ def read_parts(path: str | Path, key: str = "generator") -> PipelineParts:
     name = _scheduler_name(folder, settings, key)
     if name not in SCHEDULERS:
         raise InputError(f"{key}.scheduler", name, "is not supported", f"use one of {', '.join(SCHEDULERS)}")
-    steps = settings.get("num_train_timesteps", 1)
-    if type(steps) is not int or not 0 < steps <= MAX_STEPS:
-        raise InputError(f"{key}.scheduler", steps, f"num_train_timesteps is not 1 to {MAX_STEPS}", "save it again")
+    steps = settings.get("num_train_timesteps", 2)
+    if type(steps) is not int or not 2 <= steps <= MAX_STEPS:
+        raise InputError(f"{key}.scheduler", steps, f"num_train_timesteps is not 2 to {MAX_STEPS}", "save it again")
     network = load_diffusers(folder / "unet", key)
     config = read_config(folder / "unet", key)
     try:

@@ -113,9 +113,9 @@ class Bound:
     def words(self, limit: float) -> str:
         """``images 0 NFE: f_mem 100 % [94.3, 100] exceeds 1 %``; "may exceed" where the limit lies in the interval."""
         value, low, high = (f"{round(100 * x, 1) + 0.0:g}" for x in self.copies)
-        more = " more than clean images" if self.detector.clean else ""
+        label = self.detector.label + (" (less H's rate)" if self.detector.clean else "")
         verb = "exceeds" if self.copies.low > limit else "may exceed" if self.exceeds(limit) else "is below"
-        return f"{self.model}: {self.detector.label} {value} % [{low}, {high}]{more} {verb} {100 * limit:g} %"
+        return f"{self.model}: {label} {value} % [{low}, {high}] {verb} {100 * limit:g} %"
 
 
 @dataclass(frozen=True)

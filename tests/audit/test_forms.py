@@ -56,17 +56,17 @@ def there(place, monkeypatch):
 
 CAN = {
     "heun": {3},
-    "euler": {2, 3, 4, 6},
+    "euler": {2, 3, 4},
     "run": {1, 2, 3},
-    "ddim": {1, 2, 3, 4, 6},
+    "ddim": {1, 2, 3, 4},
     "cm": {1, 2, 3, 4},  # the points of its grid
 }
-CAN |= {f"{name}_out": CAN[name] for name in ("heun", "run")}
+CAN["run_out"] = CAN["run"]
 
 
 @pytest.mark.parametrize("form", CAN)
 def test_sample_and_audit_take_the_same_evaluations(form, tmp_path, capsys):
-    for nfe in (0, 1, 2, 3, 4, 6):
+    for nfe in (0, 1, 2, 3, 4):
         asked = ["--nfe", nfe]
         samples, out = tmp_path / f"{nfe}.npz", tmp_path / f"{nfe}.json"
         codes = [command("sample", "--checkpoint", form, "--samples", 2, "--seed", 0, "--out", samples, *asked)]
@@ -157,12 +157,21 @@ def test_other_shapes_are_noticed_before_anything_is_sampled(generator, tmp_path
 # ---- the white-box part -----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("generator", "held_out"), [("heun", True), ("run", True), ("run", False)])
+@pytest.mark.parametrize(("generator", "held_out"), [("heun", False), ("run", True)])
 def test_the_white_box_part_shows_how_far_it_is(generator, held_out, tmp_path, capsys):
     pixels = np.random.default_rng(0).integers(0, 256, (8, 8, 8, 1), dtype=np.uint8)
     np.savez(tmp_path / "t.npz", images=pixels)
     training_set = "run" if held_out else tmp_path / "t.npz"
-    asked = ["--generator", generator, "--training_set", training_set, "--samples", 4, "--nfe", 3]
+    asked = [
+        "--generator",
+        generator,
+        "--training_set",
+        training_set,
+        "--samples",
+        4,
+        "--nfe",
+        1 if generator == "run" else 3,
+    ]
     assert audit(*asked, "--metrics", "inside") == 0
     lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("audit inside")]
     assert len(lines) > 3

@@ -16,6 +16,9 @@ from cdmem.errors import InputError
 from cdmem.metrics.statistics import Estimate, fraction, newcombe_difference
 
 
+CALIBRATION = 99  # held-out images that a false-positive rate of 1 % needs
+
+
 @dataclass(frozen=True)
 class Detector:
     """One way to find copies that an audit has measured.
@@ -126,13 +129,14 @@ class Gate:
         limit: largest share of copies that passes.
         looked: detectors that gate.
         bounds: of every model that is judged, by every detector.
-        missing: a model and a detector without a number, with the reason.
+        missing: by model why a detector gave no number; such a model does not pass.
+        held_out: number of held-out images.
     """
 
     limit: float
     looked: Sequence[Detector]
     bounds: Sequence[Bound]
-    missing: Sequence[str]
+    missing: Mapping[str, str]
     held_out: int
 
     @property
@@ -143,21 +147,26 @@ class Gate:
     @property
     def failed(self) -> list[str]:
         """Names of the models that did not pass."""
-        return list(dict.fromkeys(b.model for b in self.exceeded))
+        return list(dict.fromkeys([*(b.model for b in self.exceeded), *self.missing]))
 
     def lines(self) -> list[str]:
-        """For people: the outcome, what decided it, and what did not look."""
+        """For people: the outcome, what decided it, and what looked."""
         limit = f"{100 * self.limit:g} %"
-        if self.exceeded:
+        if self.failed:
             said = [f"gate: FAILED at {limit}", *(f"  {b.words(self.limit)}" for b in self.exceeded)]
+            said += [f"  {model}: {reason}" for model, reason in self.missing.items()]
         else:
             largest = max(self.bounds, key=lambda b: b.copies.high)
             said = [f"gate: passed, all below {limit}; the largest upper bound", f"  {largest.words(self.limit)}"]
+        if self.held_out < CALIBRATION and any(b.detector.clean for b in self.exceeded):
+            said.append(
+                f"  {self.held_out} held-out images are few: below {CALIBRATION} more than 1 % of clean images fire"
+            )
         said.append(f"  looked at: {', '.join(d.label for d in self.looked)}")
         if [d.metric for d in self.looked] == [None]:
             why = "no other detector was asked for or measured" if self.held_out else "without held-out images"
             said.append(f"  only f_mem gates ({why}): altered copies (brighter, mirrored) pass unseen")
-        return said + [f"  {line}" for line in self.missing]
+        return said
 
     def record(self) -> dict[str, Any]:
         """JSON types, see docs/run_folder.md."""
@@ -177,20 +186,20 @@ class Gate:
                 }
                 for b in self.bounds
             ],
-            "missing": list(self.missing),
+            "missing": dict(self.missing),
         }
 
 
 def judge_gate(models: Sequence[Mapping[str, Any]], held_out: int, looked: Sequence[Detector], limit: float) -> Gate:
     """Judge an audit's models; teachers beside a student do not count."""
-    bounds, missing = [], []
+    bounds, missing = [], {}
     for m in [m for m in models if m["role"] != "teacher"] or models:
         name = f"{m['name']} {m['nfe']} NFE"
         for d in looked:
             copies = d.copies(m, held_out)
             if copies is None:
                 reason = m["metrics"].get(d.metric, {}).get("unavailable", "not measured")
-                missing.append(f"{name}: no {d.label} ({reason})")
+                missing[name] = f"no {d.label} ({reason})"
             else:
                 bounds.append(Bound(name, d, copies))
     return Gate(limit, looked, bounds, missing, held_out)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from cdmem.audit.gate import DETECTORS, Detector
+from cdmem.audit.gate import DETECTORS, Detector, detectors, judge_gate
 from cdmem.data.sources import load_source
 from cdmem.data.subset import SubsetSpec, choose
 from cdmem.metrics.statistics import newcombe_difference, wilson_interval
@@ -110,6 +110,30 @@ def test_a_later_detector_is_one_line():
     entry = {"samples": 50, "metrics": {"tolerant": {"found": 0.1}}, "f_mem": {"value": 0.0}}
     assert tolerant.copies(entry, 0)[1:] == wilson_interval(5, 50)
     assert len({d.name for d in DETECTORS}) == len(DETECTORS)
+
+
+def test_a_detector_without_a_number_lets_nothing_pass():
+    looked = detectors(["hog"], ["copy_detection_hog"], 9)
+    reason = {"copy_detection_hog": {"unavailable": "too few"}}
+    entry = {"name": "images", "nfe": 0, "role": "images", "samples": 50, "f_mem": {"value": 0.0}, "metrics": reason}
+    gate = judge_gate([entry], 9, looked, 0.5)
+    assert gate.failed == ["images 0 NFE"] and "images 0 NFE: no HOG copies (too few)" in "\n".join(gate.lines())
+
+
+def test_too_few_held_out_images_to_calibrate_are_named():
+    def lines(held_out):
+        record = {"copy_detection_hog": {"copied": 0.05, "heldout_rate": 0.0}}
+        entry = {
+            "name": "images",
+            "nfe": 0,
+            "role": "images",
+            "samples": 50,
+            "f_mem": {"value": 0.0},
+            "metrics": record,
+        }
+        return "\n".join(judge_gate([entry], held_out, detectors(None, record, held_out), 0.01).lines())
+
+    assert "9 held-out images are few" in lines(9) and "are few" not in lines(99)
 
 
 def test_newcombes_difference_against_his_table():

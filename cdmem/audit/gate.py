@@ -15,7 +15,6 @@ from typing import Any
 from cdmem.errors import InputError
 from cdmem.metrics.statistics import Estimate, fraction, newcombe_difference
 
-
 CALIBRATION = 99  # held-out images that a false-positive rate of 1 % needs
 
 

@@ -127,6 +127,10 @@ def test_what_cannot_be_paired_is_said(tmp_path, capsys):
     assert "does not record its teacher" in said and "inside" in said and "convergence is unknown" in said
     assert audit("--generator", "alone/out", *common, *FAST[2:]) == 0
     assert "no paired comparison (give --teacher PATH)" in capsys.readouterr().out
+    # A teacher of others, too: what it was trained on is not recorded either.
+    assert audit("--generator", "cm", *common, *FAST[2:], "--nfe", 1, "--teacher", "ddim") == 0
+    said = capsys.readouterr().out
+    assert "does not record what it was trained on" in said and "kept same" in said
     refused = {"ddim": "heun", "cm": "run", "alone/out": "ddim", "run": "ddim"}
     for generator, teacher in refused.items():
         assert audit("--generator", generator, *common, "--teacher", teacher) == 2

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -79,6 +80,12 @@ def prepared(
     return ready
 
 
+def _plain(value: Any) -> Any:
+    """Python's types; ``inf`` and ``-inf`` as text: JSON has no such numbers, and null would say "not measured"."""
+    value = value.tolist() if isinstance(value, np.generic | Tensor) else value
+    return str(value) if isinstance(value, float) and math.isinf(value) else value
+
+
 def measure(suite: dict[str, SampleMetric | str], images: Tensor, seeds: Tensor) -> dict[str, dict[str, Any]]:
     """Values of every metric on uint8 images (m, C, H, W); ``unavailable`` says why one cannot be had."""
     values: dict[str, dict[str, Any]] = {}
@@ -90,7 +97,7 @@ def measure(suite: dict[str, SampleMetric | str], images: Tensor, seeds: Tensor)
             metric.reset()
             metric.update(images, seeds)
             found = metric.compute().items()  # a user's metric may return tensors
-            values[name] = {key: v.tolist() if isinstance(v, np.generic | Tensor) else v for key, v in found}
+            values[name] = {key: _plain(v) for key, v in found}
             if hasattr(metric, "detail"):
                 values[name]["detail"] = metric.detail(metric.rows())
         except InputError as error:

@@ -12,9 +12,9 @@ import torch
 from cdmem.data.celeba import read_celeba
 from cdmem.data.cifar10 import CLASSES, read_cifar10
 from cdmem.data.digits import read_digits
+from cdmem.data.image_sets import read_image_set
 from cdmem.data.own_source import Reader, own_reader
 from cdmem.data.pixels import ImagePool, PixelOptions, transform_array
-from cdmem.data.user_images import read_array, read_folder
 from cdmem.errors import InputError
 
 __all__ = ["SOURCES", "ImagePool", "Source", "load_source", "noise_pool"]
@@ -45,8 +45,9 @@ SOURCES: dict[str, Source] = {
     "digits": Source(read_digits, 1, (8, 8), 1797, tuple(map(str, range(10)))),
     "cifar10": Source(read_cifar10, 3, (32, 32), 50_000, CLASSES, can_download=True),
     "celeba": Source(read_celeba, 3, (218, 178), 162_770),
-    "folder": Source(read_folder, 3),
-    "array": Source(read_array),
+    # Two names of one reader: what lies at the path decides.
+    "folder": Source(read_image_set),
+    "array": Source(read_image_set),
 }
 
 
@@ -68,6 +69,7 @@ def load_source(
     resolution: int | None = None,
     grayscale: bool = False,
     crop: int | None = None,
+    skip_unreadable: bool = False,
     classes: Sequence[int | str] | None = None,
     own: bool = False,
 ) -> ImagePool:
@@ -77,7 +79,7 @@ def load_source(
         source: ``digits``, ``cifar10``, ``celeba``, ``folder`` or ``array``; with ``own`` also ``module.function``.
         path: folder or file to read; none for ``digits``.
         download: fetch what is missing (``cifar10``, and what a function of the user's own fetches).
-        resolution, grayscale, crop: see :class:`PixelOptions`.
+        resolution, grayscale, crop, skip_unreadable: see :class:`PixelOptions`.
         classes: names or numbers of the classes to keep, renumbered 0..K-1 in this order.
         own: the name stands in the user's own words, not in a record, and may name code.
 
@@ -90,7 +92,7 @@ def load_source(
     known = _source(source, own)
     if download and not known.can_download:
         raise InputError("data.download", True, f"{source} cannot be fetched", "fetch it by hand")
-    options = PixelOptions(crop=crop, grayscale=grayscale, resolution=resolution)
+    options = PixelOptions(crop, grayscale, resolution, skip_unreadable)
     pool = known.read(Path(path).expanduser() if path is not None else None, options, download)
     pool = replace(pool, provenance=pool.provenance | asdict(options) | {"classes": None})
     return pool if classes is None else _keep_classes(pool, classes)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
 KEY = "images"
+SHOWN = 12  # reasons in a line
 
 
 def counted(
@@ -22,9 +24,16 @@ def counted(
         skipped: files or arrays not read, by reason.
         notes: what else there is to know of those read.
     """
-    about: dict[str, object] = {"read": read, "formats": dict(sorted(formats.items()))}
-    about["skipped"] = dict(sorted((skipped or {}).items()))
-    return {KEY: about | ({"notes": dict(sorted(notes.items()))} if notes else {})}
+    about: dict[str, object] = {"read": read, "formats": _clean(formats), "skipped": _clean(skipped or {})}
+    return {KEY: about | ({"notes": _clean(notes)} if notes else {})}
+
+
+def _clean(counts: Mapping[str, int]) -> dict[str, int]:
+    """Sorted; reasons that hold a stranger's names are short and move no cursor."""
+    whole: Counter[str] = Counter()
+    for name, count in counts.items():
+        whole["".join(c if c.isprintable() else "?" for c in name)[:60]] += count
+    return dict(sorted(whole.items()))
 
 
 def told(provenance: Mapping[str, Any]) -> str:
@@ -39,4 +48,5 @@ def told(provenance: Mapping[str, Any]) -> str:
 
 
 def _list(counts: Mapping[str, int]) -> str:
-    return ", ".join(f"{count} {name}" for name, count in counts.items())
+    shown = [f"{count} {name}" for name, count in list(counts.items())[:SHOWN]]
+    return ", ".join([*shown, "..."] if len(counts) > SHOWN else shown)

@@ -11,10 +11,10 @@ from pathlib import PurePosixPath
 from cdmem.data.file_trees import Tree, is_hidden
 
 # By suffix, without the dot.
-PICTURES = re.compile(r"a?png|jpe?g|jpe|jfif|mpo|webp|bmp|dib|tiff?|gif|p[pgbn]m|avif|j[p2][2k]|qoi")
+PICTURES = re.compile(r"a?png|jpe?g|jpe|jfif|mpo|webp|bmp|tiff?|gif|p[pgbn]m|avif|j[p2][2k]|qoi")
 # Pictures too, in formats that are not read: they may hold programs, or have no form of 8 bits.
 UNREAD = re.compile(
-    r"hei[cf]|psd|svgz?|ico|icns|tga|pcx|sgi|eps|jxl|exr|hdr|pfm|dds|fits|x[bp]m|[we]mf|cur|xcf|dcm|j2c|jp[xf]"
+    r"hei[cf]|dib|psd|svgz?|ico|icns|tga|pcx|sgi|eps|jxl|exr|hdr|pfm|dds|fits|x[bp]m|[we]mf|cur|xcf|dcm|j2c|jp[xf]"
     r"|raw|dng|cr[23]|nef|arw|orf|rw2|raf"
 )
 MAGIC = (b"\x89PNG\r\n", b"\xff\xd8\xff", b"GIF8", b"II*\0", b"MM\0*", b"qoif", b"\0\0\0\x0cjP  ")

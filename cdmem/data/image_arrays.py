@@ -159,7 +159,7 @@ def _idx_of(stream: IO[bytes] | gzip.GzipFile, held: int) -> np.ndarray:
     shape = tuple(int.from_bytes(stream.read(4), "big") for _ in range(head[3]))
     size = math.prod(shape)
     if size > held:
-        raise ValueError(f"shape {shape} needs {size:,} bytes, more than the file can hold")
+        raise ValueError(f"shape {shape} is more than the file can hold")
     content = stream.read(size)
     if len(content) < size or stream.read(1):
         raise ValueError(f"does not hold what shape {shape} needs")

@@ -99,20 +99,25 @@ def load_source(
 
 
 def noise_pool(
-    source: str, count: int, options: PixelOptions, classes: Sequence[int | str] | None = None
+    source: str,
+    count: int,
+    options: PixelOptions,
+    classes: Sequence[int | str] | None = None,
+    channels: int | None = None,
 ) -> ImagePool | None:
     """Noise in place of a source's images: what costs depend on, before anything is downloaded.
 
     Args:
         source, options, classes: as for :func:`load_source`, in the user's own words.
         count: images wanted; a source gives no more than it has.
+        channels: where only the files know, and they are not there yet.
 
     Returns:
         The pool, or None where neither the source nor the options fix the shape.
     """
     known = _source(source, own=True)
     side = max(options.crop or 0, options.resolution or 0)
-    size, channels = known.size or (side, side), 3 if options.grayscale else known.channels
+    size, channels = known.size or (side, side), 3 if options.grayscale else known.channels or channels
     if channels is None or not all(size):
         return None
     names = known.class_names

@@ -23,6 +23,7 @@ CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False, "EMPTY_TUPLE": ()
 ROLES = {f"{module}.multiarray _reconstruct": "array" for module in ("numpy.core", "numpy._core")}
 ROLES |= {f"{module}.numeric _frombuffer": "buffer" for module in ("numpy.core", "numpy._core")}
 ROLES |= {"numpy ndarray": "ndarray", "numpy dtype": "dtype", "_codecs encode": "encode"}
+ROLES |= {"__builtin__ bytes": "bytes", "builtins bytes": "bytes"}  # of nothing, in protocol 2
 
 
 class _Name:
@@ -153,6 +154,8 @@ def _made(role: str, arguments: Any) -> Any:
         return _Array()
     if role == "dtype":
         return _Type(arguments[0])
+    if role == "bytes" and arguments == ():
+        return b""
     if role == "encode" and isinstance(arguments[0], str) and arguments[1] == "latin1":
         return arguments[0].encode("latin-1")
     if role == "buffer" and isinstance(arguments[1], _Type):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -133,7 +134,9 @@ class MemorizationDataModule(LightningDataModule):
         published = self.source in SOURCES and SOURCES[self.source].images is not None
         if (labels and not published) or (self.held_out_path is not None and self.spec.held_out == 0):
             return
-        pool = noise_pool(self.source, count, PixelOptions(**self.pixels), self.classes)
+        pictures_to_come = self.source == "folder" and not Path(self.path or "").expanduser().exists()
+        channels = 3 if pictures_to_come else None
+        pool = noise_pool(self.source, count, PixelOptions(**self.pixels), self.classes, channels)
         self._training_set = None if pool is None else choose(pool, self.spec)
 
     def setup(self, stage: str) -> None:

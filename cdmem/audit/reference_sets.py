@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cdmem.data.counts import told
+from cdmem.data.counts import KEY, report, told
 from cdmem.data.pixels import ImagePool, PixelOptions, as_channels, match_channels
 from cdmem.data.sources import load_source
 from cdmem.data.subset import TrainingSet, content_digests, load_record
@@ -148,7 +148,7 @@ def from_record(path: str | Path, data_path: str | None = None, key: str = "trai
         flip=record["flip"],
         class_names=tuple(record.get("class_names", ())),
         source=record["source"],
-        provenance=record["provenance"],
+        provenance={**record["provenance"], KEY: pool.provenance.get(KEY)},
         spec=record.get("spec", {}),
     )
     if rebuilt.hash != record["hash"]:
@@ -278,6 +278,7 @@ def load_references(
     notes: list[str] = []
     if is_record(training_set):
         rebuilt = from_record(training_set, data_path)
+        notes += report(rebuilt.provenance, "training_set", "its held-out images")
         if flip and not rebuilt.flip:
             notes.append("--flip was added to a training set whose record says that it was not mirrored")
     else:

@@ -36,17 +36,27 @@ def _clean(counts: Mapping[str, int]) -> dict[str, int]:
     return dict(sorted(whole.items()))
 
 
-def told(provenance: Mapping[str, Any]) -> str:
-    """``500 images read (250 PNG, 250 TIFF); 3 files skipped (2 .txt, 1 hidden)``; empty where nothing was counted."""
-    about = provenance.get(KEY)
-    if not isinstance(about, dict):
+def told(provenance: Any) -> str:
+    """``500 images read (250 PNG, 250 TIFF); 3 skipped (2 .txt, 1 hidden)``; empty where nothing was counted."""
+    about = provenance.get(KEY) if isinstance(provenance, Mapping) else None
+    if not isinstance(about, Mapping) or type(about.get("read")) is not int:
         return ""
-    text = f"{about['read']} images read ({_list(about['formats'])})"
-    if about["skipped"]:
-        text += f"; {sum(about['skipped'].values())} skipped ({_list(about['skipped'])})"
-    return text + (f"; {_list(about['notes'])}" if "notes" in about else "")
+    text = f"{about['read']} images read ({_list(about.get('formats'))})"
+    if about.get("skipped"):
+        text += f"; {_list(about['skipped'])} skipped"
+    return text + (f"; {_list(about['notes'])}" if about.get("notes") else "")
 
 
-def _list(counts: Mapping[str, int]) -> str:
-    shown = [f"{count} {name}" for name, count in list(counts.items())[:SHOWN]]
-    return ", ".join([*shown, "..."] if len(counts) > SHOWN else shown)
+def report(provenance: Mapping[str, Any], images: str, held_out: str) -> list[str]:
+    """Lines on the images of a training set and on held-out images from elsewhere, under these names."""
+    parts = {images: told(provenance), held_out: told(provenance.get("held_out"))}
+    return [f"{name}: {text}" for name, text in parts.items() if text]
+
+
+def _list(counts: Any) -> str:
+    """``2 .txt, 1 hidden``; a record may have been edited by hand."""
+    if not isinstance(counts, Mapping):
+        return "?"
+    numbers = {str(name): count for name, count in counts.items() if type(count) is int}
+    shown = [f"{count} {name}" for name, count in list(_clean(numbers).items())[:SHOWN]]
+    return ", ".join([*shown, "..."] if len(numbers) > SHOWN else shown)

@@ -8,11 +8,9 @@ from typing import Any
 
 import torch
 from lightning.pytorch import LightningDataModule
-from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
-from cdmem.data.counts import told
 from cdmem.data.pixels import PixelOptions
 from cdmem.data.sources import SOURCES, load_source, noise_pool
 from cdmem.data.stream import Batch, BatchStream
@@ -119,9 +117,6 @@ class MemorizationDataModule(LightningDataModule):
                     key = "data.held_out_path" if error.key == "data.path" else error.key
                     raise InputError(key, error.value, error.problem, error.hint) from None
             self._training_set = choose(pool, self.spec, held_out)
-            for name, read in (("data.path", pool), ("data.held_out_path", held_out)):
-                if read is not None and told(read.provenance):
-                    rank_zero_info(f"{name}: {told(read.provenance)}")
         return self._training_set
 
     def stand_in(self, labels: bool) -> None:

@@ -54,7 +54,7 @@ def test_copies_of_one_format_are_found_among_two(place, capsys):
     code, record = audit(place, "--fail_above", 0.01)
     assert code == 1 and record["models"][0]["f_mem"]["value"] == 1 and record["training_set"]["n"] == 40
     told = notes(record)
-    assert "training_set: 40 images read (20 PNG, 20 TIFF); 1 skipped (1 .txt)" in told
+    assert "training_set: 40 images read (20 PNG, 20 TIFF); 1 .txt skipped" in told
     assert "generator: 20 images read (20 PNG)" in told and "held_out: 40 images read" in told
     assert "training_set: 40 images read" in capsys.readouterr().out
 

@@ -86,7 +86,9 @@ def test_a_folder_of_two_formats_is_one_set_of_both(tmp_path):
         "formats": {"PNG": 5, "TIFF": 5},
         "skipped": {".txt": 1, "hidden": 2, "without a suffix": 1},
     }
-    assert told(pool.provenance).startswith("10 images read (5 PNG, 5 TIFF); 4 skipped (")
+    assert told(pool.provenance).startswith(
+        "10 images read (5 PNG, 5 TIFF); 1 .txt, 2 hidden, 1 without a suffix skipped"
+    )
 
 
 def test_pictures_are_known_by_their_content_too(tmp_path):

@@ -24,6 +24,7 @@ from cdmem.data.parquet import read_parquet
 from cdmem.data.pickled_batches import PART_NAMES, read_pickled
 from cdmem.data.pixels import SKIP, ImagePool, PixelOptions, decode
 from cdmem.errors import InputError
+from cdmem.io.arrays import UNREADABLE
 from cdmem.io.text import parse_json
 
 LABELS = "dataset.json"  # of EDM: {"labels": [["00000/img00000000.png", 6], ...]}
@@ -129,10 +130,10 @@ def _edm_labels(tree: Tree, kinds: Kinds, options: PixelOptions) -> dict[str, in
     """Class of every picture by EDM's ``dataset.json``: empty where it says that there are none, None without it."""
     if LABELS not in tree.names or LABELS in tree.odd or not kinds.pictures:
         return None
-    opened = tree.open(LABELS)
-    with opened if isinstance(opened, BytesIO) else opened.open("rb") as stream:
-        content = stream.read(MAX_LABELS + 1)
     try:
+        opened = tree.open(LABELS)
+        with opened if isinstance(opened, BytesIO) else opened.open("rb") as stream:
+            content = stream.read(MAX_LABELS + 1)
         if len(content) > MAX_LABELS:
             raise ValueError(f"larger than {MAX_LABELS:,} bytes")
         about = parse_json(content.decode())
@@ -150,7 +151,7 @@ def _edm_labels(tree: Tree, kinds: Kinds, options: PixelOptions) -> dict[str, in
         if without or missing:
             problem = f"{len(without)} pictures are not in it, {len(missing)} of its names are no pictures"
             raise ValueError(f"{problem}, first {min(without or missing)}")
-    except (ValueError, TypeError, RecursionError) as error:
+    except UNREADABLE as error:
         problem = f"its {LABELS} is not EDM's ({str(error)[:160]})"
         raise InputError(
             "data.path", tree.title, problem, "make it anew, or remove it to train without labels"

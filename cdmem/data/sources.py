@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -16,6 +15,7 @@ from cdmem.data.image_sets import read_image_set
 from cdmem.data.own_source import Reader, own_reader
 from cdmem.data.pixels import ImagePool, PixelOptions, transform_array
 from cdmem.errors import InputError
+from cdmem.io.paths import usable_path
 
 __all__ = ["SOURCES", "ImagePool", "Source", "load_source", "noise_pool"]
 
@@ -93,7 +93,7 @@ def load_source(
     if download and not known.can_download:
         raise InputError("data.download", True, f"{source} cannot be fetched", "fetch it by hand")
     options = PixelOptions(crop, grayscale, resolution, skip_unreadable)
-    pool = known.read(Path(path).expanduser() if path is not None else None, options, download)
+    pool = known.read(usable_path("data.path", path) if path is not None else None, options, download)
     pool = replace(pool, provenance=pool.provenance | asdict(options) | {"classes": None})
     return pool if classes is None else _keep_classes(pool, classes)
 

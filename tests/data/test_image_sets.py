@@ -66,6 +66,8 @@ def test_formats_give_their_pixels(tmp_path, suffix):
 @pytest.mark.parametrize("suffix", ["jfif", "jpe", "jpeg", "avif"])
 def test_lossy_formats_are_read(tmp_path, suffix):
     form = "AVIF" if suffix == "avif" else "JPEG"
+    if form == "AVIF" and form not in Image.registered_extensions().values():
+        pytest.skip("this Pillow does not know AVIF")
     save(tmp_path / f"a.{suffix}", np.full((8, 8, 3), 100, np.uint8), format=form, quality=95)
     pool = load_source("folder", str(tmp_path))
     assert counts(pool)["formats"] == {form: 1} and (pool.images.double() - 100).abs().max() <= 3

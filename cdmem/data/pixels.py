@@ -16,7 +16,8 @@ from torch import Tensor
 
 from cdmem.errors import InputError
 
-# Of Pillow's formats those that hold pixels and say by their first bytes what they are. AVIF last: before 11.3, Pillow does not know the name.
+# Of Pillow's formats those that hold pixels and say by their first bytes what they are.
+# AVIF comes last: before 11.3, Pillow does not know the name.
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF", "PPM", "JPEG2000", "QOI", "AVIF")
 MAX_PIXELS = 64 * 2**20  # a file that says it is larger than 64 Mpx is not decoded
 # A folder at its own size: files of one colour pack 1000:1, pictures do not.

@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 
 from cdmem.audit.distillation_curve import distillation_record
-from cdmem.audit.reference_sets import ARRAYS, match_channels, read_images
+from cdmem.audit.reference_sets import AS_STORED, read_images
 from cdmem.audit.settings import AuditSettings
+from cdmem.data.pixels import PixelOptions
 from cdmem.data.subset import UNRECORDED, TrainingSet
 from cdmem.errors import InputError
 from cdmem.models.load import is_model_folder, is_pipeline_of_others, load_model, load_record, load_trained
@@ -223,6 +224,7 @@ def open_generators(
     settings: AuditSettings,
     weights: str | None = None,
     teacher: str | None = None,
+    options: PixelOptions = AS_STORED,
 ) -> tuple[list[Generator], dict[str, Any], list[str]]:
     """Everything to audit at a path: a checkpoint, a run or study folder, a pipeline folder, images.
 
@@ -232,6 +234,7 @@ def open_generators(
         settings: number of evaluations, device, threshold.
         weights: ``raw`` or ``ema_<half-life>``; None is the checkpoint's choice.
         teacher: of a lone student; None looks for it.
+        options: what is done to images that exist.
 
     Returns:
         the generators, by student the record of its distillation, and notes for people.
@@ -267,10 +270,10 @@ def _open(
     stage = (path / "checkpoints").is_dir() or (path / "last.ckpt").is_file()
     if path.suffix == ".ckpt" or stage or is_model_folder(path):
         return _open_stage(path, training_set, settings, weights, teacher)
-    if path.is_file() and path.suffix not in ARRAYS:
-        raise InputError("generator", path, "is no checkpoint and no image file", "give a .ckpt, .npz or folder")
     _refuse_needless("images, made already", nfe=settings.nfe, weights=weights, teacher=teacher)
-    return [_given_images(path, training_set)], {}, ["images of unknown training: convergence is unknown"]
+    notes: list[str] = []
+    given = _given_images(path, training_set, options, notes)
+    return [given], {}, [*notes, "images of unknown training: convergence is unknown"]
 
 
 def _open_pipeline(
@@ -323,8 +326,8 @@ def _open_stage(
     return generators, records, notes + other
 
 
-def _given_images(path: Path, training_set: TrainingSet) -> Generator:
-    images = match_channels(read_images(path, "generator"), training_set.shape, "generator")
+def _given_images(path: Path, training_set: TrainingSet, options: PixelOptions, notes: list[str]) -> Generator:
+    images = read_images(path, "generator", options, notes, training_set.shape)
     if len(images) < 2:
         raise InputError("generator", path, f"holds {len(images)} image", "an audit needs at least 2")
     digest = hashlib.sha256(images.numpy().tobytes()).hexdigest()

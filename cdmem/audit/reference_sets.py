@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from cdmem.data.pixels import ImagePool
+from cdmem.data.counts import KEY, report, told
+from cdmem.data.pixels import ImagePool, PixelOptions, as_channels, match_channels
 from cdmem.data.sources import load_source
 from cdmem.data.subset import TrainingSet, content_digests, load_record
 from cdmem.errors import InputError
@@ -17,44 +18,48 @@ from cdmem.io.text import parse_yaml, read_text
 from cdmem.run.folder import CONFIG
 
 RECORD = "training_set.json"
-ARRAYS = (".npz", ".npy")
-PIXEL_KEYS = ("crop", "grayscale", "resolution")
+AS_STORED = PixelOptions()
+PIXEL_KEYS = ("crop", "grayscale", "resolution", "skip_unreadable")
 MAX_SIDE = 4096  # px; a record edited by hand must not ask for images that fill the memory
 
 
-def read_images(path: str | Path, key: str) -> Tensor:
-    """Images of an ``.npz``/``.npy`` file or a folder, uint8 (m, C, H, W), in file order.
+def read_images(
+    path: str | Path,
+    key: str,
+    options: PixelOptions = AS_STORED,
+    notes: list[str] | None = None,
+    shape: tuple[int, ...] | None = None,
+) -> Tensor:
+    """Images of a folder or file, uint8 (m, C, H, W), in file order; see `cdmem.data.image_sets`.
+
+    Args:
+        path, key: where they lie; the option that says so.
+        options: what is done to every image.
+        notes: what was read and what was not is added here.
+        shape: (C, H, W) of the training images that they have to fit.
 
     Raises:
-        InputError: nothing there, unreadable or hostile content; names ``key``.
+        InputError: nothing there, unreadable or hostile content, another shape; names ``key``.
     """
-    file = Path(path).expanduser()
-    if not file.exists():
-        raise InputError(key, path, "no such file or folder", "give a run folder, an .npz file or a folder of images")
-    kind = "folder" if file.is_dir() else "array"
     try:
-        return load_source(kind, str(file)).images
+        pool = load_source("folder", str(path), **asdict(options))
     except InputError as error:
-        if error.key == "data.resolution":  # no option of an audit resizes
-            raise InputError(key, path, error.problem, "give images of one size") from None
-        raise InputError(key, error.value, error.problem, error.hint) from None
-
-
-def match_channels(images: Tensor, shape: tuple[int, ...], key: str) -> Tensor:
-    """Bring images (m, C, H, W) to the channels of T where that loses nothing: grey in three equal channels and back.
-
-    Raises:
-        InputError: another size, or colour against grey.
-    """
-    channels = images.shape[1]
-    if channels == 3 and shape[0] == 1 and bool((images == images[:, :1]).all()):
-        images = images[:, :1]
-    elif channels == 1 and shape[0] == 3:
-        images = images.expand(-1, 3, -1, -1).contiguous()
-    if tuple(images.shape[1:]) != tuple(shape):
-        problem = f"the training images have shape {list(shape)} (channels, height, width)"
-        raise InputError(key, list(images.shape[1:]), problem, "convert them, or give the right training set")
-    return images
+        hint = error.hint.replace("data.", "--")
+        if error.key == "data.crop":
+            raise InputError("crop", options.crop, f"{error.problem} of --{key}", hint) from None
+        one_size = error.key == "data.resolution"
+        hint = "give images of one size, or bring them to one by --resolution or --crop" if one_size else hint
+        raise InputError(key, path if one_size else error.value, error.problem, hint) from None
+    notes = [] if notes is None else notes
+    notes.append(f"{key}: {told(pool.provenance)}")
+    if shape is None:
+        return pool.images
+    fitting = match_channels(pool.images, shape, key)
+    if fitting.shape != pool.images.shape:
+        grey = "grey images were compared as three equal channels: the training images are in colour"
+        equal = "images of three equal channels were compared as grey: the training images are grey"
+        notes.append(f"{key}: {grey if shape[0] == 3 else equal}")
+    return fitting
 
 
 def is_record(path: str | Path) -> bool:
@@ -143,7 +148,7 @@ def from_record(path: str | Path, data_path: str | None = None, key: str = "trai
         flip=record["flip"],
         class_names=tuple(record.get("class_names", ())),
         source=record["source"],
-        provenance=record["provenance"],
+        provenance={**record["provenance"], KEY: pool.provenance.get(KEY)},
         spec=record.get("spec", {}),
     )
     if rebuilt.hash != record["hash"]:
@@ -159,7 +164,7 @@ def from_record(path: str | Path, data_path: str | None = None, key: str = "trai
 
 def _pixel_options(record: dict[str, Any]) -> dict[str, Any]:
     options = {name: record["provenance"].get(name) for name in PIXEL_KEYS}
-    return options | {"grayscale": bool(options["grayscale"])}
+    return options | {name: bool(options[name]) for name in ("grayscale", "skip_unreadable")}
 
 
 def _source_of(record: dict[str, Any], data: dict[str, Any], data_path: str | None) -> ImagePool:
@@ -168,7 +173,9 @@ def _source_of(record: dict[str, Any], data: dict[str, Any], data_path: str | No
     if source != "digits" and where is None:
         raise InputError("data_path", None, f"the record names {source}, but not where it lies", "give --data_path")
     try:
-        return load_source(source, where, classes=record["provenance"].get("classes"), **_pixel_options(record))
+        pool = load_source(source, where, classes=record["provenance"].get("classes"), **_pixel_options(record))
+        # A record of before grey sets were trained as grey has three equal channels.
+        return replace(pool, images=as_channels(pool.images, record["shape"][0]))
     except InputError as error:
         name = "data_path" if error.key == "data.path" else error.key
         raise InputError(name, error.value, error.problem, f"{error.hint}, or say by --data_path where it is") from None
@@ -195,8 +202,8 @@ def _held_out(
     outside = data.get("held_out_path")
     if outside is None:
         return pool.images[:0], pool.labels[:0]
-    kind = "array" if outside.endswith(ARRAYS) else "folder"
-    return _chosen(load_source(kind, outside, **_pixel_options(record)), indices, wrong)
+    other = load_source("folder", outside, **_pixel_options(record))
+    return _chosen(replace(other, images=as_channels(other.images, record["shape"][0])), indices, wrong)
 
 
 def from_rows(rows: Tensor, held_out: Tensor, flip: bool, source: str) -> TrainingSet:
@@ -247,34 +254,44 @@ def disjoint(held_out: Tensor, training: Tensor, flip: bool) -> tuple[Tensor, in
 
 
 def load_references(
-    training_set: str, held_out: str | None, flip: bool, data_path: str | None = None
+    training_set: str,
+    held_out: str | None,
+    flip: bool,
+    data_path: str | None = None,
+    options: PixelOptions = AS_STORED,
 ) -> tuple[TrainingSet, list[str]]:
     """T and H of an audit.
 
     Args:
-        training_set: run folder, ``training_set.json``, ``.npz`` or folder of images.
+        training_set: run folder, ``training_set.json``, or images.
         held_out: the same, or None; of a run it means *its* held-out images.
         flip: mirror images count as the same image; a record that says so wins.
         data_path: where the pixels of a record's source lie.
+        options: what is done to images that no record describes.
 
     Returns:
-        the sets, and notes for people (what was removed, what is missing).
+        the sets, and notes for people (what was read, what was removed, what is missing).
 
     Raises:
         InputError: anything unreadable, mismatched or too small.
     """
-    notes = []
+    notes: list[str] = []
     if is_record(training_set):
         rebuilt = from_record(training_set, data_path)
+        notes += report(rebuilt.provenance, "training_set", "its held-out images")
         if flip and not rebuilt.flip:
             notes.append("--flip was added to a training set whose record says that it was not mirrored")
     else:
-        rows = read_images(training_set, "training_set")
+        rows = read_images(training_set, "training_set", options, notes)
         rebuilt = from_rows(rows, rows[:0], flip, Path(training_set).name)
     held = rebuilt.held_out_images
     if held_out is not None:
-        other = from_record(held_out, data_path, "held_out").held_out_images if is_record(held_out) else None
-        held = match_channels(read_images(held_out, "held_out") if other is None else other, rebuilt.shape, "held_out")
+        if is_record(held_out):
+            held = match_channels(
+                from_record(held_out, data_path, "held_out").held_out_images, rebuilt.shape, "held_out"
+            )
+        else:
+            held = read_images(held_out, "held_out", options, notes, rebuilt.shape)
     mirrored = flip or rebuilt.flip
     held, shared, repeated = disjoint(held, rebuilt.images, mirrored)
     if shared:

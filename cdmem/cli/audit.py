@@ -13,10 +13,11 @@ from pathlib import Path
 from cdmem.audit.auditor import Auditor
 from cdmem.audit.gate import check_names, detectors, judge_gate
 from cdmem.audit.generators import Generator, GivenImages, open_generators
-from cdmem.audit.reference_sets import load_references
+from cdmem.audit.reference_sets import is_record, load_references
 from cdmem.audit.settings import SAMPLES, AuditSettings
 from cdmem.audit.text import print_summary
 from cdmem.cli.arguments import new_file, parse
+from cdmem.data.pixels import PixelOptions
 from cdmem.errors import InputError
 from cdmem.io.paths import usable_path
 from cdmem.run.folder import RunFolder
@@ -28,14 +29,18 @@ class AuditCommand(AuditSettings):
     """Options of audit.
 
     Attributes:
-        generator: checkpoint, run folder, diffusers pipeline folder, .npz or folder of images.
-        training_set: run folder, training_set.json, .npz or folder of images.
+        generator: checkpoint, run folder, diffusers pipeline folder, or images.
+        training_set: run folder, training_set.json, or images (folder, .zip, .npz, .npy, .parquet, idx).
         held_out: the same forms; images that were not trained on.
         teacher: the student's teacher, for the paired comparison; looked for if null.
         seed: sampling seed, which chooses the first sample seed.
         weights: raw or ema_<half-life>; the checkpoint's choice if null.
         flip: training mirrored images, so that a mirrored copy is a copy.
         data_path: where the pixels of a run's data source lie now.
+        resolution: side in pixels that images are resized to, as in training; those of a run have its own.
+        crop: side in pixels of a centre crop before that.
+        grayscale: images as one channel.
+        skip_unreadable: leave out pictures that cannot be read, and count them, instead of an error.
         fail_above: exit 1 when the upper 95 % bound of any copy detector exceeds this fraction.
         gate: detectors that fail_above looks at, of f_mem, hog, efficientnet, inception; all that are measured if null.
         out: JSON file to write.
@@ -50,6 +55,10 @@ class AuditCommand(AuditSettings):
     weights: str | None = None
     flip: bool = False
     data_path: str | None = None
+    resolution: int | None = None
+    crop: int | None = None
+    grayscale: bool = False
+    skip_unreadable: bool = False
     fail_above: float | None = None
     gate: list[str] | None = None
     out: str | None = None
@@ -66,8 +75,27 @@ class AuditCommand(AuditSettings):
         for name in ("generator", "training_set", "held_out", "teacher", "data_path"):
             if getattr(self, name) is not None:
                 object.__setattr__(self, name, str(usable_path(name, getattr(self, name))))
+        _ = self.pixels
         if self.out is not None:
             new_file("out", self.out, ".json")
+
+    @property
+    def pixels(self) -> PixelOptions:
+        """What is done to images that no record describes."""
+        try:
+            return PixelOptions(self.crop, self.grayscale, self.resolution, self.skip_unreadable)
+        except InputError as error:
+            raise InputError(error.key.removeprefix("data."), error.value, error.problem, error.hint) from None
+
+    def refuse_idle_options(self, generators: Sequence[Generator]) -> None:
+        """Refuse options for images where none were given: a run's and a model's are what they are."""
+        sets = [self.training_set] if self.held_out is None else [self.training_set, self.held_out]
+        if not all(map(is_record, sets)) or any(isinstance(g.sampler, GivenImages) for g in generators):
+            return
+        for name in ("resolution", "crop", "grayscale", "skip_unreadable"):
+            if getattr(self, name):
+                problem = "every image comes from a run or a model, which say themselves how images are read"
+                raise InputError(name, getattr(self, name), problem, f"leave --{name} out")
 
 
 def with_samples(command: AuditCommand, generators: Sequence[Generator]) -> AuditCommand:
@@ -85,14 +113,17 @@ def with_samples(command: AuditCommand, generators: Sequence[Generator]) -> Audi
 def run_audit(args: Sequence[str]) -> int:
     """Audit, print, write, and say by the exit code whether the gate holds."""
     command = parse(AuditCommand, args, "audit", about=__doc__ or "")
-    training_set, notes = load_references(command.training_set, command.held_out, command.flip, command.data_path)
+    training_set, notes = load_references(
+        command.training_set, command.held_out, command.flip, command.data_path, command.pixels
+    )
     try:
         generators, distillation, more = open_generators(
-            command.generator, training_set, command, command.weights, command.teacher
+            command.generator, training_set, command, command.weights, command.teacher, command.pixels
         )
     except InputError as error:  # the stages of a study are read as checkpoints
         key = "generator" if error.key == "checkpoint" else error.key
         raise InputError(key, error.value, error.problem, error.hint) from None
+    command.refuse_idle_options(generators)
     command = with_samples(command, generators)
     auditor = Auditor(training_set, command, command.seed, progress=not command.quiet)
     held_out = len(training_set.held_out_images)

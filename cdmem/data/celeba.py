@@ -8,7 +8,8 @@ from pathlib import Path
 
 import torch
 
-from cdmem.data.pixels import ImagePool, PixelOptions, decode_files
+from cdmem.data.counts import counted
+from cdmem.data.pixels import ImagePool, PixelOptions, decode
 from cdmem.errors import InputError
 
 IMAGES = "img_align_celeba"
@@ -42,13 +43,17 @@ def read_celeba(path: Path | None, options: PixelOptions, download: bool) -> Ima
     missing = next((name for name in names if not (root / IMAGES / name).is_file()), None)
     if missing is not None:
         raise InputError("data.path", path, f"{IMAGES}/{missing} is missing", "unpack the archive again")
+    packed = sum((root / IMAGES / name).stat().st_size for name in names)
+    made = decode(names, lambda name: root / IMAGES / name, packed, options)
+    names = [names[k] for k in made.kept]
     return ImagePool(
-        images=decode_files(root / IMAGES, names, options),
+        images=made.images if options.grayscale else made.images.expand(-1, 3, -1, -1).contiguous(),
         labels=torch.zeros(len(names), dtype=torch.int64),
         class_names=(),
         indices=torch.tensor([int(name.removesuffix(".jpg")) - 1 for name in names]),
         source="celeba",
-        provenance={"split": "train", "partition_sha256": hashlib.sha256(text.encode()).hexdigest()},
+        provenance={"split": "train", "partition_sha256": hashlib.sha256(text.encode()).hexdigest()}
+        | counted(len(names), made.formats, made.skipped),
     )
 
 

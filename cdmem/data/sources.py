@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -12,10 +11,11 @@ import torch
 from cdmem.data.celeba import read_celeba
 from cdmem.data.cifar10 import CLASSES, read_cifar10
 from cdmem.data.digits import read_digits
+from cdmem.data.image_sets import read_image_set
 from cdmem.data.own_source import Reader, own_reader
 from cdmem.data.pixels import ImagePool, PixelOptions, transform_array
-from cdmem.data.user_images import read_array, read_folder
 from cdmem.errors import InputError
+from cdmem.io.paths import usable_path
 
 __all__ = ["SOURCES", "ImagePool", "Source", "load_source", "noise_pool"]
 
@@ -45,8 +45,9 @@ SOURCES: dict[str, Source] = {
     "digits": Source(read_digits, 1, (8, 8), 1797, tuple(map(str, range(10)))),
     "cifar10": Source(read_cifar10, 3, (32, 32), 50_000, CLASSES, can_download=True),
     "celeba": Source(read_celeba, 3, (218, 178), 162_770),
-    "folder": Source(read_folder, 3),
-    "array": Source(read_array),
+    # Two names of one reader: what lies at the path decides.
+    "folder": Source(read_image_set),
+    "array": Source(read_image_set),
 }
 
 
@@ -68,6 +69,7 @@ def load_source(
     resolution: int | None = None,
     grayscale: bool = False,
     crop: int | None = None,
+    skip_unreadable: bool = False,
     classes: Sequence[int | str] | None = None,
     own: bool = False,
 ) -> ImagePool:
@@ -77,7 +79,7 @@ def load_source(
         source: ``digits``, ``cifar10``, ``celeba``, ``folder`` or ``array``; with ``own`` also ``module.function``.
         path: folder or file to read; none for ``digits``.
         download: fetch what is missing (``cifar10``, and what a function of the user's own fetches).
-        resolution, grayscale, crop: see :class:`PixelOptions`.
+        resolution, grayscale, crop, skip_unreadable: see :class:`PixelOptions`.
         classes: names or numbers of the classes to keep, renumbered 0..K-1 in this order.
         own: the name stands in the user's own words, not in a record, and may name code.
 
@@ -90,27 +92,32 @@ def load_source(
     known = _source(source, own)
     if download and not known.can_download:
         raise InputError("data.download", True, f"{source} cannot be fetched", "fetch it by hand")
-    options = PixelOptions(crop=crop, grayscale=grayscale, resolution=resolution)
-    pool = known.read(Path(path).expanduser() if path is not None else None, options, download)
+    options = PixelOptions(crop, grayscale, resolution, skip_unreadable)
+    pool = known.read(usable_path("data.path", path) if path is not None else None, options, download)
     pool = replace(pool, provenance=pool.provenance | asdict(options) | {"classes": None})
     return pool if classes is None else _keep_classes(pool, classes)
 
 
 def noise_pool(
-    source: str, count: int, options: PixelOptions, classes: Sequence[int | str] | None = None
+    source: str,
+    count: int,
+    options: PixelOptions,
+    classes: Sequence[int | str] | None = None,
+    channels: int | None = None,
 ) -> ImagePool | None:
     """Noise in place of a source's images: what costs depend on, before anything is downloaded.
 
     Args:
         source, options, classes: as for :func:`load_source`, in the user's own words.
         count: images wanted; a source gives no more than it has.
+        channels: where only the files know, and they are not there yet.
 
     Returns:
         The pool, or None where neither the source nor the options fix the shape.
     """
     known = _source(source, own=True)
     side = max(options.crop or 0, options.resolution or 0)
-    size, channels = known.size or (side, side), 3 if options.grayscale else known.channels
+    size, channels = known.size or (side, side), 3 if options.grayscale else known.channels or channels
     if channels is None or not all(size):
         return None
     names = known.class_names

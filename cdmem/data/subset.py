@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from cdmem.data.duplication import multiplicities
-from cdmem.data.pixels import ImagePool
+from cdmem.data.pixels import ImagePool, match_channels
 from cdmem.errors import InputError
 from cdmem.images import HALF_RANGE
 from cdmem.io.paths import usable_path
@@ -166,8 +166,9 @@ def choose(pool: ImagePool, spec: SubsetSpec, held_out_pool: ImagePool | None = 
         other, provenance = pool, pool.provenance
     else:
         chosen, _ = _split(pool, distinct, SubsetSpec(spec.n, spec.seed, spec.balance))
-        rest = _external(held_out_pool, pool.images[chosen], spec)
-        other = held_out_pool
+        held_out_images = match_channels(held_out_pool.images, tuple(pool.images.shape[1:]), "data.held_out_path")
+        other = replace(held_out_pool, images=held_out_images)
+        rest = _external(other, pool.images[chosen], spec)
         provenance = pool.provenance | {"held_out": {"source": other.source, **other.provenance}}
     recorded = asdict(spec)
     if isinstance(spec.duplication, str):
@@ -264,9 +265,6 @@ def _in_turn(classes: Tensor, count: int) -> Tensor | None:
 def _external(pool: ImagePool, training: Tensor, spec: SubsetSpec) -> Tensor:
     """Positions of H in a pool of its own (h,), checked against the training images (n, C, H, W)."""
     key = "data.held_out_path"
-    if pool.images.shape[1:] != training.shape[1:]:
-        problem = f"images are {tuple(pool.images.shape[1:])}, the training set's {tuple(training.shape[1:])}"
-        raise InputError(key, pool.source, problem, "give both the same resolution and channels")
     distinct = _first_occurrences(pool.images, spec.flip)
     if spec.held_out > len(distinct):
         problem = f"the held-out source has {len(distinct)} distinct images"

@@ -68,11 +68,34 @@ def read_arrays(path: Path, names: Collection[str] | None = None) -> dict[str, n
         return arrays
 
 
-def _read(stream: IO[bytes], size: int) -> np.ndarray:
-    """One array from a stream of ``size`` bytes."""
+def array_shapes(path: Path) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
+    """Shape and type of the arrays that :func:`read_arrays` would give, from their headers alone; raises as that."""
+    if not path.is_file():
+        raise ValueError("is no regular file")
+    with path.open("rb") as stream:
+        if stream.read(2) != b"PK":
+            stream.seek(0)
+            shape, _, dtype = _header(stream)
+            return {"arr_0": (shape, dtype)}
+    shapes = {}
+    with zipfile.ZipFile(path) as archive:
+        for info in archive.infolist():
+            if info.filename.endswith(".npy"):
+                with archive.open(info) as member:
+                    shape, _, dtype = _header(member)
+                shapes[info.filename.removesuffix(".npy")] = shape, dtype
+    return shapes
+
+
+def _header(stream: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype]:
     version = npy.read_magic(stream)
     header = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
-    shape, fortran, dtype = header(stream)
+    return header(stream)
+
+
+def _read(stream: IO[bytes], size: int) -> np.ndarray:
+    """One array from a stream of ``size`` bytes."""
+    shape, fortran, dtype = _header(stream)
     if dtype.hasobject:
         raise ValueError("holds Python objects, which are not unpickled")
     if not all(type(side) is int and side >= 0 for side in shape) or dtype.itemsize == 0:

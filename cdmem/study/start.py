@@ -13,6 +13,7 @@ import torch
 import yaml
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from cdmem.data.counts import report
 from cdmem.data.subset import TrainingSet
 from cdmem.errors import InputError
 from cdmem.models.load import load_model
@@ -224,6 +225,8 @@ class StartRecord(Callback):
         (folder / FINISHED).unlink(missing_ok=True)
         folder.write_json("environment.json", environment(torch.get_num_threads()))
         folder.write_json("training_set.json", self.training_set.record())
+        for line in report(self.training_set.provenance, "data.path", "data.held_out_path"):
+            print(f"      {line}", flush=True)
         if start.changes:
             earlier = folder.read_json(CHANGES) if (folder / CHANGES).is_file() else []
             new = [{"step": start.step, **change._asdict()} for change in start.changes]

@@ -14,6 +14,7 @@ from cdmem.audit.auditor import Auditor
 from cdmem.audit.distillation_curve import distillation_record
 from cdmem.audit.generators import study_generators
 from cdmem.audit.result import AuditResult
+from cdmem.data.counts import report
 from cdmem.errors import InputError
 from cdmem.run.folder import CONFIG, RunFolder
 from cdmem.study.config import UNFINISHED, StudyConfig, stage_arguments
@@ -105,6 +106,7 @@ class Study:
         auditor = Auditor(teacher.datamodule.training_set, settings, seed, folder=self.folder)
         records = {n: distillation_record(RunFolder(self.folder / n), settings.threshold) for n in students}
         result = auditor.run(generators, records)
+        result.notes += report(teacher.datamodule.training_set.provenance, "training_set", "held_out")
         result.stages = {name: ending.plain() for name, ending in endings.items()}
         short = [(name, ending) for name, ending in endings.items() if ending.ended != "max_steps"]
         result.notes += [f"{name} {ending}" for name, ending in short]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -45,6 +46,7 @@ class MemorizationDataModule(LightningDataModule):
         resolution: side in pixels to resize to; None keeps the source's.
         grayscale: one channel.
         crop: side in pixels of a centre crop before resizing.
+        skip_unreadable: leave out pictures that cannot be read, and count them, instead of an error.
         classes: keep only these labels (numbers or names).
         n: unique training images; nested, so n = 64 is contained in n = 128.
         subset_seed: of the permutation that T and H come from; None derives it from ``--seed``.
@@ -67,6 +69,7 @@ class MemorizationDataModule(LightningDataModule):
         resolution: int | None = None,
         grayscale: bool = False,
         crop: int | None = None,
+        skip_unreadable: bool = False,
         classes: list[int | str] | None = None,
         n: int = 64,
         subset_seed: int | None = None,
@@ -87,7 +90,12 @@ class MemorizationDataModule(LightningDataModule):
             problem = f"must be at least 1 and at most {SAMPLES_PER_RUN}"
             raise InputError("data.predict_samples", predict_samples, problem, "e.g. 64")
         self.source, self.path, self.download = source, path, download
-        self.pixels = {"resolution": resolution, "grayscale": grayscale, "crop": crop}
+        self.pixels = {
+            "resolution": resolution,
+            "grayscale": grayscale,
+            "crop": crop,
+            "skip_unreadable": skip_unreadable,
+        }
         self.classes, self.held_out_path = classes, held_out_path
         self.spec = SubsetSpec(n, subset_seed or 0, balance, duplication, held_out, flip)
         self.batch_size, self.order_seed = batch_size, order_seed or 0
@@ -103,8 +111,11 @@ class MemorizationDataModule(LightningDataModule):
             pool = load_source(self.source, self.path, **about, **self.pixels)
             held_out = None
             if self.held_out_path is not None:
-                kind = "array" if self.held_out_path.endswith((".npz", ".npy")) else "folder"
-                held_out = load_source(kind, self.held_out_path, **self.pixels)
+                try:
+                    held_out = load_source("folder", self.held_out_path, **self.pixels)
+                except InputError as error:
+                    key = "data.held_out_path" if error.key == "data.path" else error.key
+                    raise InputError(key, error.value, error.problem, error.hint) from None
             self._training_set = choose(pool, self.spec, held_out)
         return self._training_set
 
@@ -118,7 +129,9 @@ class MemorizationDataModule(LightningDataModule):
         published = self.source in SOURCES and SOURCES[self.source].images is not None
         if (labels and not published) or (self.held_out_path is not None and self.spec.held_out == 0):
             return
-        pool = noise_pool(self.source, count, PixelOptions(**self.pixels), self.classes)
+        pictures_to_come = self.source == "folder" and not Path(self.path or "").expanduser().exists()
+        channels = 3 if pictures_to_come else None
+        pool = noise_pool(self.source, count, PixelOptions(**self.pixels), self.classes, channels)
         self._training_set = None if pool is None else choose(pool, self.spec)
 
     def setup(self, stage: str) -> None:

@@ -44,6 +44,10 @@ def test_array_archives_carry_labels(tmp_path):
     "arrays",
     [
         {"pictures": grey_levels(4, 6, 6)},
+        {"images": grey_levels(4, 6, 6), "arr_0": grey_levels(4, 6, 6)},
+        {"arr_0": grey_levels(4, 6, 6), "arr_1": grey_levels(4, 6, 6)},
+        {"arr_0": grey_levels(4, 6, 6), "arr_1": np.array([0, 1])},
+        {"images": grey_levels(4, 6, 6), "y": np.array([0, 1, 1, 0]), "labels": np.array([0, 1, 1, 1])},
         {"images": grey_levels(4, 6, 6).astype(np.float32)},
         {"images": grey_levels(4, 6, 6).astype(np.int64)},
         {"images": grey_levels(4, 6, 6, 2)},

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import pickle
 
 import numpy as np
 import pytest
@@ -130,6 +131,26 @@ def test_cifar_reads_the_five_batches_in_order(batches):
     assert 6 in some.indices.tolist()
 
 
+def test_cifar_for_python_gives_the_same_images(batches, tmp_path, monkeypatch):
+    folder, records = batches
+    inner = tmp_path / "py" / cifar.PYTHON_FOLDER
+    inner.mkdir(parents=True)
+    table = {}
+    for name, part in zip(cifar.PYTHON_MD5, np.split(records, 5)):
+        content = pickle.dumps({b"labels": part[:, 0].tolist(), b"data": part[:, 1:]}, 2)
+        (inner / name).write_bytes(content)
+        table[name] = hashlib.md5(content).hexdigest()
+    monkeypatch.setattr(cifar, "PYTHON_MD5", table)
+    binary = load_source("cifar10", str(folder))
+    for place in (inner, inner.parent):
+        pool = load_source("cifar10", str(place))
+        assert torch.equal(pool.images, binary.images) and torch.equal(pool.labels, binary.labels)
+        assert pool.class_names == cifar.CLASSES
+    (inner / "data_batch_3").write_bytes(pickle.dumps({b"labels": []}, 2))
+    with pytest.raises(InputError, match=r"^data\.path=data_batch_3: MD5"):
+        load_source("cifar10", str(inner))
+
+
 def test_cifar_may_lie_in_the_official_sub_folder(batches):
     folder, _ = batches
     inner = folder / "root" / cifar.FOLDER
@@ -232,11 +253,9 @@ def test_folder_sorts_by_relative_path_and_names_classes(tmp_path):
     order = ["cat/b.webp", "cat/z/a.bmp", "dog/A.PNG", "dog/b.png"]
     assert np.array_equal(pool.images.numpy(), np.stack([images[k].transpose(2, 0, 1) for k in order]))
     assert str(tmp_path) not in json.dumps(pool.provenance)
-    save(tmp_path / "loose.png", grey_levels(6, 6, 3))
-    assert load_source("folder", str(tmp_path)).class_names == ()
 
 
-def test_folder_reads_grey_and_transparent_images_as_rgb(tmp_path):
+def test_folder_reads_grey_among_transparent_images_as_rgb(tmp_path):
     grey = grey_levels(5, 5)
     save(tmp_path / "a.png", grey)
     clear = grey_levels(5, 5, 4)

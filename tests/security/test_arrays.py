@@ -13,7 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
-from cdmem.data.cifar10 import MD5
+from cdmem.data.cifar10 import MD5, PYTHON_MD5
 from cdmem.errors import InputError
 from cdmem.io.arrays import read_arrays
 from cdmem.metrics.quality.efficientnet import EfficientNetLite0Features
@@ -129,9 +129,27 @@ ROWS = {
     "rows of an evaluation": (lambda file, song: object_array(file, song, "seeds", "squared1", "squared2"),
                               EVALUATION, "evaluations", "evaluations", ""),
     "Inception's weights": (PICKLED["pickle"], "inception.pt", "features", "", "SHA-256"),
-    "CIFAR-10 for Python": (batches("data_batch_1", "test_batch", "batches.meta"), "cifar", "cifar10", "data.path",
-                            "binary batches are not there"),
-    "pickles for CIFAR-10": (batches(*MD5), "cifar", "cifar10", "data.path", "MD5"),
+    "CIFAR-10 for Python": (batches(*PYTHON_MD5, "test_batch", "batches.meta"), "cifar", "cifar10", "data.path",
+                            "MD5"),
+    "a pickled batch": (PICKLED["pickle"], "data_batch_1", "generator", "generator", "no plain data"),
+    "a folder of pickled batches": (batches("data_batch_1", "batches.meta"), "cifar", "generator", "generator",
+                                    "no plain data"),
+    "an idx file that claims too much": (content(b"\0\0\x08\3" + b"\x7f\xff\xff\xff" * 3), "idx3-ubyte", "generator",
+                                         "generator", "more than the file can hold"),
+    "an idx bomb": (content(gzip.compress(b"\0\0\x08\3" + struct.pack(">III", 100, 1024, 1024) + bytes(100 * 2**20))),
+                    "idx3-ubyte.gz", "generator", "generator", "more than the file can hold"),
+    "a zip of a bomb": (lambda file, song: bomb(file, ["a.png"], 100), "x.zip", "generator", "generator",
+                        "would unpack"),
+    "a zip that leads out": (lambda file, song: bomb(file, ["a/../../b.png"], 1), "x.zip", "generator", "generator",
+                             "outside"),
+    "a zip of an absolute name": (lambda file, song: bomb(file, ["/tmp/b.png"], 1), "x.zip", "generator", "generator",
+                                  "outside"),
+    "a zip of no pictures": (lambda file, song: bomb(file, ["a.png"], 1), "x.zip", "generator", "generator",
+                             "not a readable image"),
+    "a torn zip": (content(b"PK\x03\x04junk"), "x.zip", "generator", "generator", "zip"),
+    "a torn Parquet file": (content(b"PAR1" + bytes(64) + b"PAR1"), "x.parquet", "generator", "generator", "Parquet"),
+    "pickles for CIFAR-10": (batches(*MD5), "cifar", "cifar10", "data.path",
+                            "MD5"),
     "huge picture": (pictures(png(65_000, 65_000)), "pictures", "generator", "generator", "too large"),
     "wide picture": (pictures(png(2**31 - 1, 1)), "pictures", "generator", "generator", "too large"),
     "picture just below Pillow's own limit": (pictures(png(9000, 9000, zlib.compress(b""))), "pictures", "generator",
@@ -185,7 +203,8 @@ def test_names_in_archives_place_no_files(place, capsys):
                 np.save(member, np.zeros((4, 8, 8), np.uint8))
     before = tree(place)
     assert set(read_arrays(place / "x.npz")) == {"../../up", "/tmp/absolute_of_cdmem", "images"}
-    assert exits([*COMMANDS["generator"].format("x.npz").split(), "--quiet"], capsys)[0] == 0 and tree(place) == before
+    code, error = exits([*COMMANDS["generator"].format("x.npz").split(), "--quiet"], capsys)
+    assert code == 2 and "../../up" in error and tree(place) == before
     assert not Path("/tmp/absolute_of_cdmem.npy").exists() and not (place.parent.parent / "up.npy").exists()
 
 

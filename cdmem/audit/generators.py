@@ -17,8 +17,9 @@ from cdmem.audit.reference_sets import ARRAYS, match_channels, read_images
 from cdmem.audit.settings import AuditSettings
 from cdmem.data.subset import UNRECORDED, TrainingSet
 from cdmem.errors import InputError
-from cdmem.models.load import is_model_folder, load_model, load_record
-from cdmem.models.pipelines import is_pipeline, load_pipeline
+from cdmem.models.load import is_foreign, is_model_folder, load_model, load_record
+from cdmem.models.pipelines import is_pipeline, load_pipeline, only_a_teacher
+from cdmem.models.strangers import refuse_stranger
 from cdmem.run.folder import CONFIG, RunFolder
 from cdmem.training.checkpoint import weights_digest
 from cdmem.training.record import RECORDED, ModelRecord
@@ -150,34 +151,40 @@ def _weights_by_digest(teacher: DiffusionTeacher) -> dict[str, str]:
     return {weights_digest(teacher.function(w).network): w for w in ("raw", *teacher.ema.names(), teacher.weights)}
 
 
-def find_teacher(path: str | None, record: ModelRecord, places: Sequence[str | Path] = ()) -> DiffusionTeacher | None:
+def find_teacher(
+    path: str | None,
+    record: ModelRecord,
+    places: Sequence[str | Path] = (),
+    parameterization: str | None = None,
+) -> DiffusionTeacher | None:
     """The teacher of a student: the one named, or one found that has the very weights it was distilled from.
 
     Args:
         path: what the user named, or None.
         record: the student's own.
         places: where to look without ``path``, besides the place that the record names.
+        parameterization: of a network without a scheduler.
 
     Raises:
         InputError: a named teacher that is not the one the student was distilled from.
     """
     if path is not None:
-        module = _teacher_at(path, record)
+        module = _teacher_at(path, record, parameterization)
         if module is None:
             raise InputError("teacher", path, "is not the teacher this student was distilled from", "give that teacher")
         return module
     named = [record.teacher] if record.teacher and not record.teacher.startswith("analytic:") else []
     for place in (*places, *named):
         with suppress(InputError):  # nobody asked for this one
-            module = _teacher_at(place, record)
+            module = _teacher_at(place, record, parameterization)
             if module is not None:
                 return module
     return None
 
 
-def _teacher_at(path: str | Path, record: ModelRecord) -> DiffusionTeacher | None:
+def _teacher_at(path: str | Path, record: ModelRecord, parameterization: str | None = None) -> DiffusionTeacher | None:
     """The teacher at a place, with the weights that were distilled; None if it has not got them."""
-    module = load_model(path, key="teacher")
+    module = load_model(path, "teacher", parameterization if is_foreign(path) else None)
     if not isinstance(module, DiffusionTeacher):
         raise InputError("teacher", path, f"is a {module.role}", "give the teacher's checkpoint")
     digest, known = record.teacher_digest, _weights_by_digest(module)
@@ -185,16 +192,26 @@ def _teacher_at(path: str | Path, record: ModelRecord) -> DiffusionTeacher | Non
 
 
 def stage_generators(
-    path: str | Path, nfe: Sequence[int] | None, device: torch.device | str, weights: str | None, teacher: str | None
+    path: str | Path,
+    nfe: Sequence[int] | None,
+    device: torch.device | str,
+    weights: str | None,
+    teacher: str | None,
+    parameterization: str | None = None,
 ) -> tuple[list[Generator], list[str]]:
     """A single checkpoint or stage folder: a teacher, or a student beside its teacher where that is found.
+
+    ``parameterization`` is of the teacher, or of the model itself if it is one.
 
     Returns:
         the generators, and notes for people.
     """
-    module = _weights(load_model(path, "generator"), weights)
+    own = parameterization if is_foreign(path) else None
+    module = _weights(load_model(path, "generator", own), weights)
     module.to(device)
     if isinstance(module, DiffusionTeacher):
+        if parameterization is not None and own is None:
+            _refuse_needless("a model that says it itself", parameterization=parameterization)
         return teacher_generators(module, nfe), []
     students = student_generators("student", module, nfe)
     # In a study's folder the teacher lies beside the student, wherever the folder was moved.
@@ -202,7 +219,7 @@ def stage_generators(
     status = module.record.training_set_status
     note = f"the training set of the student's teacher is {status}, not recorded by who trained it"
     notes = [] if status == RECORDED else [note]
-    original = find_teacher(teacher, module.record, [stage.parent / "teacher"])
+    original = find_teacher(teacher, module.record, [stage.parent / "teacher"], parameterization)
     if original is None:
         return students, [*notes, "the student's teacher was not found: no paired comparison (give --teacher PATH)"]
     original.to(device)
@@ -215,6 +232,7 @@ def open_generators(
     settings: AuditSettings,
     weights: str | None = None,
     teacher: str | None = None,
+    parameterization: str | None = None,
 ) -> tuple[list[Generator], dict[str, Any], list[str]]:
     """Everything to audit at a path: a checkpoint, a run or study folder, a pipeline folder, images.
 
@@ -224,6 +242,7 @@ def open_generators(
         settings: number of evaluations, device, threshold.
         weights: ``raw`` or ``ema_<half-life>``; None is the checkpoint's choice.
         teacher: of a lone student; None looks for it.
+        parameterization: of a network without a scheduler, see :func:`~cdmem.models.load.load_model`.
 
     Returns:
         the generators, by student the record of its distillation, and notes for people.
@@ -234,12 +253,14 @@ def open_generators(
     path = Path(path).expanduser()
     if not path.exists():
         raise InputError("generator", path, "no such file or folder", "give a checkpoint, run, pipeline or images")
-    if path.is_dir() and is_pipeline(path):
-        _refuse_needless("a pipeline", weights=weights, teacher=teacher)
+    refuse_stranger(path, "generator")
+    if path.is_dir() and is_pipeline(path) and not only_a_teacher(path):
+        _refuse_needless("a pipeline", weights=weights, teacher=teacher, parameterization=parameterization)
         samplers, method, digest = load_pipeline(path, settings.nfe)
-        return [Generator(path.name, "generator", method, s, "pipeline", None, digest) for s in samplers], {}, []
+        notes = [f"{path}: {note}" for note in samplers[0].notes]
+        return [Generator(path.name, "generator", method, s, "pipeline", None, digest) for s in samplers], {}, notes
     if (path / "teacher/checkpoints/last.ckpt").is_file():
-        _refuse_needless("a study, which has its own teacher", teacher=teacher)
+        _refuse_needless("a study, which has its own teacher", teacher=teacher, parameterization=parameterization)
         students = students_of(path)
         generators = study_generators(path, students, settings.nfe, settings.torch_device, weights)
         notes = _training_set_notes(generators, training_set)
@@ -247,10 +268,12 @@ def open_generators(
         return generators, {} if notes else _records(generators, settings, weights, folders), notes
     stage = (path / "checkpoints").is_dir() or (path / "last.ckpt").is_file()
     if path.suffix == ".ckpt" or stage or is_model_folder(path):
-        return _open_stage(path, training_set, settings, weights, teacher)
+        return _open_stage(path, training_set, settings, weights, teacher, parameterization)
     if path.is_file() and path.suffix not in ARRAYS:
         raise InputError("generator", path, "is no checkpoint and no image file", "give a .ckpt, .npz or folder")
-    _refuse_needless("images, made already", nfe=settings.nfe, weights=weights, teacher=teacher)
+    _refuse_needless(
+        "images, made already", nfe=settings.nfe, weights=weights, teacher=teacher, parameterization=parameterization
+    )
     return [_given_images(path, training_set)], {}, ["images of unknown training: convergence is unknown"]
 
 
@@ -261,9 +284,14 @@ def students_of(folder: Path) -> list[str]:
 
 
 def _open_stage(
-    path: Path, training_set: TrainingSet, settings: AuditSettings, weights: str | None, teacher: str | None
+    path: Path,
+    training_set: TrainingSet,
+    settings: AuditSettings,
+    weights: str | None,
+    teacher: str | None,
+    said: str | None = None,
 ) -> tuple[list[Generator], dict[str, Any], list[str]]:
-    generators, notes = stage_generators(path, settings.nfe, settings.torch_device, weights, teacher)
+    generators, notes = stage_generators(path, settings.nfe, settings.torch_device, weights, teacher, said)
     other = _training_set_notes(generators, training_set)
     folder, records = path if path.is_dir() else path.parent.parent, {}
     if generators[-1].role == "student" and not other:

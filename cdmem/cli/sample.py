@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import torch
@@ -29,6 +30,7 @@ class SampleCommand:
         samples: number of images.
         nfe: network evaluations per image; the model's default if null.
         weights: raw or ema_<half-life>; the model's choice if null.
+        parameterization: vp or edm, of a diffusers network without a scheduler.
         seed: sampling seed; the checkpoint's if null.
         batch_size: images made at once; does not change them.
         device: auto is the GPU if there is one.
@@ -39,6 +41,7 @@ class SampleCommand:
     samples: int = 64
     nfe: int | None = None
     weights: str | None = None
+    parameterization: Literal["vp", "edm"] | None = None
     seed: int | None = None
     batch_size: int = 256
     device: str = "auto"
@@ -55,7 +58,7 @@ def run_sample(args: Sequence[str]) -> int:
     options = parse(SampleCommand, args, "sample")
     out = new_file("out", options.out, ".npz")
     picture = new_file("out", str(out.with_suffix(".png")), ".png")
-    module = load_model(usable_path("checkpoint", options.checkpoint))
+    module = load_model(usable_path("checkpoint", options.checkpoint), parameterization=options.parameterization)
     device = usable_device(options.device)
     module.to(device)
     sampler = module.sampler(options.nfe, options.weights)

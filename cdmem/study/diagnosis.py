@@ -141,7 +141,7 @@ def check_value(key: str, value: Any, hint: Any, default: Any = EMPTY) -> None:
         if _is_group(hint):
             raise no_group(key, value)
         example = _example(hint) if default is EMPTY else "leave it out for the default"
-        raise InputError(key, "null", "is no value", example)
+        raise InputError(key, None, "is no value", example)
     elif origin is typing.Literal:
         if value not in inner:
             raise _none_of(key, value, inner)
@@ -182,7 +182,7 @@ def no_group(key: str, value: Any) -> InputError:
     word, _, rest = value.partition(" ") if isinstance(value, str) else ("", "", "")
     if rest and word.isidentifier():
         return InputError(key, shown(value), "is no group of settings: a colon is missing", f"write {word}: {rest}")
-    told = "null" if value is None else shown(value)
+    told = shown(value)
     return InputError(key, told, "is a group of settings", f"write --{key}.SETTING VALUE, or leave it out")
 
 

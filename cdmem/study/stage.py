@@ -296,7 +296,9 @@ class Stage(LightningCLI):
             return
         training_set = self.datamodule.training_set
         if isinstance(self.model, Student) and self.model.teacher_name is not None:
-            self.model.receive(load_teacher(self.model.teacher_name, training_set, self.model.teacher_weights))
+            m = self.model
+            said = m.teacher_parameterization
+            m.receive(load_teacher(m.teacher_name, training_set, m.teacher_weights, parameterization=said))
         self.model.prepare(training_set)
 
     def _continue_schedule(self, start: Start) -> None:

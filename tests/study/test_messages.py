@@ -160,15 +160,15 @@ VALUES = [
     ("trainer.accelerator", "cuda9", "trainer.accelerator=cuda9:", ""),
     ("trainer.logger", "maybe", "trainer.logger=maybe: no class maybe", ""),
     ("data.n", "[8]", "data.n=[8]: is no whole number but a list", ""),
-    ("data.n", "null", "data.n=null: is no value", "leave it out"),
+    ("data.n", "null", "data.n=None: is no value", "leave it out"),
     ("data.nn", "8", "data.nn=8: no such setting", "data.n?"),
     ("data.classes", "3", "data.classes=3: is no list", "[3]"),
     ("data.flip", "maybe", "data.flip=maybe: is neither true nor false", ""),
-    ("model.network", "null", "model.network=null: is no value", "cdmem.networks.UNet"),
+    ("model.network", "null", "model.network=None: is no value", "cdmem.networks.UNet"),
     ("model.noise.p_mean", "x", "model.noise.p_mean=x: is no number", ""),
     ("model.sampling.solver", "hein", "model.sampling.solver=hein: is none of heun, euler", "heun?"),
     ("model.averaging", "3", "model.averaging=3: is a group of settings", "--model.averaging."),
-    ("model.averaging", "null", "model.averaging=null: is a group of settings", "leave it out"),
+    ("model.averaging", "null", "model.averaging=None: is a group of settings", "leave it out"),
     ("model.averaging.half_lives", "3", "model.averaging.half_lives=3: is no list", "[3]"),
     ("model.averaging.half_life", "3", "model.averaging.half_life=3: no such setting", "half_lives?"),
     ("model.lr", "0.1", "model.lr=0.1: no such setting", "model.optimization.optimizer.lr?"),
@@ -176,7 +176,7 @@ VALUES = [
     ("batch_size", "4", "batch_size=4: no such setting", "data.batch_size?"),
     ("seed", "x", "seed=x: is no whole number", ""),
     ("wandb", "maybe", "wandb=maybe: is neither true nor false", ""),
-    ("trainer", "null", "trainer=null: is a group of settings", ""),
+    ("trainer", "null", "trainer=None: is a group of settings", ""),
     ("model", "null", "model=None: nothing says what is trained", "--config FILE"),
 ]
 
@@ -230,7 +230,7 @@ def test_a_line_without_its_colon_at_depth(told):
 @pytest.mark.parametrize(
     ("text", "start"),
     [
-        ("images: {training: null}", "images.training=null: is a group of settings"),
+        ("images: {training: null}", "images.training=None: is a group of settings"),
         ("images: {training: 3}", "images.training=3: is a group of settings"),
         ("images: {training: {stepz: 3}}", "images.training.stepz=3: no such setting of Training; did you mean images"),
         ("images: {training: {steps: x}}", "images.training.steps=x: is no whole number"),

@@ -220,7 +220,10 @@ def _scheduler_name(folder: Path, settings: dict[str, Any], key: str) -> Any:
             raise InputError(f"{key}.{part}", entry, "is not a class of diffusers", "give a plain pipeline folder")
     if entries["unet"][1] != "UNet2DModel":
         raise InputError(f"{key}.unet", entries["unet"][1], "is not a UNet2DModel", "audit its images instead")
-    return entries["scheduler"][1]
+    name = entries["scheduler"][1]
+    if name in DDPM_SAMPLERS and settings.get("_class_name") != name:  # its betas would be another class's
+        raise InputError(f"{key}.scheduler", name, f"{SCHEDULER} is of another class", "save the pipeline again")
+    return name
 
 
 def only_a_teacher(path: str | Path) -> bool:

@@ -91,7 +91,8 @@ def known_classes(kind: type, module: str) -> list[str]:
 
 def _subclasses(kind: type) -> Iterator[type]:
     yield kind
-    for inner in kind.__subclasses__():
+    below: list[type] = kind.__subclasses__()
+    for inner in below:
         yield from _subclasses(inner)
 
 

@@ -312,7 +312,7 @@ def _maker(error: ImportError, settings: Mapping[str, Any]) -> tuple[str, str]:
     for key, path in class_paths(settings):
         if path.rpartition(".")[2] in [name.rpartition(".")[2] for name in names]:
             return key, path
-    return "config", "..."
+    return ("wandb", "true") if "wandb" in f"{error} {error.name}" else ("config", "...")
 
 
 def class_paths(settings: Any, key: str = "") -> Iterator[tuple[str, str]]:

@@ -263,3 +263,14 @@ def test_help_offers_no_file_for_a_group(capsys):
 def test_metrics_of_an_audit(told, name, start):
     line = told(f"audit --generator teacher.yaml --training_set teacher.yaml --metrics {name}")
     assert line.startswith(f"metrics={name}: {start}"), line
+
+
+@pytest.mark.parametrize("said", ["No module named 'wandb'", "not met. Try running `pip install -U 'wandb>=0.12'`"])
+def test_weights_and_biases_without_its_package(told, monkeypatch, said):
+    def missing(*_):
+        raise ModuleNotFoundError(said, name="wandb")
+
+    monkeypatch.delenv("WANDB_MODE", raising=False)
+    monkeypatch.setattr("cdmem.study.stage.wandb_logger", missing)
+    line = told("fit --config teacher.yaml --run_dir new --wandb true")
+    assert line.startswith("wandb=true: pip install wandb; ")

@@ -18,8 +18,9 @@ from cdmem.audit.settings import AuditSettings
 from cdmem.data.pixels import PixelOptions
 from cdmem.data.subset import UNRECORDED, TrainingSet
 from cdmem.errors import InputError
-from cdmem.models.load import is_model_folder, is_pipeline_of_others, load_model, load_record, load_trained
-from cdmem.models.pipelines import CONSISTENCY, load_pipeline
+from cdmem.models.load import is_foreign, is_model_folder, is_pipeline_of_others, load_model, load_record, load_trained
+from cdmem.models.pipelines import CONSISTENCY, load_pipeline, only_a_teacher
+from cdmem.models.strangers import refuse_stranger
 from cdmem.run.folder import CONFIG, RunFolder
 from cdmem.training.checkpoint import weights_digest
 from cdmem.training.record import RECORDED, ModelRecord
@@ -159,34 +160,40 @@ def _weights_by_digest(teacher: DiffusionTeacher) -> dict[str, str]:
     return {weights_digest(teacher.function(w).network): w for w in ("raw", *teacher.ema.names(), teacher.weights)}
 
 
-def find_teacher(path: str | None, record: ModelRecord, places: Sequence[str | Path] = ()) -> DiffusionTeacher | None:
+def find_teacher(
+    path: str | None,
+    record: ModelRecord,
+    places: Sequence[str | Path] = (),
+    parameterization: str | None = None,
+) -> DiffusionTeacher | None:
     """The teacher of a student: the one named, or one found that has the very weights it was distilled from.
 
     Args:
         path: what the user named, or None.
         record: the student's own.
         places: where to look without ``path``, besides the place that the record names.
+        parameterization: of a network without a scheduler.
 
     Raises:
         InputError: a named teacher that is not the one the student was distilled from.
     """
     if path is not None:
-        module = _teacher_at(path, record)
+        module = _teacher_at(path, record, parameterization)
         if module is None:
             raise InputError("teacher", path, "is not the teacher this student was distilled from", "give that teacher")
         return module
     named = [record.teacher] if record.teacher and not record.teacher.startswith("analytic:") else []
     for place in (*places, *named):
         with suppress(InputError):  # nobody asked for this one
-            module = _teacher_at(place, record)
+            module = _teacher_at(place, record, parameterization)
             if module is not None:
                 return module
     return None
 
 
-def _teacher_at(path: str | Path, record: ModelRecord) -> DiffusionTeacher | None:
+def _teacher_at(path: str | Path, record: ModelRecord, parameterization: str | None = None) -> DiffusionTeacher | None:
     """The teacher at a place, with the weights that were distilled; None if it has not got them."""
-    module = load_model(path, key="teacher")
+    module = load_model(path, "teacher", parameterization if is_foreign(path) else None)
     if not isinstance(module, DiffusionTeacher):
         raise InputError("teacher", path, f"is a {module.role}", "give the teacher's checkpoint")
     digest, known = record.teacher_digest, _weights_by_digest(module)
@@ -194,16 +201,26 @@ def _teacher_at(path: str | Path, record: ModelRecord) -> DiffusionTeacher | Non
 
 
 def stage_generators(
-    path: str | Path, nfe: Sequence[int] | None, device: torch.device | str, weights: str | None, teacher: str | None
+    path: str | Path,
+    nfe: Sequence[int] | None,
+    device: torch.device | str,
+    weights: str | None,
+    teacher: str | None,
+    parameterization: str | None = None,
 ) -> tuple[list[Generator], list[str]]:
     """A single checkpoint or stage folder: a teacher, or a student beside its teacher where that is found.
+
+    ``parameterization`` is of the teacher, or of the model itself if it is one.
 
     Returns:
         the generators, and notes for people.
     """
-    module = _weights(load_model(path, "generator"), weights)
+    own = parameterization if is_foreign(path) else None
+    module = _weights(load_model(path, "generator", own), weights)
     module.to(device)
     if isinstance(module, DiffusionTeacher):
+        if parameterization is not None and own is None:
+            _refuse_needless("a model that says it itself", parameterization=parameterization)
         return teacher_generators(module, nfe), []
     students = student_generators("student", module, nfe)
     # In a study's folder the teacher lies beside the student, wherever the folder was moved.
@@ -211,7 +228,7 @@ def stage_generators(
     status = module.record.training_set_status
     note = f"the training set of the student's teacher is {status}, not recorded by who trained it"
     notes = [] if status == RECORDED else [note]
-    original = find_teacher(teacher, module.record, [stage.parent / "teacher"])
+    original = find_teacher(teacher, module.record, [stage.parent / "teacher"], parameterization)
     if original is None:
         return students, [*notes, "the student's teacher was not found: no paired comparison (give --teacher PATH)"]
     original.to(device)
@@ -225,6 +242,7 @@ def open_generators(
     weights: str | None = None,
     teacher: str | None = None,
     options: PixelOptions = AS_STORED,
+    parameterization: str | None = None,
 ) -> tuple[list[Generator], dict[str, Any], list[str]]:
     """Everything to audit at a path: a checkpoint, a run or study folder, a pipeline folder, images.
 
@@ -235,6 +253,7 @@ def open_generators(
         weights: ``raw`` or ``ema_<half-life>``; None is the checkpoint's choice.
         teacher: of a lone student; None looks for it.
         options: what is done to images that exist.
+        parameterization: of a network without a scheduler, see :func:`~cdmem.models.load.load_model`.
 
     Returns:
         the generators, by student the record of its distillation, and notes for people.
@@ -242,7 +261,7 @@ def open_generators(
     Raises:
         InputError: nothing usable there, an option that it would ignore, or images of another shape than those of T.
     """
-    opened = _open(Path(path).expanduser(), training_set, settings, weights, teacher)
+    opened = _open(Path(path).expanduser(), training_set, settings, weights, teacher, options, parameterization)
     # Teachers last: one that fits its student is not to blame.
     for g in sorted(opened[0], key=lambda g: g.role == "teacher"):
         if tuple(g.sampler.shape) != tuple(training_set.shape):
@@ -253,15 +272,22 @@ def open_generators(
 
 
 def _open(
-    path: Path, training_set: TrainingSet, settings: AuditSettings, weights: str | None, teacher: str | None
+    path: Path,
+    training_set: TrainingSet,
+    settings: AuditSettings,
+    weights: str | None,
+    teacher: str | None,
+    options: PixelOptions,
+    parameterization: str | None,
 ) -> tuple[list[Generator], dict[str, Any], list[str]]:
     if not path.exists():
         raise InputError("generator", path, "no such file or folder", "give a checkpoint, run, pipeline or images")
-    if is_pipeline_of_others(path):
-        _refuse_needless("a pipeline", weights=weights)
+    refuse_stranger(path, "generator")
+    if is_pipeline_of_others(path) and not only_a_teacher(path):
+        _refuse_needless("a pipeline", weights=weights, parameterization=parameterization)
         return _open_pipeline(path, training_set, settings, teacher)
     if (path / "teacher/checkpoints/last.ckpt").is_file():
-        _refuse_needless("a study, which has its own teacher", teacher=teacher)
+        _refuse_needless("a study, which has its own teacher", teacher=teacher, parameterization=parameterization)
         students = students_of(path)
         generators = study_generators(path, students, settings.nfe, settings.torch_device, weights)
         notes = _training_set_notes(generators, training_set)
@@ -269,8 +295,10 @@ def _open(
         return generators, {} if notes else _records(generators, settings, weights, folders), notes
     stage = (path / "checkpoints").is_dir() or (path / "last.ckpt").is_file()
     if path.suffix == ".ckpt" or stage or is_model_folder(path):
-        return _open_stage(path, training_set, settings, weights, teacher)
-    _refuse_needless("images, made already", nfe=settings.nfe, weights=weights, teacher=teacher)
+        return _open_stage(path, training_set, settings, weights, teacher, parameterization)
+    _refuse_needless(
+        "images, made already", nfe=settings.nfe, weights=weights, teacher=teacher, parameterization=parameterization
+    )
     notes: list[str] = []
     given = _given_images(path, training_set, options, notes)
     return [given], {}, [*notes, "images of unknown training: convergence is unknown"]
@@ -284,9 +312,10 @@ def _open_pipeline(
     Both start every seed from the same noise and draw its class from the same stream.
     """
     samplers, method, digest = load_pipeline(path, settings.nfe)
+    said = [f"{path}: {note}" for note in samplers[0].notes]
     made = [Generator(path.name, "generator", method, s, "pipeline", None, digest) for s in samplers]
     if teacher is None:
-        return made, {}, []
+        return made, {}, said
     if method != CONSISTENCY:
         problem = f"the generator samples by {method}: it is no student, and nothing pairs it with a teacher"
         raise InputError("teacher", teacher, problem, "leave --teacher out")
@@ -296,7 +325,7 @@ def _open_pipeline(
         raise InputError("teacher", teacher, problem, "give the teacher it was distilled from")
     original.to(settings.torch_device)
     generators = with_teacher(original, [replace(g, role="student") for g in made])
-    notes = ["the folder does not record its teacher: the one that --teacher names is taken for it"]
+    notes = [*said, "the folder does not record its teacher: the one that --teacher names is taken for it"]
     notes.append("no evaluations along the distillation: convergence is unknown")
     start = float(samplers[0].scheduler.init_noise_sigma)
     if start != original.sigma_max:
@@ -313,9 +342,14 @@ def students_of(folder: Path) -> list[str]:
 
 
 def _open_stage(
-    path: Path, training_set: TrainingSet, settings: AuditSettings, weights: str | None, teacher: str | None
+    path: Path,
+    training_set: TrainingSet,
+    settings: AuditSettings,
+    weights: str | None,
+    teacher: str | None,
+    said: str | None = None,
 ) -> tuple[list[Generator], dict[str, Any], list[str]]:
-    generators, notes = stage_generators(path, settings.nfe, settings.torch_device, weights, teacher)
+    generators, notes = stage_generators(path, settings.nfe, settings.torch_device, weights, teacher, said)
     other = _training_set_notes(generators, training_set)
     folder, records = path if path.is_dir() else path.parent.parent, {}
     if generators[-1].role == "student" and not other:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import importlib
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
 
 from cdmem.errors import InputError
+from cdmem.io.class_paths import find_class
 from cdmem.metrics.base import SampleMetric
 
 GROUPS = ("memorization", "copying", "quality", "inside")
@@ -100,12 +100,11 @@ def metric_class(name: str) -> type[SampleMetric]:
     Raises:
         InputError: no such module or class, or one that cannot be measured.
     """
-    module, _, last = name.rpartition(".")
-    if not module:
+    if "." not in name:
         known = ", ".join((*GROUPS, *SLOW_GROUPS))
         raise InputError("metrics", name, "no such group", f"use {known}, or the class path of a SampleMetric")
+    kind = find_class("metrics", name, SampleMetric, "cdmem.metrics")
     try:
-        kind = getattr(importlib.import_module(module), last)
         if not issubclass(kind, SampleMetric):
             raise TypeError("it is no SampleMetric")
         kind()

@@ -3,19 +3,27 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any, TypeVar
 
 from cdmem.errors import InputError
-from cdmem.io.paths import possible_path
+from cdmem.io.paths import possible_path, usable_path
+from cdmem.io.text import parse_settings, read_text
 from cdmem.study.parsing import field_type, help_text, is_list, one_value, options, read_settings
 
 Kind = TypeVar("Kind")
 
 
-def parse(kind: type[Kind], args: Sequence[str], command: str, positional: str = "", about: str = "") -> Kind:
+def parse(
+    kind: type[Kind],
+    args: Sequence[str],
+    command: str,
+    positional: str = "",
+    about: str = "",
+    base: Mapping[str, Any] | None = None,
+) -> Kind:
     """The settings of a command.
 
     Lists are written ``--key a b``, ``--key [a,b]`` or ``--key a``; a flag without a value is true. ``--help`` prints
@@ -27,6 +35,7 @@ def parse(kind: type[Kind], args: Sequence[str], command: str, positional: str =
         command: for messages, such as ``audit``.
         positional: the field that words without an option belong to.
         about: shown by ``--help``; the dataclass's docstring if empty.
+        base: settings of a file, which the command line goes over.
 
     Raises:
         InputError: an unknown key, a value of another type, a required one that is missing, or whatever
@@ -35,7 +44,7 @@ def parse(kind: type[Kind], args: Sequence[str], command: str, positional: str =
     if {"-h", "--help"} & set(args):
         print(help_text(kind, command, about), end="")
         raise SystemExit(0)
-    values: dict[str, Any] = {}
+    values: dict[str, Any] = dict(base or {})
     loose: list[str] = []
     for key, words in options(args):
         own, rest = _split(words, field_type(kind, key)) if key else ([], words)
@@ -58,6 +67,20 @@ def _split(words: list[str], hint: Any) -> tuple[list[str], list[str]]:
     if hint is bool:
         return (words[:1], words[1:]) if words and words[0].lower() in ("true", "false") else (["true"], words)
     return (words, []) if hint is None or is_list(hint) else (words[:1], words[1:])
+
+
+def settings_of(name: str) -> dict[str, Any]:
+    """The settings in a YAML file.
+
+    Raises:
+        InputError: it cannot be read, or is no mapping.
+    """
+    file = usable_path("config", name)
+    try:
+        return {str(key): value for key, value in parse_settings(read_text(file)).items()}
+    except (OSError, ValueError) as error:
+        problem = f"cannot be read ({getattr(error, 'strerror', None) or error})"
+        raise InputError("config", file, problem, "give a YAML file of settings") from None
 
 
 def new_file(key: str, value: str, suffix: str) -> Path:

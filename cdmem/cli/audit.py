@@ -9,6 +9,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 from cdmem.audit.auditor import Auditor
 from cdmem.audit.gate import check_names, detectors, judge_gate
@@ -33,6 +34,7 @@ class AuditCommand(AuditSettings):
         training_set: run folder, training_set.json, or images (folder, .zip, .npz, .npy, .parquet, idx).
         held_out: the same forms; images that were not trained on.
         teacher: the student's teacher, for the paired comparison; looked for if null.
+        parameterization: vp or edm, of a diffusers network without a scheduler.
         seed: sampling seed, which chooses the first sample seed.
         weights: raw or ema_<half-life>; the checkpoint's choice if null.
         flip: training mirrored images, so that a mirrored copy is a copy.
@@ -51,6 +53,7 @@ class AuditCommand(AuditSettings):
     training_set: str
     held_out: str | None = None
     teacher: str | None = None
+    parameterization: Literal["vp", "edm"] | None = None
     seed: int = 0
     weights: str | None = None
     flip: bool = False
@@ -118,7 +121,13 @@ def run_audit(args: Sequence[str]) -> int:
     )
     try:
         generators, distillation, more = open_generators(
-            command.generator, training_set, command, command.weights, command.teacher, command.pixels
+            command.generator,
+            training_set,
+            command,
+            command.weights,
+            command.teacher,
+            command.pixels,
+            command.parameterization,
         )
     except InputError as error:  # the stages of a study are read as checkpoints
         key = "generator" if error.key == "checkpoint" else error.key

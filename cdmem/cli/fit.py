@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import partial
 
+from cdmem.study.resume import with_own_settings
 from cdmem.study.stage import build
 from cdmem.tracking.wandb import finish_wandb
 
 
 def run_trainer_command(command: str, args: Sequence[str]) -> int:
     """One of Lightning's subcommands from parsing to its end."""
-    stage = build(command, args)
+    stage = build(command, with_own_settings(command, args), said=[command, *args])
     stage.execute()
     if command == "fit" and stage.trainer.is_global_zero and not stage.trainer.fast_dev_run:
         print(f"run folder: {stage.settings.run_dir}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import torch
@@ -30,6 +31,7 @@ class SampleCommand:
         samples: number of images.
         nfe: network evaluations per image; the model's default if null.
         weights: raw or ema_<half-life>; the model's choice if null.
+        parameterization: vp or edm, of a diffusers network without a scheduler.
         seed: sampling seed; the checkpoint's if null (of a pipeline: 0).
         batch_size: images made at once; does not change them.
         device: auto is the GPU if there is one.
@@ -40,6 +42,7 @@ class SampleCommand:
     samples: int = 64
     nfe: int | None = None
     weights: str | None = None
+    parameterization: Literal["vp", "edm"] | None = None
     seed: int | None = None
     batch_size: int = 256
     device: str = "auto"
@@ -58,12 +61,15 @@ def open_sampler(options: SampleCommand, device: torch.device) -> tuple[Sampler 
         InputError: nothing usable there, or evaluations that it cannot spend.
     """
     path = usable_path("checkpoint", options.checkpoint)
-    if is_pipeline_of_others(path):
+    if is_pipeline_of_others(path) and not only_a_teacher(path):
+        if options.parameterization is not None:
+            problem = "a pipeline's scheduler says what it is"
+            raise InputError("parameterization", options.parameterization, problem, "leave --parameterization out")
         if options.weights is not None:
             raise InputError("weights", options.weights, "a pipeline has one set of weights", "leave --weights out")
         (sampler,), _, _ = load_pipeline(path, None if options.nfe is None else [options.nfe], "checkpoint")
         return sampler, "pipeline", 0
-    module = load_model(path)
+    module = load_model(path, parameterization=options.parameterization)
     module.to(device)
     return module.sampler(options.nfe, options.weights), module.role, module.sampling_seed
 

@@ -22,6 +22,7 @@ from cdmem.report.compare import prepare_comparison, studies_below
 from cdmem.run.provenance import environment
 from cdmem.study.config import StudySettings, read_study
 from cdmem.study.parsing import help_text, quiet_libraries
+from cdmem.study.resume import with_own_settings
 from cdmem.study.study import Study
 from cdmem.study.sweep import run_sweep, split_arguments
 
@@ -46,7 +47,7 @@ def run_study(args: Sequence[str]) -> int:
         print(help_text(StudySettings, "study", __doc__ or ""), end="")
         return 0
     quiet_libraries()
-    rest, items = split_arguments(args)
+    rest, items = split_arguments(with_own_settings("study", args))
     if items is None:
         run_one(rest)
         return 0

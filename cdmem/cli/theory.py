@@ -16,11 +16,13 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import shlex
+from collections import ChainMap
 from collections.abc import Sequence
 from typing import Any
 
-from cdmem.cli.arguments import parse
+from cdmem.cli.arguments import parse, settings_of
 from cdmem.errors import InputError
+from cdmem.study.parsing import options
 
 LABORATORIES = {
     "random-features": "cdmem.theory.random_features.laboratory",
@@ -51,10 +53,12 @@ def read_settings(laboratory: str, args: Sequence[str]) -> tuple[Any, Any]:
     own += [(name, bool, False) for name in ("overwrite", "quiet")]
     words = {"__doc__": kind.__doc__.rstrip() + OPTIONS}
     command = dataclasses.make_dataclass("Command", own, bases=(kind,), frozen=True, namespace=words)
-    options = parse(command, args, f"theory {laboratory}", positional="run" if laboratory in WITH_RUN else "")
-    settings = kind(**{field.name: getattr(options, field.name) for field in dataclasses.fields(kind)})
+    base = [settings_of(words[-1]) for key, words in options(args) if key == "config" and words]
+    positional = "run" if laboratory in WITH_RUN else ""
+    given = parse(command, args, f"theory {laboratory}", positional, base=dict(ChainMap(*reversed(base))))
+    settings = kind(**{field.name: getattr(given, field.name) for field in dataclasses.fields(kind)})
     check_settings(settings)
-    return settings, options
+    return settings, given
 
 
 def run_theory(args: Sequence[str]) -> int:
@@ -65,11 +69,11 @@ def run_theory(args: Sequence[str]) -> int:
     laboratory = args[0]
     if laboratory not in LABORATORIES:
         raise InputError("theory", laboratory, "is no laboratory", f"use one of {', '.join(LABORATORIES)}")
-    settings, options = read_settings(laboratory, args[1:])
+    settings, command = read_settings(laboratory, args[1:])
     from cdmem.theory.experiment import Progress, output_folder, write_outcome
 
-    out = output_folder(options.out, options.overwrite)
-    outcome = importlib.import_module(LABORATORIES[laboratory]).run(settings, Progress(options.quiet))
+    out = output_folder(command.out, command.overwrite)
+    outcome = importlib.import_module(LABORATORIES[laboratory]).run(settings, Progress(command.quiet))
     record = {"laboratory": laboratory, "settings": dataclasses.asdict(settings), **outcome.results}
     outcome = dataclasses.replace(outcome, results=record)
     page = write_outcome(outcome, out, shlex.join(["python", "-m", "cdmem", "theory", *args]))

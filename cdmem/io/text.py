@@ -67,9 +67,56 @@ def parse_yaml(text: str) -> Any:
         finally:
             loader.dispose()
     except yaml.YAMLError as error:
-        raise ValueError(f"is no plain YAML ({' '.join(str(error).split())[:120]})") from None
+        raise ValueError(f"is no plain YAML: {yaml_mistake(error, text)}") from None
     except (RecursionError, TypeError, AttributeError) as error:  # the last two: odd keys and merge keys
         raise ValueError(f"is no plain YAML ({type(error).__name__})") from None
+
+
+def parse_settings(text: str) -> dict[str, Any]:
+    """A mapping from the YAML text of a config.
+
+    Raises:
+        ValueError: as :func:`parse_yaml`; no mapping, or a key that is there twice, of which one would be ignored.
+    """
+    content = parse_yaml(text)
+    if not isinstance(content, dict):
+        raise ValueError("is empty" if content is None else "is no mapping: write SETTING: VALUE, with a colon")
+    _refuse_twice(yaml.compose(text, yaml.SafeLoader))
+    return content
+
+
+def _refuse_twice(node: yaml.Node) -> None:
+    if isinstance(node, yaml.SequenceNode):
+        for item in node.value:
+            _refuse_twice(item)
+    seen: dict[str, int] = {}
+    for key, value in node.value if isinstance(node, yaml.MappingNode) else ():
+        line = key.start_mark.line + 1
+        if key.value in seen and key.value != "<<" and isinstance(key, yaml.ScalarNode):
+            raise ValueError(f"line {line}: {key.value} is there twice, on line {seen[key.value]} first")
+        if isinstance(key, yaml.ScalarNode):
+            seen[key.value] = line
+        _refuse_twice(value)
+
+
+def yaml_mistake(error: yaml.YAMLError, text: str = "") -> str:
+    """What is wrong with a YAML text and in which line, without the parser's own words where they mislead."""
+    mark = getattr(error, "problem_mark", None)
+    said = " ".join(str(getattr(error, "problem", None) or error).split())[:100]
+    if mark is None:
+        return said
+    lines = text.splitlines()
+    line = lines[mark.line] if mark.line < len(lines) else ""
+    if "\t" in line[: len(line) - len(line.lstrip())]:
+        said = "a tab; YAML is indented with spaces"
+    elif "mapping values are not allowed" in said:
+        said = "a colon is missing in the line before, or this one is indented too far"
+    elif "could not find expected ':'" in said:
+        said = "a colon is missing"
+    elif "unexpected end of stream" in said:
+        start = getattr(error, "context_mark", None)
+        said = "a quote or bracket is not closed" + (f" (opened in line {start.line + 1})" if start else "")
+    return f"line {mark.line + 1}: {said}"
 
 
 def _expanded(node: yaml.Node, sizes: dict[int, int]) -> int:
@@ -102,7 +149,7 @@ def read_json(file: Path, key: str, hint: str = "give a diffusers folder", limit
 
 def read_yaml(file: Path, key: str, hint: str) -> dict[str, Any]:
     """A mapping from a small YAML file; raises as :func:`read_json`."""
-    return _mapping(file, key, hint, lambda: parse_yaml(read_text(file)))
+    return _mapping(file, key, hint, lambda: parse_settings(read_text(file)))
 
 
 def _mapping(file: Path, key: str, hint: str, read: Callable[[], Any]) -> dict[str, Any]:

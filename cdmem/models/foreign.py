@@ -15,7 +15,7 @@ from cdmem.data.subset import UNRECORDED
 from cdmem.diffusion.ddpm import DDPMSchedule
 from cdmem.diffusion.noise import SIGMA_MAX
 from cdmem.errors import InputError
-from cdmem.models.pipelines import PipelineParts
+from cdmem.models.pipelines import DDPM_SAMPLERS, PipelineParts
 from cdmem.training.record import ModelRecord
 from cdmem.training.settings import RAW
 
@@ -39,7 +39,7 @@ def foreign_record(parts: PipelineParts, path: Path, key: str) -> ModelRecord:
         raise InputError(f"{key}.unet.out_channels", outputs, problem, "give a network of fixed variance")
     if parts.name.startswith("EDM"):
         about = _edm(parts.scheduler.config, key)
-    elif parts.name in ("DDPMScheduler", "DDIMScheduler"):
+    elif parts.name in ("DDPMScheduler", "DDIMScheduler", *DDPM_SAMPLERS):
         about = _vp(parts.scheduler, key)
     else:
         problem = "is a consistency model, which has no ODE to distil"
@@ -72,8 +72,9 @@ def _edm(config: Any, key: str) -> dict[str, Any]:
 def _vp(scheduler: Any, key: str) -> dict[str, Any]:
     """DDPM with the folder's own betas; it is distilled from sigma 80, or from its largest level if that is lower."""
     config = scheduler.config
-    if config.trained_betas is not None or config.get("rescale_betas_zero_snr"):
-        name = "trained_betas" if config.trained_betas is not None else "rescale_betas_zero_snr"
+    other = ("trained_betas", "rescale_betas_zero_snr", "use_flow_sigmas")
+    name = next((name for name in other if config.get(name) not in (None, False)), None)
+    if name is not None:
         hint = "give a model with linear, scaled_linear or squaredcos_cap_v2 betas"
         raise InputError(f"{key}.scheduler.{name}", "...", "is not supported", hint)
     if config.prediction_type not in ("epsilon", "v_prediction", "sample"):

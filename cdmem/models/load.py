@@ -17,7 +17,8 @@ from cdmem.data.subset import TrainingSet
 from cdmem.errors import InputError
 from cdmem.io.text import read_json
 from cdmem.models.foreign import foreign_record
-from cdmem.models.pipelines import INDEX, is_pipeline, read_parts
+from cdmem.models.pipelines import INDEX, find_unet, is_pipeline, read_parts
+from cdmem.models.strangers import refuse_stranger
 from cdmem.networks import from_record
 from cdmem.networks.config import NetworkConfig
 from cdmem.networks.diffusers import DiffusersUNet, load_diffusers, read_config
@@ -39,7 +40,7 @@ INVALID = (KeyError, TypeError, ValueError, AttributeError, ArithmeticError, Run
 def is_model_folder(path: str | Path) -> bool:
     """Whether a folder holds a model by itself: exported, or of diffusers (a run folder does not)."""
     path = Path(path)
-    return path.is_dir() and any((path / name).is_file() for name in (METADATA, INDEX, "unet/config.json"))
+    return path.is_dir() and (any((path / f).is_file() for f in (METADATA, INDEX)) or find_unet(path) is not None)
 
 
 def is_pipeline_of_others(path: str | Path) -> bool:
@@ -47,7 +48,12 @@ def is_pipeline_of_others(path: str | Path) -> bool:
     return is_pipeline(path) and not (Path(path) / METADATA).is_file()
 
 
-def load_record(path: str | Path, key: str = "checkpoint") -> ModelRecord:
+def is_foreign(path: str | Path) -> bool:
+    """Whether a folder holds a model of diffusers, not one that was exported here."""
+    return is_model_folder(path) and not (Path(path) / METADATA).is_file()
+
+
+def load_record(path: str | Path, key: str = "checkpoint", parameterization: str | None = None) -> ModelRecord:
     """What a checkpoint, run folder, exported or diffusers folder says of itself.
 
     Raises:
@@ -58,46 +64,56 @@ def load_record(path: str | Path, key: str = "checkpoint") -> ModelRecord:
             return read_record(read_checkpoint(path, key)["cdmem"])
         if (Path(path) / METADATA).is_file():
             return read_record(read_json(Path(path) / METADATA, key))
-        return foreign_record(read_parts(Path(path), key), Path(path), key)
+        return foreign_record(read_parts(Path(path), key, parameterization), Path(path), key)
     except INVALID as error:
         raise _invalid(key, path, error) from None
 
 
-def load_model(path: str | Path, key: str = "checkpoint") -> DiffusionTeacher | Student:
+def load_model(
+    path: str | Path, key: str = "checkpoint", parameterization: str | None = None
+) -> DiffusionTeacher | Student:
     """A teacher or student ready to sample, on the CPU, in eval mode.
 
     Args:
         path: a checkpoint, a run folder, an exported folder, or one with a ``UNet2DModel`` and a scheduler of
             diffusers; the only weights of a folder are called ``raw``.
         key: the setting that named it.
+        parameterization: what a network of diffusers without a scheduler is, ``vp`` or ``edm``.
 
     Raises:
         InputError: unreadable, or a record and weights that do not fit together.
     """
     path = Path(path)
     # Read before the guard: a checkpoint that cannot be read has a message of its own.
+    refuse_stranger(path, key)
     checkpoint = None if is_model_folder(path) else read_checkpoint(path, key)
+    if parameterization is not None and (checkpoint or (path / METADATA).is_file()):
+        raise InputError("parameterization", parameterization, f"{path} says what it is", "leave it out")
     try:
-        model = _from_checkpoint(checkpoint, path, key) if checkpoint else _from_folder(path, key)
+        model = _from_checkpoint(checkpoint, path, key) if checkpoint else _from_folder(path, key, parameterization)
     except INVALID as error:
         raise _invalid(key, path, error) from None
     return model.eval()
 
 
-def load_trained(name: str, key: str = "model.teacher") -> DiffusionTeacher:
+def load_trained(name: str, key: str = "model.teacher", parameterization: str | None = None) -> DiffusionTeacher:
     """A teacher from disk.
 
     Raises:
         InputError: as :func:`load_model`; not a teacher.
     """
-    model = load_model(name, key)
+    model = load_model(name, key, parameterization)
     if not isinstance(model, DiffusionTeacher):
         raise InputError(key, name, f"is a {model.role}", "give a teacher's checkpoint")
     return model
 
 
 def load_teacher(
-    name: str, training_set: TrainingSet, weights: str | None = None, key: str = "model.teacher"
+    name: str,
+    training_set: TrainingSet,
+    weights: str | None = None,
+    key: str = "model.teacher",
+    parameterization: str | None = None,
 ) -> FrozenTeacher:
     """What a student is handed: a teacher from disk, or an analytic one of the training set.
 
@@ -106,7 +122,7 @@ def load_teacher(
     """
     if name.startswith(ANALYTIC):
         return analytic_teacher(name, training_set)
-    return load_trained(name, key).frozen(name, weights)
+    return load_trained(name, key, parameterization).frozen(name, weights)
 
 
 def _invalid(key: str, path: str | Path, error: Exception) -> InputError:
@@ -139,7 +155,7 @@ def _from_checkpoint(checkpoint: Mapping[str, Any], path: Path, key: str) -> Dif
     return model
 
 
-def _from_folder(path: Path, key: str) -> DiffusionTeacher | Student:
+def _from_folder(path: Path, key: str, parameterization: str | None = None) -> DiffusionTeacher | Student:
     if (path / METADATA).is_file():
         metadata = read_json(path / METADATA, key)
         network, config = load_diffusers(path / "unet", key), read_config(path / "unet", key)
@@ -149,7 +165,9 @@ def _from_folder(path: Path, key: str) -> DiffusionTeacher | Student:
         # The network's own file says what it is.
         record = replace(record, shape=config.shape, num_classes=config.num_classes - record.null_label)
     else:
-        parts = read_parts(path, key)
+        parts = read_parts(path, key, parameterization)
+        for note in parts.notes:
+            print(f"      {path}: {note}", flush=True)
         network, config, record = parts.network, parts.config, foreign_record(parts, path, key)
     record = replace(record, network=config.record(), weights=RAW, half_lives=[])
     record.check()

@@ -20,11 +20,12 @@ from cdmem.diffusion.ddpm import MAX_STEPS
 from cdmem.diffusion.sampling import NoiseSource
 from cdmem.errors import InputError
 from cdmem.io.text import read_json
-from cdmem.networks.diffusers import WEIGHTS_FILE, DiffusersUNet, load_diffusers, read_config
+from cdmem.networks.diffusers import DiffusersUNet, load_diffusers, read_config, weights_file
 from cdmem.networks.unet import UNetNetwork
 
-PIPELINES = ("DDPMPipeline", "DDIMPipeline", "ConsistencyModelPipeline")
+PIPELINES = ("DDPMPipeline", "DDIMPipeline", "PNDMPipeline", "ConsistencyModelPipeline")
 CONSISTENCY = "CMStochasticIterativeScheduler"
+# Sampled as they are.
 SCHEDULERS = (
     "DDPMScheduler",
     "DDIMScheduler",
@@ -32,6 +33,21 @@ SCHEDULERS = (
     "EDMDPMSolverMultistepScheduler",
     CONSISTENCY,
 )
+# Faster samplers of DDPM networks: their betas and prediction type are read, their steps are not taken.
+DDPM_SAMPLERS = (
+    "PNDMScheduler",
+    "DPMSolverMultistepScheduler",
+    "DPMSolverSinglestepScheduler",
+    "EulerDiscreteScheduler",
+    "EulerAncestralDiscreteScheduler",
+    "HeunDiscreteScheduler",
+    "LMSDiscreteScheduler",
+    "UniPCMultistepScheduler",
+    "DEISMultistepScheduler",
+)
+# What a network without a scheduler may be said to be.
+SAID = {"vp": "DDPMScheduler", "edm": "EDMEulerScheduler"}
+SCHEDULER = "scheduler_config.json"
 DEFAULT_STEPS = {"DDPMScheduler": 1000, "DDIMScheduler": 50, CONSISTENCY: 1}
 OTHER_STEPS = 18
 INDEX = "model_index.json"
@@ -47,6 +63,7 @@ class PipelineSampler:
         nfe: number of inference steps; each costs one network evaluation with these schedulers.
         shape: (C, H, W).
         num_classes: 0 for an unconditional network.
+        notes: what was read otherwise than it lies there.
     """
 
     unet: nn.Module
@@ -54,6 +71,7 @@ class PipelineSampler:
     nfe: int
     shape: tuple[int, int, int]
     num_classes: int = 0
+    notes: tuple[str, ...] = ()
 
     @torch.no_grad()
     def __call__(self, seeds: Sequence[int], device: torch.device | str = "cpu", steps: int | None = None) -> Tensor:
@@ -95,6 +113,7 @@ class PipelineParts:
         scheduler: one of :data:`SCHEDULERS`.
         name: of the scheduler's class.
         digest: SHA-256 of the weights file.
+        notes: what was read otherwise than it lies there.
     """
 
     network: UNetNetwork
@@ -102,10 +121,34 @@ class PipelineParts:
     scheduler: Any
     name: str
     digest: str
+    notes: tuple[str, ...] = ()
 
 
-def read_parts(path: str | Path, key: str = "generator") -> PipelineParts:
+def find_unet(path: str | Path) -> Path | None:
+    """The folder of the network: ``unet/``, else ``unet_ema/``, else the folder itself if it holds a UNet2DModel."""
+    folder = Path(path)
+    for place in (folder / "unet", folder / "unet_ema"):
+        if (place / "config.json").is_file():
+            return place
+    return folder if (folder / "config.json").is_file() and weights_file(folder)[0].is_file() else None
+
+
+def find_scheduler(path: Path, unet: Path) -> Path | None:
+    """The folder of the scheduler: beside the network, or up to two folders above it, as training scripts leave it."""
+    above = [path] if is_pipeline(path) else [unet, unet.parent, unet.parent.parent]
+    places = [place for folder in dict.fromkeys([path, *above]) for place in (folder / "scheduler", folder)]
+    return next((place for place in places if (place / SCHEDULER).is_file()), None)
+
+
+def read_parts(path: str | Path, key: str = "generator", parameterization: str | None = None) -> PipelineParts:
     """Read network and scheduler of a folder with ``unet/``, ``scheduler/`` and usually ``model_index.json``.
+
+    The folder of the network alone is enough (:func:`find_unet`, :func:`find_scheduler`).
+
+    Args:
+        path: the folder.
+        key: the setting that named it.
+        parameterization: what a network without a scheduler is, a key of :data:`SAID`, with that scheduler's defaults.
 
     Raises:
         InputError: another kind of pipeline or scheduler, missing safetensors, or a network that is not a UNet2DModel.
@@ -113,23 +156,61 @@ def read_parts(path: str | Path, key: str = "generator") -> PipelineParts:
     import diffusers
 
     folder = Path(path)
-    settings = read_json(folder / "scheduler" / "scheduler_config.json", key)
-    name = _scheduler_name(folder, settings, key)
-    if name not in SCHEDULERS:
-        raise InputError(f"{key}.scheduler", name, "is not supported", f"use one of {', '.join(SCHEDULERS)}")
+    unet = find_unet(folder) or folder / "unet"
+    place = find_scheduler(folder, unet)
+    _check_said(folder, place, parameterization, key)
+    settings = {} if place is None else read_json(place / SCHEDULER, key)
+    name = SAID.get(parameterization or "") or _scheduler_name(folder, settings, key)
+    if name not in (*SCHEDULERS, *DDPM_SAMPLERS):
+        known = ", ".join((*SCHEDULERS, *DDPM_SAMPLERS))
+        raise InputError(f"{key}.scheduler", name, "is not supported", f"use one of {known}")
     steps = settings.get("num_train_timesteps", 2)
     if type(steps) is not int or not 2 <= steps <= MAX_STEPS:
         raise InputError(f"{key}.scheduler", steps, f"num_train_timesteps is not 2 to {MAX_STEPS}", "save it again")
-    network = load_diffusers(folder / "unet", key)
-    config = read_config(folder / "unet", key)
+    network = load_diffusers(unet, key)
+    config = read_config(unet, key)
     try:
-        scheduler = getattr(diffusers, name).from_pretrained(str(folder / "scheduler"), local_files_only=True)
+        kind = getattr(diffusers, name)
+        scheduler = kind() if place is None else kind.from_pretrained(str(place), local_files_only=True)
     except Exception as error:
         reason = " ".join(str(error).split())[:160]
         raise InputError(key, folder, f"cannot be loaded ({reason})", "save the pipeline again") from None
-    with (folder / "unet" / WEIGHTS_FILE).open("rb") as stream:
+    weights, variant = weights_file(unet)
+    with weights.open("rb") as stream:
         digest = hashlib.file_digest(stream, "sha256").hexdigest()
-    return PipelineParts(network, config, scheduler, name, digest)
+    return PipelineParts(network, config, scheduler, name, digest, _notes(folder, unet, place, name, variant))
+
+
+def _check_said(folder: Path, scheduler: Path | None, parameterization: str | None, key: str) -> None:
+    """Raises InputError unless either the folder or the user says what the network's output means."""
+    option = "--model.teacher_parameterization" if key.startswith("model.") else "--parameterization"
+    name = option.removeprefix("--")
+    if parameterization is not None and parameterization not in SAID:
+        raise InputError(name, parameterization, "is unknown", f"use {' or '.join(SAID)}")
+    if scheduler is not None and parameterization is not None:
+        raise InputError(name, parameterization, f"{scheduler / SCHEDULER} says what it is", f"leave {option} out")
+    if scheduler is None and parameterization is None:
+        hint = f"put scheduler/{SCHEDULER} beside it, or add {option} vp (DDPM, linear betas, epsilon) or edm"
+        raise InputError(key, folder, "is a network without a scheduler, which says what its output means", hint)
+
+
+def _notes(folder: Path, unet: Path, place: Path | None, name: str, variant: str | None) -> tuple[str, ...]:
+    notes = []
+    if unet.name == "unet" and not is_pipeline(folder) and (folder / "unet_ema").is_dir():
+        notes.append(f"unet/ is read; give {folder}/unet_ema for the averaged weights")
+    if unet.name == "unet_ema":
+        notes.append("the averaged weights of unet_ema/ are read")
+    if place is None:
+        notes.append(f"no scheduler lies there; taken for a {name} with diffusers' defaults, as was said")
+    elif place.parent not in (folder, unet) and place not in (folder, unet):
+        notes.append(f"its scheduler is {place}")
+    if variant is not None:
+        notes.append(f"its {variant} weights are read as float32")
+    if name in DDPM_SAMPLERS:
+        notes.append(
+            f"a DDPM by the betas of its {name}; cdmem samples it by its own ODE solver, not by that scheduler"
+        )
+    return tuple(notes)
 
 
 def _scheduler_name(folder: Path, settings: dict[str, Any], key: str) -> Any:
@@ -146,7 +227,16 @@ def _scheduler_name(folder: Path, settings: dict[str, Any], key: str) -> Any:
             raise InputError(f"{key}.{part}", entry, "is not a class of diffusers", "give a plain pipeline folder")
     if entries["unet"][1] != "UNet2DModel":
         raise InputError(f"{key}.unet", entries["unet"][1], "is not a UNet2DModel", "audit its images instead")
-    return entries["scheduler"][1]
+    name = entries["scheduler"][1]
+    if name in DDPM_SAMPLERS and settings.get("_class_name") != name:  # its betas would be another class's
+        raise InputError(f"{key}.scheduler", name, f"{SCHEDULER} is of another class", "save the pipeline again")
+    return name
+
+
+def only_a_teacher(path: str | Path) -> bool:
+    """Whether a pipeline's scheduler is one of :data:`DDPM_SAMPLERS`, whose steps are not taken here."""
+    entry = read_json(Path(path) / INDEX, "generator").get("scheduler")
+    return isinstance(entry, list) and len(entry) == 2 and entry[1] in DDPM_SAMPLERS
 
 
 def load_pipeline(
@@ -169,12 +259,16 @@ def load_pipeline(
     if not is_pipeline(folder):
         raise InputError(key, folder / INDEX, "no such file", "give a diffusers pipeline folder")
     parts = read_parts(folder, key)
+    if parts.name not in SCHEDULERS:
+        raise InputError(f"{key}.scheduler", parts.name, "is not sampled as it is", "give it as a teacher")
     unet, shape, classes = parts.network.unet, parts.config.shape, parts.config.num_classes
     steps = list(nfe or [DEFAULT_STEPS.get(parts.name, OTHER_STEPS)])
     if min(steps) < 1:
         raise InputError("nfe", min(steps), f"{parts.name} needs at least one step", "use 1 or more")
     of = type(parts.scheduler)  # each sampler gets its own: a scheduler remembers the step it is at
-    samplers = [PipelineSampler(unet, of.from_config(parts.scheduler.config), k, shape, classes) for k in steps]
+    samplers = [
+        PipelineSampler(unet, of.from_config(parts.scheduler.config), k, shape, classes, parts.notes) for k in steps
+    ]
     for sampler in samplers:
         try:
             sampler([0], steps=1)

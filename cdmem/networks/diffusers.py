@@ -18,6 +18,7 @@ from cdmem.networks.unet import UNetNetwork
 
 MAX_WIDTH, MAX_LAYERS, MAX_NAME = 2**16, 64, 64  # far above any real network
 WEIGHTS_FILE = "diffusion_pytorch_model.safetensors"
+VARIANTS = ("fp16", "bf16")  # weights that were saved with ``variant=``, in half the bits
 
 
 @dataclass
@@ -114,6 +115,15 @@ def read_config(folder: Path, key: str) -> DiffusersUNet:
     return config
 
 
+def weights_file(folder: Path) -> tuple[Path, str | None]:
+    """The weights of a folder, and their variant where there are only such ones."""
+    plain = folder / WEIGHTS_FILE
+    stem, _, suffix = WEIGHTS_FILE.partition(".")
+    variants = {name: folder / f"{stem}.{name}.{suffix}" for name in VARIANTS}
+    found = next((name for name, file in variants.items() if file.is_file()), None)
+    return (plain, None) if plain.is_file() or found is None else (variants[found], found)
+
+
 def save_diffusers(network: nn.Module, folder: str) -> None:
     """Write the ``UNet2DModel`` as a diffusers folder (config.json + safetensors in one file)."""
     if not isinstance(network, UNetNetwork):
@@ -131,18 +141,18 @@ def load_diffusers(folder: str | Path, key: str = "model.network") -> UNetNetwor
 
     folder = Path(folder)
     config = read_config(folder, key)
-    weights = folder / WEIGHTS_FILE
+    weights, variant = weights_file(folder)
     if not weights.is_file():
         raise InputError(key, weights, "no such file", "save it with safe_serialization=True; pickles are not read")
     # diffusers would follow the index to other files, and a digest of this one would be of weights that are not used.
-    if (folder / f"{WEIGHTS_FILE}.index.json").exists():
+    if any(folder.glob("*.safetensors.index*.json")):
         raise InputError(key, folder, "holds an index of several weight files", "save the network in one file")
     # A parameter takes a byte or more: what the file cannot hold is not allocated.
     size, count = weights.stat().st_size, sum(p.numel() for p in config.make("meta").parameters())
     if count > size:
         problem = f"config.json describes {count:,} parameters, the weights have {size:,} bytes"
         raise InputError(key, folder, problem, "save the pipeline again")
-    local = {"use_safetensors": True, "local_files_only": True, "low_cpu_mem_usage": False}
+    local = {"use_safetensors": True, "local_files_only": True, "low_cpu_mem_usage": False, "variant": variant}
     try:
         unet, report = UNet2DModel.from_pretrained(str(folder), output_loading_info=True, **local)
         kinds = ("missing_keys", "mismatched_keys", "unexpected_keys")
@@ -154,4 +164,4 @@ def load_diffusers(folder: str | Path, key: str = "model.network") -> UNetNetwor
     except Exception as error:
         reason = " ".join(str(error).split())[:160]
         raise InputError(key, folder, f"cannot be loaded ({reason})", "save the pipeline again") from None
-    return UNetNetwork(unet.eval())
+    return UNetNetwork(unet.float().eval())

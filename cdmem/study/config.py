@@ -16,9 +16,11 @@ from omegaconf.errors import OmegaConfBaseException
 from cdmem.audit.settings import SAMPLES, AuditSettings
 from cdmem.errors import InputError
 from cdmem.io.paths import usable_path
+from cdmem.io.text import parse_settings, read_text
 from cdmem.run.settings import flatten
 from cdmem.study.consent import FLAG, check_consent, split_consent
-from cdmem.study.parsing import config_name, one_value, options, read_settings, unknown
+from cdmem.study.diagnosis import no_setting
+from cdmem.study.parsing import config_name, one_value, options, read_settings
 
 STAGE = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]{0,60}")  # a student's name is a folder and the start of its overrides
 
@@ -107,7 +109,7 @@ def _merged(file: str, overrides: Sequence[tuple[str, str]], code: bool) -> dict
     """The study file with the overrides of the command line."""
     try:
         check_consent(file, code)
-        base = OmegaConf.load(file)
+        base = OmegaConf.create(parse_settings(read_text(Path(file))))
         students = list((base.get("students") or {"student": None}).keys())
         # --student.model.lr means students.student.model.lr
         dotted = [f"{'students.' * (key.split('.')[0] in students)}{key}={value}" for key, value in overrides]
@@ -117,9 +119,9 @@ def _merged(file: str, overrides: Sequence[tuple[str, str]], code: bool) -> dict
                 OmegaConf.update(base, name, {"config": value}, merge=False)
         merged = OmegaConf.merge(base, OmegaConf.from_dotlist(dotted))
         return OmegaConf.to_container(merged, resolve=True)
-    except (OSError, UnicodeDecodeError, ValueError) as error:  # a folder, a name with a NUL, bytes that are no text
-        reason = getattr(error, "strerror", None) or "it is no text"
-        raise InputError("config", file, f"cannot be read ({reason})", "give the path of a study file") from None
+    except (OSError, ValueError) as error:  # a folder, a name with a NUL, bytes that are no text, no mapping
+        reason = getattr(error, "strerror", None) or ("it is no text" if isinstance(error, UnicodeError) else error)
+        raise InputError("config", file, f"cannot be read ({reason})", "see configs/quickstart.yaml") from None
     except (OmegaConfBaseException, yaml.YAMLError, AttributeError, TypeError) as error:
         reason = " ".join(str(error).split())[:200]
         raise InputError("config", file, f"cannot be read ({reason})", "see configs/quickstart.yaml") from None
@@ -128,7 +130,7 @@ def _merged(file: str, overrides: Sequence[tuple[str, str]], code: bool) -> dict
 def _checked(path: Path, raw: dict[str, Any], code: bool) -> StudyConfig:
     for key, value in raw.items():
         if key not in FILE_KEYS:
-            raise unknown(str(key), value, FILE_KEYS)
+            raise no_setting(str(key), value, FILE_KEYS)
         if key in ("audit", "students") and value is not None and not isinstance(value, dict):
             raise InputError(key, value, "is no mapping of settings", "see configs/quickstart.yaml")
     stages = _stages(path, raw)

@@ -13,6 +13,7 @@ from pathlib import Path
 import jsonargparse
 
 from cdmem.errors import InputError
+from cdmem.io.text import parse_settings
 
 FLAG = "--allow_code"
 # What cdmem writes into a run folder, a sweep's folder or an exported one.
@@ -43,16 +44,25 @@ def check_consent(file: str | Path, allowed: bool) -> None:
 
 @contextmanager
 def consent(allowed: bool) -> Iterator[None]:
-    """Every config that the parser opens in this context, also by an include, is held to :func:`check_consent`."""
+    """Every config that the parser opens in this context, also by an include, is held to :func:`check_consent`.
+
+    One that is no mapping in YAML, or says a thing twice, is refused with the line.
+    """
     read, refusals = jsonargparse.Path.read_text, []
 
     def checked(path: jsonargparse.Path) -> str:
         try:
             check_consent(path.absolute, allowed)
+            text = read(path)
+            try:
+                parse_settings(text)
+            except ValueError as error:
+                hint = "see configs/quickstart/teacher.yaml"
+                raise InputError("config", path.relative, str(error), hint) from None
         except InputError as error:
             refusals.append(error)  # the parser may go on and try the text as another type
             raise
-        return read(path)
+        return text
 
     jsonargparse.Path.read_text = checked
     try:

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-import difflib
 import inspect
 import logging
 import math
 import re
 import typing
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from enum import Enum
 from pathlib import Path
 from pydoc import locate
@@ -21,11 +21,14 @@ from jsonargparse import ArgumentError, ArgumentParser, Namespace
 from omegaconf.errors import OmegaConfBaseException
 
 from cdmem.errors import InputError
+from cdmem.io.class_paths import missing_package
+from cdmem.study.diagnosis import check_arguments, no_setting
 
 PARSING = (ArgumentError, OmegaConfBaseException, ValueError, TypeError)  # what parsing of settings can raise
-HINT = "correct the key or its value; --help lists all settings"
+HINT = "correct it; --help lists all settings"
 # What of the library's long messages is said twice, or is advice about other things.
 ASIDES = (
+    "Expected a path but",
     "Given value",
     "Problem with given class_path",
     "Subclass types",
@@ -41,6 +44,7 @@ VALUE = re.compile(r"(?:Got value|Given value): (\S+)")
 # A value deep inside: the key within a class's settings, what was expected, what was given.
 INNER = re.compile(r'Parser key "([\w.]+)":\s+(Expected [^\n]*?)\. Got value: (\S+)')
 LIMIT = 2**63
+LONGEST = 160  # characters of a library's message
 # Settings of other people's classes may be enumerations, which YAML has no word for.
 yaml.SafeDumper.add_multi_representer(Enum, lambda dumper, member: dumper.represent_data(member.value))
 Kind = TypeVar("Kind")
@@ -123,6 +127,9 @@ def make_parser(kind: type, command: str = "") -> ArgumentParser:
 def help_text(kind: type, command: str, about: str = "") -> str:
     """Every setting of a command with its meaning and default."""
     listed = re.sub(r",\s+--[\w.]+\+ \S+", "", make_parser(kind, command).format_help())  # no appending here
+    groups = re.findall(r"\n  --([\w.]+) CONFIG\s+Path to a configuration file\.", listed)  # a group has no file
+    for group in groups:
+        listed = re.sub(rf"\n  --{group} CONFIG\s+Path to a configuration file\.|\s*\[--{group} CONFIG\]", "", listed)
     return f"{(about or kind.__doc__ or '').split('    Attributes:')[0].strip()}\n\n{listed}"
 
 
@@ -131,6 +138,14 @@ def field_type(kind: type, key: str) -> Any:
     name, _, inner = key.partition(".")
     hint = typing.get_type_hints(kind).get(name)
     return field_type(hint, inner) if inner and dataclasses.is_dataclass(hint) else None if inner else hint
+
+
+def _names(kind: type, key: str) -> list[str]:
+    """The settings among which a key is looked for: those of its group, if there is one."""
+    names = [field.name for field in dataclasses.fields(kind) if field.init]
+    name, _, inner = key.partition(".")
+    group = field_type(kind, name)
+    return [f"{name}.{n}" for n in _names(group, inner)] if inner and dataclasses.is_dataclass(group) else names
 
 
 def is_list(hint: Any) -> bool:
@@ -155,7 +170,7 @@ def read_settings(kind: type[Kind], values: Mapping[str, Any], section: str = ""
     for key, value in values.items():
         hint = field_type(kind, str(key))
         if hint is None:
-            raise unknown(f"{prefix}{key}", value, [f"{prefix}{name}" for name in names])
+            raise no_setting(f"{prefix}{key}", value, [f"{prefix}{name}" for name in _names(kind, str(key))])
         if value is None and hint is not Any and type(None) not in typing.get_args(hint):
             raise InputError(f"{prefix}{key}", value, "is no value", "leave it out for the default")
         if dataclasses.is_dataclass(hint) and not isinstance(value, Mapping):
@@ -170,17 +185,40 @@ def read_settings(kind: type[Kind], values: Mapping[str, Any], section: str = ""
         settings = vars(parser.instantiate(parsed))
         return kind(**{name: settings[name] for name in names})
     except (*PARSING, InputError, OSError, ArithmeticError, RecursionError) as error:
-        told = explain(error)
+        told = own_mistake(error) or found_by(lambda: check_arguments("", kind, _grouped(plain))) or explain(error)
         word = plain.get(told.key)
         value = word if isinstance(word, str) else told.value
         raise InputError(f"{prefix}{told.key}", value, told.problem, told.hint) from None
 
 
-def unknown(key: str, value: object, known: Sequence[str]) -> InputError:
-    """The refusal of a key that is no setting, with the one that was probably meant."""
-    close = difflib.get_close_matches(key, known, 1)
-    hint = f"did you mean {close[0]}?" if close else f"known: {', '.join(known)}"
-    return InputError(key or repr(key), _shown(value), "no such setting", hint)
+def _grouped(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Dotted keys as nested mappings, and words of the command line as values."""
+    nested: dict[str, Any] = {}
+    for key, value in values.items():
+        *groups, name = str(key).split(".")
+        inner = nested
+        for group in groups:
+            inner = inner.setdefault(group, {})
+        inner[name] = word_value(value)
+    return nested
+
+
+def word_value(word: Any) -> Any:
+    """A word of the command line as the YAML value that it is."""
+    with contextlib.suppress(yaml.YAMLError):
+        return yaml.safe_load(word) if isinstance(word, str) else word
+    return word
+
+
+def found_by(check: Callable[[], None]) -> InputError | None:
+    """The mistake that a check of :mod:`cdmem.study.diagnosis` finds; None if it finds or understands nothing."""
+    try:
+        check()
+    except InputError as error:
+        return error
+    except Exception:  # the settings have already been refused, whatever this trips over
+        return None
+    return None
 
 
 def _shown(value: object) -> str:
@@ -224,15 +262,31 @@ def one_line(message: str) -> str:
     text = re.sub(r'Parser key "[\w.]+":\s*', "", message)
     lines = [line.strip(" -") for line in text.splitlines() if line.strip()]
     kept = [line for line in lines if not line.startswith(ASIDES) and "NoneType" not in line] or lines
-    return " ".join(kept)[:400]
+    return " ".join(" ".join(dict.fromkeys(kept)).split())[:LONGEST]
 
 
-def explain(error: BaseException) -> InputError:
-    """A parsing failure in one line that names key and value; an :class:`InputError` of ours is unwrapped."""
+def own_mistake(error: BaseException) -> InputError | None:
+    """The :class:`InputError` of ours that a parsing failure came from."""
     inner: BaseException | None = error
     while inner is not None:
         if isinstance(inner, InputError):
             return inner
+        inner = inner.__cause__ or inner.__context__
+    return None
+
+
+def explain(error: BaseException, settings: Mapping[str, Any] | None = None) -> InputError:
+    """A parsing failure in one line that names key and value; an :class:`InputError` of ours is unwrapped.
+
+    Args:
+        settings: as they were given, to find the class that needs a missing package.
+    """
+    if own := own_mistake(error):
+        return own
+    inner: BaseException | None = error
+    while inner is not None:
+        if isinstance(inner, ImportError):
+            return missing_package(*_maker(inner, settings or {}), inner)
         inner = inner.__cause__ or inner.__context__
     text = str(error)
     if missing := UNKNOWN.search(text):
@@ -241,10 +295,39 @@ def explain(error: BaseException) -> InputError:
     name = key[1] if key else "config"
     deep = INNER.search(text)
     if deep and deep[1] != name:
-        return InputError(f"{name}.{deep[1]}", deep[3], deep[2], HINT)
+        return InputError(f"{name}.{deep[1]}", deep[3], deep[2][:LONGEST], HINT)
     if nested:
         return InputError(f"{name}.{nested[1]}", nested[2], one_line(text), HINT)
-    return InputError(name, value[1] if value else "", one_line(text), HINT)
+    said = value[1] if value and not value[1].startswith(("{", "[", "Namespace")) else "..."
+    return InputError(name, said, one_line(text), HINT)
+
+
+def _maker(error: ImportError, settings: Mapping[str, Any]) -> tuple[str, str]:
+    """Key and class path of the configured class whose construction needs a package."""
+    names = [match[1] for match in re.finditer(r"class_path='([\w.]+)'", str(error))]
+    trace = error.__traceback__
+    while trace is not None:
+        names.append(type(trace.tb_frame.f_locals.get("self")).__name__)
+        trace = trace.tb_next
+    for key, path in class_paths(settings):
+        if path.rpartition(".")[2] in [name.rpartition(".")[2] for name in names]:
+            return key, path
+    return ("wandb", "true") if "wandb" in f"{error} {error.name}" else ("config", "...")
+
+
+def class_paths(settings: Any, key: str = "") -> Iterator[tuple[str, str]]:
+    """Every class path within settings, with its dotted key."""
+    if isinstance(settings, list | tuple):
+        for item in settings:
+            yield from class_paths(item, key)
+    elif isinstance(settings, Mapping):
+        if isinstance(settings.get("class_path"), str):
+            yield key, settings["class_path"]
+        for name, value in settings.items():
+            plain = name in ("init_args", "class_path")
+            yield from class_paths(value, key if plain else f"{key}.{name}".lstrip("."))
+    elif isinstance(settings, str) and re.fullmatch(r"(\w+\.)*[A-Z]\w*", settings) and not key.endswith("class_path"):
+        yield key, settings
 
 
 def quiet_libraries() -> None:

@@ -157,7 +157,7 @@ def _receive(student: Student, teacher: DiffusionTeacher | None, training_set: T
     if name.startswith(ANALYTIC):
         student.receive(load_teacher(name, training_set))
         return student.teacher.denoiser
-    teacher = teacher or load_trained(name)
+    teacher = teacher or load_trained(name, parameterization=student.teacher_parameterization)
     frozen = teacher.frozen(name, student.teacher_weights)
     # What stands in for the images has a hash of its own.
     frozen.record = replace(frozen.record, training_set=training_set.hash)

@@ -28,12 +28,12 @@ from cdmem.run.ending import Ending
 from cdmem.run.folder import FINISHED, RunFolder
 from cdmem.seeds import check_seed, generator_seed
 from cdmem.study.consent import consent, split_consent
+from cdmem.study.given import refusal
 from cdmem.study.parsing import (
     PARSING,
     check_values,
     config_file,
     config_name,
-    explain,
     joined,
     one_line,
     quiet_libraries,
@@ -216,8 +216,9 @@ class Stage(LightningCLI):
         asked = self.settings.trainer
         try:
             return super().instantiate_trainer(**kwargs)
-        except (MisconfigurationException, ModuleNotFoundError, RuntimeError) as error:
-            key = next((k for k in ("precision", "devices", "strategy") if k in str(error)), "accelerator")
+        except (MisconfigurationException, ModuleNotFoundError, RuntimeError, ValueError, TypeError) as error:
+            named = [k for k in ("precision", "devices", "strategy", "accelerator") if k in str(error)]
+            key = min(named, key=str(error).find, default="accelerator")
             problem = f"no trainer can be made with it ({one_line(str(error))})"
             raise InputError(f"trainer.{key}", asked.get(key), problem, "give what this machine has") from None
 
@@ -300,7 +301,9 @@ class Stage(LightningCLI):
             return
         training_set = self.datamodule.training_set
         if isinstance(self.model, Student) and self.model.teacher_name is not None:
-            self.model.receive(load_teacher(self.model.teacher_name, training_set, self.model.teacher_weights))
+            m = self.model
+            said = m.teacher_parameterization
+            m.receive(load_teacher(m.teacher_name, training_set, m.teacher_weights, parameterization=said))
         self.model.prepare(training_set)
 
     def _continue_schedule(self, start: Start) -> None:
@@ -382,8 +385,8 @@ def build(command: str, args: Sequence[str], stage: type[Stage] = Stage, said: S
     try:
         with contextlib.nullcontext() if wants_help else contextlib.redirect_stderr(quiet):
             return stage(command, args, said)
-    except PARSING as error:
-        raise explain(error) from None
+    except (*PARSING, ImportError, InputError) as error:
+        raise refusal(error, command, args) from None
     except SystemExit as stop:
         if stop.code in (0, None):
             raise

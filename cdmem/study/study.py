@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
+import os
 from collections.abc import Mapping
 from typing import Any
 
@@ -51,7 +53,7 @@ class Study:
         for stage in self.stages.values():
             stage.leave_distilled = config.unfinished
             stage.check_folder()
-        self.record = config.raw | {"seed": config.seed}
+        self.record = self._record()
         self._earlier_audit()  # what is none is refused before anything is written
 
     @property
@@ -60,18 +62,31 @@ class Study:
         asked = {name: stage.record for name, stage in self.stages.items()} | {"audit": self.config.audit.asked()}
         return hashlib.sha256(json.dumps(asked, sort_keys=True, default=str).encode()).hexdigest()
 
+    def _record(self) -> dict[str, Any]:
+        """The settings as a study file in the run folder, from where its stages' configs are named."""
+        raw = copy.deepcopy(self.config.raw)
+        for name, (file, _) in self.config.stages.items():
+            place = raw if name == "teacher" else raw["students"]
+            place[name]["config"] = os.path.relpath(file, self.folder.path)
+        return raw | {"seed": self.config.seed}
+
     def run(self) -> AuditResult:
         """All stages, then the audit; finished parts are skipped."""
+        if self.stages["teacher"].trainer.is_global_zero and not (self.folder / CONFIG).is_file():
+            self._write_settings()  # for whoever goes on before the first stage has ended
         for number, (name, stage) in enumerate(self.stages.items(), 1):
             print(f"[{number}/{len(self.stages) + 1}] {name}", flush=True)
             stage.execute()
             finish_wandb()
             self._check_ending(name, stage)
             if number == 1 and stage.trainer.is_global_zero:
-                self.folder.write_text(CONFIG, yaml.safe_dump(self.record, sort_keys=False))
+                self._write_settings()
                 self.folder.write_json("training_set.json", stage.datamodule.training_set.record())
         print(f"[{len(self.stages) + 1}/{len(self.stages) + 1}] audit", flush=True)
         return self.audit()
+
+    def _write_settings(self) -> None:
+        self.folder.write_text(CONFIG, yaml.safe_dump(self.record, sort_keys=False))
 
     def _check_ending(self, name: str, stage: Stage) -> None:
         """What comes next builds on a stage that came to its end.

@@ -58,6 +58,8 @@ class Student(DiffusionModule):
             of Song et al. 2023, with l2) or ``configs/methods/ict.yaml`` (Song & Dhariwal 2023, growing curriculum).
         network: for a student from random weights; None starts from the teacher's network and weights.
         teacher_weights: which of the teacher's weights to distil; None is the teacher's own choice.
+        teacher_parameterization: ``vp`` (DDPM, linear betas, epsilon) or ``edm``, of a diffusers network without a
+            scheduler.
         data: what the distillation sees.
         mid_sigmas: noise levels of the second, third, ... sampling step.
         optimization: optimizer, learning-rate schedule and warm-up.
@@ -82,9 +84,11 @@ class Student(DiffusionModule):
         averaging: Averaging = Averaging(),  # noqa: B008
         seeds: Seeds = Seeds(),  # noqa: B008
         compile: bool = False,
+        teacher_parameterization: Literal["vp", "edm"] | None = None,
     ) -> None:
         super().__init__(network, optimization, averaging, seeds, compile)
         self.method, self.seen = method, data
+        self.teacher_parameterization = teacher_parameterization
         self.teacher_name, self.teacher_weights = teacher, teacher_weights
         self.mid_sigmas = [float(s) for s in mid_sigmas]
         self.target: nn.Module | None = None

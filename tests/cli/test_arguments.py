@@ -97,14 +97,14 @@ def test_how_settings_are_written(args, wanted):
 
 MISTAKES = [
     ([], "runs="),
-    (["a", "--nfe", "x"], "nfe=x: Expected a <class 'int'>"),
+    (["a", "--nfe", "x"], "nfe=x: is no whole number"),
     (["a", "--nfe", "[1,"], "nfe=[1,"),
     (["a", "--nfe", "1.5"], "nfe=1.5"),
     (["a", "--nfe"], "nfe=: has no value"),
     (["a", "--name"], "name=: has no value"),
     (["a", "--name", "bad"], "name=bad: is bad"),
     (["a", "--nam", "x"], "nam=x: no such setting; did you mean name?"),
-    (["a", "--group.sise", "1"], "group.sise=1: no such setting"),
+    (["a", "--group.sise", "1"], "group.sise=1: no such setting; did you mean group.size?"),
     (["a", "--group", "1"], "group=1: is a group of settings"),
     (["a", "--group.size", "null"], "group.size=null"),
     (["a", "--group.size", str(10**30)], "group.size="),

@@ -61,7 +61,7 @@ def test_a_config_and_flags_over_it(capsys, tmp_path):
     ("args", "words"),
     [
         (["nowhere"], ["theory=nowhere", "random-features"]),
-        (["edge", "--t", "wide"], ["t=wide", "float"]),
+        (["edge", "--t", "wide"], ["t=wide", "number"]),
         (["edge", "--breadth", "3"], ["breadth=3", "group"]),
         (["edge", "--group.breadth", "3"], ["group.breadth=3"]),
         (["edge", "--group.widths", "[0]"], ["group.widths=0", "1 to 100"]),

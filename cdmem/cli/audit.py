@@ -39,6 +39,7 @@ class AuditCommand(AuditSettings):
         fail_above: exit 1 when the upper 95 % bound of f_mem exceeds this fraction.
         out: JSON file to write.
         quiet: no progress bars.
+        allow_code: files may name code to run: networks and data sources of one's own.
     """
 
     generator: str
@@ -52,6 +53,7 @@ class AuditCommand(AuditSettings):
     fail_above: float | None = None
     out: str | None = None
     quiet: bool = False
+    allow_code: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from cdmem import __version__
 from cdmem.errors import InputError, RunFailure
 from cdmem.io.atomic import NO_SPACE
+from cdmem.io.own_code import consent, split_consent
 from cdmem.io.secrets import redact, refuse_secrets
 
 HELP = f"""cdmem {__version__}: does consistency distillation keep or shed a teacher's memorised images?
@@ -30,7 +31,8 @@ usage: python -m cdmem COMMAND [options]        (COMMAND --help lists all of its
   wandb-workspace --project P                           our curves and panels as a view on W&B; needs a login
 
 Settings are given as --key value, --key=value, and lists as --key a b or --key [a,b]; any setting of a config can be
-overridden after --config. A config inside a run folder may be somebody else's and name code: it needs --allow_code.
+overridden after --config. Files may be somebody else's and name code: --allow_code, with any command that reads a model
+or a run folder, admits networks and data sources of one's own that it names, and configs inside run folders.
 """
 
 COMMANDS = {
@@ -67,7 +69,8 @@ def dispatch(args: Sequence[str]) -> int:
     if command not in COMMANDS:
         raise InputError("command", command, "no such command", "python -m cdmem --help lists them")
     module, _, function = COMMANDS[command].partition(":")
-    return getattr(importlib.import_module(module), function)(rest)
+    with consent(split_consent(rest)[1]):
+        return getattr(importlib.import_module(module), function)(rest)
 
 
 def main(args: Sequence[str] | None = None) -> None:

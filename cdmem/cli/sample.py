@@ -33,6 +33,7 @@ class SampleCommand:
         batch_size: images made at once; does not change them.
         device: auto is the GPU if there is one.
         out: .npz with images (uint8 NHWC) and seeds; a .png grid beside it.
+        allow_code: files may name code to run: networks and data sources of one's own.
     """
 
     checkpoint: str
@@ -43,6 +44,7 @@ class SampleCommand:
     batch_size: int = 256
     device: str = "auto"
     out: str = "samples.npz"
+    allow_code: bool = False
 
     def __post_init__(self) -> None:
         for name in ("samples", "batch_size"):

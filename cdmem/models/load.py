@@ -1,6 +1,7 @@
 """Models back from disk: checkpoints, run folders, exported folders, and diffusers folders of others.
 
-Nothing in a file chooses code: networks are those of :mod:`cdmem.networks`, and no path is read from a file.
+Nothing in a file chooses code: networks are those of :mod:`cdmem.networks`, or the user's own ones that this command may
+import (:mod:`cdmem.io.own_code`), and no path is read from a file.
 """
 
 from __future__ import annotations
@@ -15,12 +16,14 @@ from torch import Tensor, nn
 
 from cdmem.data.subset import TrainingSet
 from cdmem.errors import InputError
+from cdmem.io import own_code
 from cdmem.io.text import read_json
 from cdmem.models.foreign import foreign_record
 from cdmem.models.pipelines import INDEX, read_parts
 from cdmem.networks import from_record
 from cdmem.networks.config import NetworkConfig
 from cdmem.networks.diffusers import DiffusersUNet, load_diffusers, read_config
+from cdmem.networks.own import class_path, is_own
 from cdmem.networks.unet import UNetNetwork
 from cdmem.training.checkpoint import read_checkpoint, weights_digest
 from cdmem.training.frozen_teacher import ANALYTIC, FrozenTeacher, analytic_teacher
@@ -125,13 +128,24 @@ def _from_checkpoint(checkpoint: Mapping[str, Any], path: Path, key: str) -> Dif
     # A student's target serves its training only.
     state = {k: v for k, v in checkpoint["state_dict"].items() if not k.startswith("target.")}
     _check_sizes(config, record, state)
-    model = _assemble(record, config, config.build(record.shape, record.label_rows, 0))
+    model = _assemble(record, config, _build(config, record, path, key))
     try:
         model.load_state_dict(state)
     except RuntimeError as error:
         reason = str(error).split("\n")[-1].strip()[:120]
         raise InputError(key, path, f"weights do not fit the stored network ({reason})", "use another file") from None
     return model
+
+
+def _build(config: NetworkConfig, record: ModelRecord, path: Path, key: str) -> nn.Module:
+    try:
+        return config.build(record.shape, record.label_rows, 0)
+    except Exception as error:
+        if not is_own(config):
+            raise
+        problem = f"its network {class_path(config)} cannot be built ({own_code.reason(error)})"
+        hint = "use the module as it was when the model was trained"
+        raise InputError(key, path, problem, hint) from None
 
 
 def _from_folder(path: Path, key: str) -> DiffusionTeacher | Student:
@@ -159,6 +173,11 @@ def _check_sizes(config: NetworkConfig, record: ModelRecord, state: Mapping[str,
     Raises:
         ValueError: numbers beyond any model, or weights of other shapes than the network's.
     """
+    averages = {name.split(".")[2] for name in state if name.startswith("ema.copies.")}
+    if len(record.half_lives) > len(averages):
+        raise ValueError("half_lives")
+    if is_own(config):  # of any plain settings; the user's own word admits it
+        return
     if not isinstance(config, DiffusersUNet):  # which has limits of its own
         # One layer has one tensor at least.
         limits = {"depth": len(state), "layers": len(state)}
@@ -166,9 +185,6 @@ def _check_sizes(config: NetworkConfig, record: ModelRecord, state: Mapping[str,
             items, limit = value if isinstance(value, list) else [value], limits.get(name, MAX_NUMBER)
             if len(items) > 16 or not all(isinstance(v, int | float) and 0 <= v <= limit for v in items):
                 raise ValueError(f"network setting {name}")
-    averages = {name.split(".")[2] for name in state if name.startswith("ema.copies.")}
-    if len(record.half_lives) > len(averages):
-        raise ValueError("half_lives")
     if isinstance(config, DiffusersUNet):
         parts = UNetNetwork(config.make("meta")).state_dict()
     else:

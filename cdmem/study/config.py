@@ -15,9 +15,10 @@ from omegaconf.errors import OmegaConfBaseException
 
 from cdmem.audit.settings import SAMPLES, AuditSettings
 from cdmem.errors import InputError
+from cdmem.io.own_code import split_consent
 from cdmem.io.paths import usable_path
 from cdmem.run.settings import flatten
-from cdmem.study.consent import FLAG, check_consent, split_consent
+from cdmem.study.consent import check_consent
 from cdmem.study.parsing import config_name, one_value, options, read_settings, unknown
 
 STAGE = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]{0,60}")  # a student's name is a folder and the start of its overrides
@@ -39,7 +40,7 @@ class StudySettings:
         audit: what is measured at the end.
         allow_unfinished: distil and audit stages that merely ran out of time, as they are.
         sweep: KEY=VALUE,VALUE ...; a study of every combination, in one folder.
-        allow_code: admit configs that lie in run folders; they may name code to run.
+        allow_code: files may name code to run: configs in run folders, checkpoints, records of data.
     """
 
     config: str
@@ -71,7 +72,6 @@ class StudyConfig:
         stages: stage name -> (config file, overrides); the teacher first.
         audit: settings of the audit.
         raw: the merged settings, for the record.
-        code: configs of run folders are admitted.
         unfinished: stages that ran out of time are taken as they are.
         said: the command line, as the user gave it.
     """
@@ -81,7 +81,6 @@ class StudyConfig:
     stages: dict[str, tuple[Path, dict[str, Any]]]
     audit: AuditSettings
     raw: dict[str, Any]
-    code: bool
     unfinished: bool = False
     said: tuple[str, ...] = ()
 
@@ -92,21 +91,21 @@ def read_study(args: Sequence[str]) -> StudyConfig:
     Raises:
         InputError: unknown keys, unreadable files, missing stages, a config of a run folder.
     """
-    rest, code = split_consent(args)
+    rest, _ = split_consent(args)
     switched = [f"{word}=true" if word == UNFINISHED else word for word in rest]
     given = [(key, one_value(key, values)) for key, values in options(switched)]
     file = next((value for key, value in reversed(given) if key == "config"), None)
     if file is None:
         hint = "python -m cdmem study --config configs/quickstart.yaml"
         raise InputError("config", None, "a study needs a file", hint)
-    raw = _merged(file, [(key, value) for key, value in given if key != "config"], code)
-    return replace(_checked(Path(file), raw, code), said=("study", *args))
+    raw = _merged(file, [(key, value) for key, value in given if key != "config"])
+    return replace(_checked(Path(file), raw), said=("study", *args))
 
 
-def _merged(file: str, overrides: Sequence[tuple[str, str]], code: bool) -> dict[str, Any]:
+def _merged(file: str, overrides: Sequence[tuple[str, str]]) -> dict[str, Any]:
     """The study file with the overrides of the command line."""
     try:
-        check_consent(file, code)
+        check_consent(file)
         base = OmegaConf.load(file)
         students = list((base.get("students") or {"student": None}).keys())
         # --student.model.lr means students.student.model.lr
@@ -125,7 +124,7 @@ def _merged(file: str, overrides: Sequence[tuple[str, str]], code: bool) -> dict
         raise InputError("config", file, f"cannot be read ({reason})", "see configs/quickstart.yaml") from None
 
 
-def _checked(path: Path, raw: dict[str, Any], code: bool) -> StudyConfig:
+def _checked(path: Path, raw: dict[str, Any]) -> StudyConfig:
     for key, value in raw.items():
         if key not in FILE_KEYS:
             raise unknown(str(key), value, FILE_KEYS)
@@ -139,7 +138,7 @@ def _checked(path: Path, raw: dict[str, Any], code: bool) -> StudyConfig:
         given = given | {"samples": SAMPLES}
     audit = read_settings(AuditSettings, given, "audit")
     run_dir = settings.run_dir or f"runs/{config_name(path)}"
-    return StudyConfig(run_dir, settings.seed, stages, audit, raw, code, settings.allow_unfinished)
+    return StudyConfig(run_dir, settings.seed, stages, audit, raw, settings.allow_unfinished)
 
 
 def _stages(path: Path, raw: dict[str, Any]) -> dict[str, tuple[Path, dict[str, Any]]]:
@@ -170,7 +169,6 @@ def stage_arguments(study: StudyConfig, name: str) -> list[str]:
     args = ["--config", str(config), "--run_dir", f"{study.run_dir}/{name}", "--seed", str(study.seed)]
     if name != "teacher":
         args += ["--model.teacher", f"{study.run_dir}/teacher"]
-    args += [FLAG] if study.code else []
     for key, value in overrides.items():
         args.append(f"--{key}={value if isinstance(value, str) else json.dumps(value)}")
     return args

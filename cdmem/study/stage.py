@@ -21,13 +21,14 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from cdmem.errors import InputError
 from cdmem.images import to_uint8
 from cdmem.io.atomic import owned
+from cdmem.io.own_code import split_consent
 from cdmem.io.paths import possible_path, usable_path
 from cdmem.io.secrets import redact
 from cdmem.models.load import load_teacher
 from cdmem.run.ending import Ending
 from cdmem.run.folder import FINISHED, RunFolder
 from cdmem.seeds import check_seed, generator_seed
-from cdmem.study.consent import consent, split_consent
+from cdmem.study.consent import checked_configs
 from cdmem.study.parsing import (
     PARSING,
     check_values,
@@ -82,7 +83,7 @@ class Stage(LightningCLI):
 
     Args:
         command: ``fit``, ``validate``, ``test`` or ``predict``.
-        args: the arguments after it; ``--allow_code`` admits configs of run folders.
+        args: the arguments after it; ``--allow_code`` was heard by :func:`cdmem.cli.main.dispatch`.
         said: the command line as the user gave it, where it is another one (a study's).
 
     Attributes:
@@ -95,9 +96,9 @@ class Stage(LightningCLI):
 
     def __init__(self, command: str, args: Sequence[str], said: Sequence[str] | None = None) -> None:
         self.command, self.said = command, list(said or [command, *args])
-        rest, allowed = split_consent(args)
+        rest, _ = split_consent(args)
         self.config_file = config_file(rest)
-        with consent(allowed):
+        with checked_configs():
             super().__init__(
                 model_class=DiffusionModule,
                 datamodule_class=MemorizationDataModule,
@@ -249,9 +250,16 @@ class Stage(LightningCLI):
         if self.command == "fit" and not self.settings.trainer.fast_dev_run:
             check_changes(Start(), self.folder, self.record, self.said)
 
+    def check_measures(self, model: DiffusionModule) -> None:
+        """Raises InputError for evaluations along training that a model, once built, cannot be asked for."""
+        for callback in self.trainer.callbacks:
+            if hasattr(callback, "planned"):
+                callback.planned(model, self.datamodule.training_set)
+
     def execute(self) -> None:
         """Check the folder and the checkpoint, then hand over to Lightning."""
         self._prepare_model()
+        self.check_measures(self.model)
         folder, max_steps = self.folder, self.trainer.max_steps
         writes = self.command == "fit" and not self.settings.trainer.fast_dev_run
         with owned(folder.path, writes and self.trainer.is_global_zero):

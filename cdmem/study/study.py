@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import copy
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -18,8 +19,44 @@ from cdmem.study.config import UNFINISHED, StudyConfig, stage_arguments
 from cdmem.study.stage import Stage, build
 from cdmem.study.start import command_line
 from cdmem.tracking.wandb import finish_wandb
+from cdmem.training.frozen_teacher import FrozenTeacher
 from cdmem.training.student import Student
 from cdmem.training.teacher import DiffusionTeacher
+
+
+def try_students(stages: Mapping[str, Stage], nfe: Sequence[int] | None) -> None:
+    """Hand every student the untrained teacher, to find what cannot work before hours are spent on the teacher.
+
+    Args:
+        stages: the teacher, which is built, and its students.
+        nfe: network evaluations that the audit asks of the students; None is their own choice.
+
+    Raises:
+        InputError: whatever a student would refuse when its turn comes.
+    """
+    first, *others = stages.items()
+    teacher, training_set = first[1].model, first[1].datamodule.training_set
+    own = first[1].settings.run_dir
+    first[1].check_measures(teacher)
+    for name, stage in others:
+        if stage.model.teacher_name not in (None, own):
+            problem = f"a study distils its own teacher, {own}, and compares with it"
+            hint = "leave it out, or distil this one with fit and audit it alone"
+            raise InputError(f"{name}.model.teacher", stage.model.teacher_name, problem, hint)
+        student = copy.deepcopy(stage.model)  # the real one is built when its teacher is there
+        try:
+            if student.teacher_name is not None:
+                chosen = student.teacher_weights
+                parts = (teacher.function(chosen), teacher.sampler(weights=chosen), teacher.record)
+                student.receive(FrozenTeacher(student.teacher_name, *parts, digest=""))
+            student.prepare(training_set)
+            stage.check_measures(student)
+            for count in nfe or ():
+                student.sampler(count)
+        except InputError as error:
+            known = {"weights": f"{name}.model.teacher_weights", "nfe": "audit.nfe"}
+            key = known.get(error.key, f"{name}.{error.key}")
+            raise InputError(key, error.value, error.problem, error.hint) from None
 
 
 def check_parts(stages: Mapping[str, Stage]) -> None:
@@ -31,7 +68,7 @@ def check_parts(stages: Mapping[str, Stage]) -> None:
             part = "teacher" if name == "teacher" else "student"
             raise InputError(name, type(stage.model).__name__, f"is not a {part}", f"use {kind.__name__}")
         if stage.datamodule.training_set.hash != wanted:
-            hint = "share one data file between stages"
+            hint = "share one data file between stages; a source of one's own must give the same images every time"
             raise InputError(f"{name}.data", "...", "differs from the teacher's training set", hint)
 
 
@@ -45,6 +82,7 @@ class Study:
             name: build("fit", stage_arguments(config, name), said=config.said) for name in config.stages
         }
         check_parts(self.stages)
+        try_students(self.stages, config.audit.nfe)
         for stage in self.stages.values():
             stage.leave_distilled = config.unfinished
             stage.check_folder()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import math
+from functools import partial
 
 from lightning.pytorch import Trainer
 
@@ -11,6 +13,7 @@ from cdmem.data.subset import TrainingSet
 from cdmem.errors import InputError
 from cdmem.images import to_uint8
 from cdmem.metrics.base import SampleMetric
+from cdmem.metrics.own import try_metric
 
 
 class MetricCallback(EvaluationCallback):
@@ -48,6 +51,10 @@ class MetricCallback(EvaluationCallback):
         """Prepare now, so that an impossible metric is refused before training."""
         # What the metric keeps of T and H serves all evaluations of the same set.
         if getattr(self.metric, "training_set", None) is not training_set:
+            kind = type(self.metric)
+            if not kind.__module__.startswith("cdmem."):
+                name = f"{kind.__module__}.{kind.__qualname__}"
+                try_metric(partial(copy.deepcopy, self.metric), training_set, "MetricCallback.metric", name)
             self.metric.prepare(training_set)
 
     def measure(self, evaluation: Evaluation) -> dict[str, float]:

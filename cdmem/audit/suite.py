@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -19,6 +18,7 @@ from cdmem.metrics.memorization.coverage import HitCoverage
 from cdmem.metrics.memorization.data_copying import CopyTest, TrainPreference, TwoSampleAccuracy
 from cdmem.metrics.memorization.extraction import AbsoluteExtraction, AdaptiveExtraction
 from cdmem.metrics.memorization.feature_likelihood import FeatureLikelihood
+from cdmem.metrics.own import plain_values, try_metric
 from cdmem.metrics.quality.efficientnet import EfficientNetLite0Features
 from cdmem.metrics.quality.features import PixelFeatures, digest_of, features_name
 from cdmem.metrics.quality.fidelity import Fidelity
@@ -56,6 +56,12 @@ def build_suite(settings: AuditSettings, extractors: Sequence[nn.Module]) -> dic
     return suite | {name: metric_class(name) for name in settings.own_metrics}
 
 
+def try_own_metrics(settings: AuditSettings, training_set: TrainingSet) -> None:
+    """Raises InputError for metrics of the user's own that cannot be measured."""
+    for name in settings.own_metrics:
+        try_metric(metric_class(name), training_set, "metrics", name)
+
+
 def fidelity_metrics(settings: AuditSettings, extractors: Sequence[nn.Module]) -> list[Fidelity]:
     """Frechet and kernel distances, one metric an extractor."""
     if "quality" not in settings.metrics:
@@ -89,8 +95,7 @@ def measure(suite: dict[str, SampleMetric | str], images: Tensor, seeds: Tensor)
         try:
             metric.reset()
             metric.update(images, seeds)
-            found = metric.compute().items()  # a user's metric may return tensors
-            values[name] = {key: v.tolist() if isinstance(v, np.generic | Tensor) else v for key, v in found}
+            values[name] = plain_values(metric.compute())
             if hasattr(metric, "detail"):
                 values[name]["detail"] = metric.detail(metric.rows())
         except InputError as error:

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from cdmem import __version__
 from cdmem.errors import InputError, RunFailure
 from cdmem.io.atomic import NO_SPACE
-from cdmem.io.own_code import consent, split_consent
+from cdmem.io.own_code import FLAG, consent, split_consent
 from cdmem.io.secrets import redact, refuse_secrets
 
 HELP = f"""cdmem {__version__}: does consistency distillation keep or shed a teacher's memorised images?
@@ -49,6 +49,7 @@ COMMANDS = {
     "theory": "cdmem.cli.theory:run_theory",
     "wandb-workspace": "cdmem.cli.workspace:run_workspace",
 }
+NO_CODE = ("report", "wandb-workspace")
 
 
 def dispatch(args: Sequence[str]) -> int:
@@ -69,7 +70,11 @@ def dispatch(args: Sequence[str]) -> int:
     if command not in COMMANDS:
         raise InputError("command", command, "no such command", "python -m cdmem --help lists them")
     module, _, function = COMMANDS[command].partition(":")
-    with consent(split_consent(rest)[1]):
+    without, allowed = split_consent(rest)
+    if len(without) < len(rest) and command in NO_CODE:
+        problem = f"{command} runs no code that a file names"
+        raise InputError("allow_code", str(allowed).lower(), problem, f"leave {FLAG} out")
+    with consent(allowed):
         return getattr(importlib.import_module(module), function)(rest)
 
 

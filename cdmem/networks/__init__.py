@@ -29,4 +29,10 @@ def from_record(record: dict[str, Any]) -> NetworkConfig:
         kind = own_code.recalled(path, "checkpoint.network")
         if not (isinstance(kind, type) and issubclass(kind, NetworkConfig)):
             raise InputError("checkpoint.network", path, "is no NetworkConfig", "use another file")
+        try:
+            return kind(**record["init_args"])
+        except Exception as error:  # whatever the class raises
+            problem = f"does not take the settings of the file ({own_code.reason(error)})"
+            hint = "use the class as it was when the model was trained"
+            raise InputError("checkpoint.network", path, problem, hint) from None
     return kind(**record["init_args"])

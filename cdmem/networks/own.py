@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from cdmem.errors import InputError
 from cdmem.io import own_code
@@ -70,7 +71,7 @@ def odd_value(value: Any, name: str) -> str | None:
 def try_network(
     config: NetworkConfig, network: nn.Module, shape: Sequence[int], num_classes: int, seed: int, c_noise: Tensor
 ) -> None:
-    """Build a network a second time, from its record, and call that one.
+    """Build a network a second time, from its record, and compare the two.
 
     Args:
         config: settings, see :func:`admit`.
@@ -86,7 +87,7 @@ def try_network(
     if not any(p.requires_grad for p in network.parameters()):
         raise InputError(KEY, name, "has no weights to train", "build a module with parameters")
     try:
-        copy.deepcopy(network)
+        average = copy.deepcopy(network)
     except Exception as error:
         problem = f"cannot be copied, as averages are ({own_code.reason(error)})"
         raise InputError(KEY, name, problem, "keep no open files, locks or generators in it") from None
@@ -100,19 +101,21 @@ def try_network(
         problem = f"has other weights when it is built again from its record and seed ({drawn} differs)"
         hint = "draw weights under torch.manual_seed(seed), and keep all settings in its record"
         raise InputError(KEY, name, problem, hint)
-    _call(again.eval(), shape, num_classes, c_noise, name)
+    outputs = [_call(module.eval(), shape, num_classes, c_noise, name) for module in (average, again)]
+    if not torch.equal(*outputs):
+        raise InputError(KEY, name, "its record builds another network (its output differs)", RECORD_HINT)
 
 
 def _state(network: nn.Module, name: str) -> dict[str, Tensor]:
     if not isinstance(network, nn.Module):
         raise InputError(KEY, name, f"build gives a {type(network).__name__}", "return a torch.nn.Module")
     state = network.state_dict()
-    odd = next((k for k, v in state.items() if not isinstance(v, Tensor) or v.layout != torch.strided), None)
+    odd = next((k for k, v in state.items() if not isinstance(v, Tensor) or is_lazy(v) or v.is_sparse), None)
     if odd is None:
         size = {k: v.numel() * v.element_size() for k, v in state.items()}
         odd = next((k for k, v in state.items() if size[k] > v.untyped_storage().nbytes()), None)
     if odd is not None:
-        hint = "keep plain tensors in its state; .clone() what was expanded"
+        hint = "keep plain tensors of known size in its state; .clone() what was expanded"
         raise InputError(KEY, name, f"its state {odd} is no tensor that a checkpoint can hold", hint)
     return state
 
@@ -132,13 +135,15 @@ def _differ(a: Tensor, b: Tensor) -> bool:
 
 
 @torch.no_grad()
-def _call(network: nn.Module, shape: Sequence[int], num_classes: int, c_noise: Tensor, name: str) -> None:
-    """One call at both ends of the noise range."""
+def _call(network: nn.Module, shape: Sequence[int], num_classes: int, c_noise: Tensor, name: str) -> Tensor:
+    """What a network returns at both ends of the noise range."""
     x = torch.randn(len(c_noise), *shape, generator=torch.Generator().manual_seed(0))
     labels = torch.tensor([0, num_classes - 1]) if num_classes else None
     hint = "forward(x, c_noise, labels) returns finite numbers in the shape of x"
     try:
-        out = network(x, c_noise, labels)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            out = network(x, c_noise, labels)
     except Exception as error:
         said = f"labels {'(B,)' if num_classes else 'None'}"
         problem = f"cannot be called with x (B, {', '.join(map(str, shape))}), c_noise (B,), {said}"
@@ -149,3 +154,4 @@ def _call(network: nn.Module, shape: Sequence[int], num_classes: int, c_noise: T
     if not bool(out.isfinite().all()):
         ends = f"c_noise {float(c_noise.min()):.5g} to {float(c_noise.max()):.5g}"
         raise InputError(KEY, name, f"returns numbers that are not finite ({ends})", hint)
+    return out

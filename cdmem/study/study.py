@@ -13,6 +13,7 @@ from cdmem.audit.auditor import Auditor
 from cdmem.audit.distillation_curve import distillation_record
 from cdmem.audit.generators import study_generators
 from cdmem.audit.result import AuditResult
+from cdmem.audit.suite import try_own_metrics
 from cdmem.errors import InputError
 from cdmem.run.folder import CONFIG, RunFolder
 from cdmem.study.config import UNFINISHED, StudyConfig, stage_arguments
@@ -37,7 +38,7 @@ def try_students(stages: Mapping[str, Stage], nfe: Sequence[int] | None) -> None
     first, *others = stages.items()
     teacher, training_set = first[1].model, first[1].datamodule.training_set
     own = first[1].settings.run_dir
-    first[1].check_measures(teacher)
+    first[1].try_model(teacher)
     for name, stage in others:
         if stage.model.teacher_name not in (None, own):
             problem = f"a study distils its own teacher, {own}, and compares with it"
@@ -50,7 +51,7 @@ def try_students(stages: Mapping[str, Stage], nfe: Sequence[int] | None) -> None
                 parts = (teacher.function(chosen), teacher.sampler(weights=chosen), teacher.record)
                 student.receive(FrozenTeacher(student.teacher_name, *parts, digest=""))
             student.prepare(training_set)
-            stage.check_measures(student)
+            stage.try_model(student)
             for count in nfe or ():
                 student.sampler(count)
         except InputError as error:
@@ -83,6 +84,7 @@ class Study:
         }
         check_parts(self.stages)
         try_students(self.stages, config.audit.nfe)
+        try_own_metrics(config.audit, self.stages["teacher"].datamodule.training_set)
         for stage in self.stages.values():
             stage.leave_distilled = config.unfinished
             stage.check_folder()

@@ -92,7 +92,7 @@ def known_images(stage: Path, wanted: str) -> int | None:
 
 
 def check_network(file: Path) -> None:
-    """Raises InputError for a network that diffusers has no form for; one of the user's own is looked at if it may be."""
+    """Raises InputError for a network that diffusers has no form for; one of the user's own needs ``--allow_code``."""
     name = str(load_record(file).network.get("class_path"))
     if name in UNETS or (allows() and not name.startswith("cdmem.")):
         return

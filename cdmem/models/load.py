@@ -1,7 +1,7 @@
 """Models back from disk: checkpoints, run folders, exported folders, and diffusers folders of others.
 
-Nothing in a file chooses code: networks are those of :mod:`cdmem.networks`, or the user's own ones that this command may
-import (:mod:`cdmem.io.own_code`), and no path is read from a file.
+Nothing in a file chooses code: networks are those of :mod:`cdmem.networks`, or ones of the user's own as far as
+:mod:`cdmem.io.own_code` admits them, and no path is read from a file.
 """
 
 from __future__ import annotations

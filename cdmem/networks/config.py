@@ -16,8 +16,8 @@ MAX_ITEMS = 16  # of a list of widths; far above any real network
 class NetworkConfig(ABC):
     """How to build a network once the image shape is known.
 
-    A subclass of the user's own is a dataclass of plain fields (numbers, texts, lists, mappings), at the top level of its
-    module, or overrides :meth:`record`.
+    A subclass of the user's own is a dataclass of plain fields (numbers, texts, lists, mappings), or overrides
+    :meth:`record`; it lies at the top level of its module.
     """
 
     @abstractmethod

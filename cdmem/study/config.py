@@ -109,7 +109,7 @@ def _merged(file: str, overrides: Sequence[tuple[str, str]]) -> dict[str, Any]:
         base = OmegaConf.load(file)
         students = list((base.get("students") or {"student": None}).keys())
         # --student.model.lr means students.student.model.lr
-        dotted = [f"{'students.' * (key.split('.')[0] in students)}{key}={value}" for key, value in overrides]
+        dotted = [f"{'students.' * (key.split('.')[0] in students)}{key}={value}" for key, value in _whole(overrides)]
         for name in ("teacher", *(f"students.{s}" for s in students)):
             value = OmegaConf.select(base, name)
             if isinstance(value, str):
@@ -122,6 +122,22 @@ def _merged(file: str, overrides: Sequence[tuple[str, str]]) -> dict[str, Any]:
     except (OmegaConfBaseException, yaml.YAMLError, AttributeError, TypeError) as error:
         reason = " ".join(str(error).split())[:200]
         raise InputError("config", file, f"cannot be read ({reason})", "see configs/quickstart.yaml") from None
+
+
+def _whole(overrides: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
+    """``--x CLASS --x.width 12`` as class path and arguments: merged as they stand, the second would replace the first.
+
+    The class may be a file that names it, see :func:`stage_arguments`.
+    """
+    keys = [key for key, _ in overrides]
+    classes = [k for k in dict.fromkeys(keys) if "." in k and any(other.startswith(f"{k}.") for other in keys)]
+    whole = []
+    for key, value in overrides:
+        outer = next((k for k in reversed(classes) if key.startswith(f"{k}.")), None)
+        if outer is not None:
+            key = f"{outer}.init_args.{key.removeprefix(f'{outer}.').removeprefix('init_args.')}"
+        whole.append((f"{key}.class_path" if key in classes else key, value))
+    return whole
 
 
 def _checked(path: Path, raw: dict[str, Any]) -> StudyConfig:
@@ -163,12 +179,25 @@ def _stages(path: Path, raw: dict[str, Any]) -> dict[str, tuple[Path, dict[str, 
     return stages
 
 
+def _with_whole_distance(overrides: dict[str, Any]) -> dict[str, Any]:
+    """The distance of a method as one mapping: the parser takes no dotted class path of a class within a class."""
+    key = next((k.removesuffix(".class_path") for k in overrides if k.endswith(".distance.class_path")), None)
+    if key is None:
+        return overrides
+    rest = {k: v for k, v in overrides.items() if not k.startswith(f"{key}.")}
+    given = {k.removeprefix(f"{key}."): v for k, v in overrides.items() if k not in rest}
+    init = {k.removeprefix("init_args."): v for k, v in given.items() if k != "class_path"}
+    return rest | {key: {"class_path": given["class_path"], "init_args": init}}
+
+
 def stage_arguments(study: StudyConfig, name: str) -> list[str]:
     """The ``fit`` command line of one stage."""
     config, overrides = study.stages[name]
     args = ["--config", str(config), "--run_dir", f"{study.run_dir}/{name}", "--seed", str(study.seed)]
     if name != "teacher":
         args += ["--model.teacher", f"{study.run_dir}/teacher"]
-    for key, value in overrides.items():
+    for key, value in _with_whole_distance(overrides).items():
+        if key.endswith(".class_path") and str(value).endswith((".yaml", ".yml")):
+            key = key.removesuffix(".class_path")
         args.append(f"--{key}={value if isinstance(value, str) else json.dumps(value)}")
     return args

@@ -60,10 +60,10 @@ from cdmem.training.datamodule import MemorizationDataModule
 from cdmem.training.ending import TimeLimit, ending_of
 from cdmem.training.engine import check_launch, check_precision, watching_peers
 from cdmem.training.module import DiffusionModule
-from cdmem.training.own_method import try_method
 from cdmem.training.progress import StepProgress
 from cdmem.training.student import Student
 from cdmem.training.teacher import DiffusionTeacher
+from cdmem.training.trial import try_model
 
 with contextlib.suppress(ModuleNotFoundError):
     import callbacks  # noqa: F401  (the one place that looks callbacks up: short class names in configs)
@@ -251,19 +251,11 @@ class Stage(LightningCLI):
         if self.command == "fit" and not self.settings.trainer.fast_dev_run:
             check_changes(Start(), self.folder, self.record, self.said)
 
-    def try_model(self, model: DiffusionModule) -> None:
-        """Raises InputError for evaluations that a model, once built, cannot be asked for; an own method's failure."""
-        if isinstance(model, Student):
-            try_method(model, self.datamodule.training_set, self.trainer.max_steps)
-        for callback in self.trainer.callbacks:
-            if hasattr(callback, "planned"):
-                callback.planned(model, self.datamodule.training_set)
-
     def execute(self) -> None:
         """Check the folder and the checkpoint, then hand over to Lightning."""
         self._prepare_model()
         if self.command == "fit":
-            self.try_model(self.model)
+            try_model(self.model, self.trainer, self.datamodule.training_set)
         folder, max_steps = self.folder, self.trainer.max_steps
         writes = self.command == "fit" and not self.settings.trainer.fast_dev_run
         with owned(folder.path, writes and self.trainer.is_global_zero):

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -13,51 +12,15 @@ from cdmem.audit.auditor import Auditor
 from cdmem.audit.distillation_curve import distillation_record
 from cdmem.audit.generators import study_generators
 from cdmem.audit.result import AuditResult
-from cdmem.audit.suite import try_own_metrics
 from cdmem.errors import InputError
 from cdmem.run.folder import CONFIG, RunFolder
 from cdmem.study.config import UNFINISHED, StudyConfig, stage_arguments
 from cdmem.study.stage import Stage, build
 from cdmem.study.start import command_line
+from cdmem.study.trial import try_study
 from cdmem.tracking.wandb import finish_wandb
-from cdmem.training.frozen_teacher import FrozenTeacher
 from cdmem.training.student import Student
 from cdmem.training.teacher import DiffusionTeacher
-
-
-def try_students(stages: Mapping[str, Stage], nfe: Sequence[int] | None) -> None:
-    """Hand every student the untrained teacher, to find what cannot work before hours are spent on the teacher.
-
-    Args:
-        stages: the teacher, which is built, and its students.
-        nfe: network evaluations that the audit asks of the students; None is their own choice.
-
-    Raises:
-        InputError: whatever a student would refuse when its turn comes.
-    """
-    first, *others = stages.items()
-    teacher, training_set = first[1].model, first[1].datamodule.training_set
-    own = first[1].settings.run_dir
-    first[1].try_model(teacher)
-    for name, stage in others:
-        if stage.model.teacher_name not in (None, own):
-            problem = f"a study distils its own teacher, {own}, and compares with it"
-            hint = "leave it out, or distil this one with fit and audit it alone"
-            raise InputError(f"{name}.model.teacher", stage.model.teacher_name, problem, hint)
-        student = copy.deepcopy(stage.model)  # the real one is built when its teacher is there
-        try:
-            if student.teacher_name is not None:
-                chosen = student.teacher_weights
-                parts = (teacher.function(chosen), teacher.sampler(weights=chosen), teacher.record)
-                student.receive(FrozenTeacher(student.teacher_name, *parts, digest=""))
-            student.prepare(training_set)
-            stage.try_model(student)
-            for count in nfe or ():
-                student.sampler(count)
-        except InputError as error:
-            known = {"weights": f"{name}.model.teacher_weights", "nfe": "audit.nfe"}
-            key = known.get(error.key, f"{name}.{error.key}")
-            raise InputError(key, error.value, error.problem, error.hint) from None
 
 
 def check_parts(stages: Mapping[str, Stage]) -> None:
@@ -83,8 +46,7 @@ class Study:
             name: build("fit", stage_arguments(config, name), said=config.said) for name in config.stages
         }
         check_parts(self.stages)
-        try_students(self.stages, config.audit.nfe)
-        try_own_metrics(config.audit, self.stages["teacher"].datamodule.training_set)
+        try_study(self.stages, config.audit)
         for stage in self.stages.values():
             stage.leave_distilled = config.unfinished
             stage.check_folder()

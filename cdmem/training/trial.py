@@ -1,8 +1,9 @@
-"""A distillation method or distance of the user's own at the door: one loss on two images, before a teacher trains."""
+"""What cannot work is found before training: a model is asked, once, for what its run will ask of it."""
 
 from __future__ import annotations
 
 import torch
+from lightning.pytorch import Trainer
 from torch import Tensor
 
 from cdmem.data.subset import TrainingSet
@@ -12,9 +13,25 @@ from cdmem.distillation.base import CleanBatch, Progress, StudentFunctions
 from cdmem.errors import InputError
 from cdmem.images import to_float
 from cdmem.io import own_code
+from cdmem.training.module import DiffusionModule
 from cdmem.training.student import Student
 
 IMAGES = 2
+
+
+def try_model(model: DiffusionModule, trainer: Trainer, training_set: TrainingSet) -> None:
+    """Ask a model that is built for a loss of a method of the user's own, and for every evaluation along training.
+
+    Raises:
+        InputError: one that it cannot give.
+    """
+    if isinstance(model, Student):
+        try_method(model, training_set, trainer.max_steps)
+    for callback in (c for c in trainer.callbacks if hasattr(c, "planned")):
+        try:
+            callback.planned(model, training_set)
+        except InputError as error:
+            raise InputError(f"{type(callback).__name__}.{error.key}", error.value, error.problem, error.hint) from None
 
 
 def try_method(student: Student, training_set: TrainingSet, total_steps: int) -> None:

@@ -12,6 +12,7 @@ from callbacks.evaluation import Cadence, Evaluation, EvaluationCallback
 from cdmem.data.subset import TrainingSet
 from cdmem.errors import InputError
 from cdmem.images import to_uint8
+from cdmem.io import own_code
 from cdmem.metrics.base import SampleMetric
 from cdmem.metrics.own import try_metric
 
@@ -51,9 +52,8 @@ class MetricCallback(EvaluationCallback):
         """Prepare now, so that an impossible metric is refused before training."""
         # What the metric keeps of T and H serves all evaluations of the same set.
         if getattr(self.metric, "training_set", None) is not training_set:
-            kind = type(self.metric)
-            if not kind.__module__.startswith("cdmem."):
-                name = f"{kind.__module__}.{kind.__qualname__}"
+            if own_code.is_own(self.metric):
+                name = own_code.class_path(self.metric)
                 try_metric(partial(copy.deepcopy, self.metric), training_set, "MetricCallback.metric", name)
             self.metric.prepare(training_set)
 

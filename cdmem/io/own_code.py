@@ -109,6 +109,16 @@ def recalled(path: str, key: str) -> Any:
         raise InputError(key, path, f"cannot be imported ({reason(error)})", hint) from None
 
 
+def is_own(part: object) -> bool:
+    """Whether an object's class lies outside the package."""
+    return not type(part).__module__.startswith(("cdmem.", "callbacks."))
+
+
+def class_path(part: object) -> str:
+    """Where an object's class is defined, ``module.name``."""
+    return f"{type(part).__module__}.{type(part).__qualname__}"
+
+
 def reason(error: BaseException) -> str:
     """An exception of the user's own code in short: kind, text, and the line that raised it."""
     frames = traceback.extract_tb(error.__traceback__)

@@ -23,7 +23,6 @@ from cdmem.models.pipelines import INDEX, read_parts
 from cdmem.networks import from_record
 from cdmem.networks.config import NetworkConfig
 from cdmem.networks.diffusers import DiffusersUNet, load_diffusers, read_config
-from cdmem.networks.own import class_path, is_own
 from cdmem.networks.unet import UNetNetwork
 from cdmem.training.checkpoint import read_checkpoint, weights_digest
 from cdmem.training.frozen_teacher import ANALYTIC, FrozenTeacher, analytic_teacher
@@ -141,9 +140,9 @@ def _build(config: NetworkConfig, record: ModelRecord, path: Path, key: str) -> 
     try:
         return config.build(record.shape, record.label_rows, 0)
     except Exception as error:
-        if not is_own(config):
+        if not own_code.is_own(config):
             raise
-        problem = f"its network {class_path(config)} cannot be built ({own_code.reason(error)})"
+        problem = f"its network {own_code.class_path(config)} cannot be built ({own_code.reason(error)})"
         hint = "use the module as it was when the model was trained"
         raise InputError(key, path, problem, hint) from None
 
@@ -176,7 +175,7 @@ def _check_sizes(config: NetworkConfig, record: ModelRecord, state: Mapping[str,
     averages = {name.split(".")[2] for name in state if name.startswith("ema.copies.")}
     if len(record.half_lives) > len(averages):
         raise ValueError("half_lives")
-    if is_own(config):  # of any plain settings; the user's own word admits it
+    if own_code.is_own(config):  # of any plain settings; the user's own word admits it
         return
     if not isinstance(config, DiffusersUNet):  # which has limits of its own
         # One layer has one tensor at least.

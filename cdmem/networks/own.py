@@ -19,23 +19,13 @@ KEY = "model.network"
 RECORD_HINT = "make it a @dataclass whose fields are all of its settings, or override record()"
 
 
-def is_own(config: NetworkConfig) -> bool:
-    """Whether a network's settings are a class outside the package."""
-    return not type(config).__module__.startswith("cdmem.")
-
-
-def class_path(config: NetworkConfig) -> str:
-    """Where a network's settings are defined."""
-    return f"{type(config).__module__}.{type(config).__qualname__}"
-
-
 def admit(config: NetworkConfig) -> None:
     """Take a network that the user's own words name for one that files of this command may name.
 
     Raises:
         InputError: it has no record of plain types, or is not found by the name in it.
     """
-    name = class_path(config)
+    name = own_code.class_path(config)
     try:
         record = config.record()
         path, settings = record["class_path"], record["init_args"]
@@ -82,7 +72,7 @@ def try_network(
     Raises:
         InputError: naming the class and what is wrong with it.
     """
-    name = class_path(config)
+    name = own_code.class_path(config)
     first = _state(network, name)
     if not any(p.requires_grad for p in network.parameters()):
         raise InputError(KEY, name, "has no weights to train", "build a module with parameters")

@@ -21,7 +21,7 @@ from cdmem.errors import InputError
 from cdmem.images import to_float
 from cdmem.io import own_code
 from cdmem.networks.config import NetworkConfig
-from cdmem.networks.own import admit, class_path, is_own, try_network
+from cdmem.networks.own import admit, try_network
 from cdmem.training.compile import check_compiler, compile_in_place, plain
 from cdmem.training.datamodule import MemorizationDataModule
 from cdmem.training.ema import EMA
@@ -51,7 +51,7 @@ class DiffusionModule(LightningModule):
         compile: bool,
     ) -> None:
         super().__init__()
-        if network is not None and is_own(network):
+        if network is not None and own_code.is_own(network):
             admit(network)
         self.network_config = network
         self.optimization, self.averaging = optimization, averaging
@@ -99,13 +99,13 @@ class DiffusionModule(LightningModule):
         except InputError:
             raise
         except Exception as error:
-            own, reason = is_own(config), " ".join(str(error).split())[:160]
+            own, reason = own_code.is_own(config), " ".join(str(error).split())[:160]
             if not own and not isinstance(error, ValueError | RuntimeError | TypeError | ArithmeticError):
                 raise
-            shown, problem = (class_path(config), own_code.reason(error)) if own else (config, reason)
+            shown, problem = (own_code.class_path(config), own_code.reason(error)) if own else (config, reason)
             hint = "correct its settings"
             raise InputError("model.network", shown, f"cannot be built ({problem})", hint) from None
-        if is_own(config):
+        if own_code.is_own(config):
             ends = torch.tensor([record.sigma_max, record.sigma_min])
             try_network(config, network, *about, record.make_scaling().denoiser(ends).c_noise)
         return network

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from lightning.pytorch import Trainer
 from torch import Tensor
@@ -43,32 +47,37 @@ def try_method(student: Student, training_set: TrainingSet, total_steps: int) ->
     method = student.method
     distances = {f"model.method.{name}": v for name, v in vars(method).items() if isinstance(v, Distance)}
     parts = {"model.method": method, **distances}
-    own = {key: part for key, part in parts.items() if not type(part).__module__.startswith("cdmem.")}
+    own = {key: own_code.class_path(part) for key, part in parts.items() if own_code.is_own(part)}
     if not own:
         return
-    key, part = next(reversed(own.items()))  # the innermost
-    name = f"{type(part).__module__}.{type(part).__qualname__}"
     x0 = to_float(training_set.images[:IMAGES])
+    for key in own.keys() & distances.keys():
+        _one_a_sample(key, own[key], "distance", _given(key, own[key], distances[key], x0, x0.flip(0)), len(x0))
+    key, name = next(iter(own.items()))
     labels = training_set.labels[:IMAGES] if student.num_classes else None
     at = Progress(0, total_steps, student.sigma_min, student.sigma_max)
     noise = StepNoise(student.training_seed, 0, len(x0))
-    target = student.raw if student.target is None else type(student.raw)(student.target, student.raw.scaling)
-    try:
-        for distance in distances.values():
-            _check(name, key, "distance", distance(x0, x0.flip(0)), len(x0))
-        seen = method.teacher_part(student.teacher_denoiser, CleanBatch(x0, labels), noise, at)
-        loss = method.loss(StudentFunctions(student.raw, target), seen, noise)
-    except InputError:
-        raise
-    except Exception as error:  # whatever the user's class raises
-        problem = f"gives no loss ({own_code.reason(error)})"
-        raise InputError(key, name, problem, "see CONTRIBUTING.md, a distillation method") from None
-    _check(name, key, "loss", loss, len(x0))
+    online = copy.deepcopy(student.raw).eval()  # what counts its calls is left alone
+    functions = StudentFunctions(online, copy.deepcopy(online) if method.keeps_target else online)
+    seen = _given(key, name, method.teacher_part, student.teacher_denoiser, CleanBatch(x0, labels), noise, at)
+    loss = _given(key, name, method.loss, functions, seen, noise)
+    _one_a_sample(key, name, "loss", loss, len(x0))
     if not loss.requires_grad:
         raise InputError(key, name, "its loss does not depend on the student", "call student.online in it")
 
 
-def _check(name: str, key: str, what: str, value: object, count: int) -> None:
+def _given(key: str, name: str, function: Callable[..., Any], *args: Any) -> Any:
+    """What code of the user's own returns."""
+    try:
+        return function(*args)
+    except InputError:
+        raise
+    except Exception as error:
+        problem = f"gives no loss ({own_code.reason(error)})"
+        raise InputError(key, name, problem, "see CONTRIBUTING.md, a distillation method") from None
+
+
+def _one_a_sample(key: str, name: str, what: str, value: object, count: int) -> None:
     if not isinstance(value, Tensor) or value.shape != torch.Size([count]):
         given = list(value.shape) if isinstance(value, Tensor) else type(value).__name__
         raise InputError(key, name, f"its {what} of {count} images is {given}", "return one number a sample, (B,)")

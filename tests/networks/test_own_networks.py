@@ -1,4 +1,4 @@
-"""A network of the user's own: what could not be trained, saved and loaded is refused by the model that is handed it."""
+"""A network of the user's own: what could not be trained, saved and loaded is refused when the model is built."""
 
 from __future__ import annotations
 
@@ -237,9 +237,15 @@ def test_a_record_names_code_only_with_consent(tmp_path, monkeypatch):
     (tmp_path / "elsewhere.py").write_text("raise SystemError('it ran')\n")
     monkeypatch.syspath_prepend(tmp_path)
     record = {"class_path": "elsewhere.Net", "init_args": {}}
-    with own_code.consent(False), pytest.raises(InputError, match="elsewhere.Net: is code of one's own.*--allow_code"):
+    with (
+        own_code.consent(False),
+        pytest.raises(InputError, match=r"elsewhere\.Net: is code of one's own.*--allow_code"),
+    ):
         from_record(record)
-    with own_code.consent(True), pytest.raises(InputError, match=r"cannot be imported \(SystemError: it ran, elsewhere"):
+    with (
+        own_code.consent(True),
+        pytest.raises(InputError, match=r"cannot be imported \(SystemError: it ran, elsewhere"),
+    ):
         from_record(record)
 
 

@@ -132,7 +132,7 @@ def _whole(overrides: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
     keys = [key for key, _ in overrides]
     classes = [k for k in dict.fromkeys(keys) if "." in k and any(other.startswith(f"{k}.") for other in keys)]
     whole = []
-    for key, value in overrides:
+    for key, value in sorted(overrides, key=lambda pair: pair[0] not in classes):  # the class before its arguments
         outer = next((k for k in reversed(classes) if key.startswith(f"{k}.")), None)
         if outer is not None:
             key = f"{outer}.init_args.{key.removeprefix(f'{outer}.').removeprefix('init_args.')}"

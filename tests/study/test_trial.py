@@ -21,6 +21,8 @@ from cdmem.errors import InputError
 from cdmem.metrics import SampleMetric
 from cdmem.models.load import load_model
 from cdmem.networks import MLP
+from cdmem.study.config import read_study, stage_arguments
+from cdmem.study.stage import build
 from cdmem.study.trial import try_study
 from cdmem.training.student import Student
 from cdmem.training.teacher import DiffusionTeacher
@@ -163,3 +165,37 @@ def test_what_works_is_left_alone(tmp_path):
     x, sigma = torch.ones(1, 1, 8, 8), torch.tensor([student.sigma_min])
     assert not torch.equal(student.function()(x, sigma), x)
     assert load_model(tmp_path / "run/teacher").record.function is None
+
+
+# ---- code of one's own among a study's overrides ---------------------------------------------------------------------
+
+NET, METHOD = "cdmem.networks.MLP", "cdmem.distillation.ConsistencyTraining"
+OVERRIDES = [  # as fit takes them, and what the stage is then made with
+    (["model.network", NET, "model.network.width", "6"], "network", {"class_path": NET, "width": 6}),
+    (["model.network.width", "6", "model.network", NET], "network", {"class_path": NET, "width": 6}),
+    (["model.network", NET, "model.network.init_args.width", "6"], "network", {"class_path": NET, "width": 6}),
+    (["model.method", METHOD, "model.method.mu", "0.5"], "method", {"class_path": METHOD, "mu": 0.5}),
+    (
+        ["model.method", "small.yaml", "model.method.mu", "0.5"],
+        "method",
+        {"class_path": METHOD, "points": 7, "mu": 0.5},
+    ),
+    (["model.method", "small.yaml"], "method", {"class_path": METHOD, "points": 7}),
+    (
+        ["model.method.distance", "{class_path: cdmem.diffusion.PseudoHuber, init_args: {c: 0.5}}"],
+        "method",
+        {"distance": {"class_path": "cdmem.diffusion.PseudoHuber", "init_args": {"c": 0.5}}},
+    ),
+]
+
+
+@pytest.mark.parametrize(("words", "part", "wanted"), OVERRIDES)
+def test_a_class_and_its_settings_in_one_command(words, part, wanted, tmp_path):
+    """Neither replaces the other, as in ``fit``."""
+    (tmp_path / "small.yaml").write_text(f"class_path: {METHOD}\ninit_args: {{points: 7}}\n")
+    write_study(tmp_path, {"samples": 8}, teacher=tiny_stage("teacher"), student=tiny_stage("student"))
+    options = [f"--student.{word}" if k % 2 == 0 else word for k, word in enumerate(words)]
+    config = read_study(["--config", "study.yaml", "--run_dir", "run", *options])
+    found = build("fit", stage_arguments(config, "student")).record["model"]["init_args"][part]
+    found = {"class_path": found["class_path"]} | found["init_args"]
+    assert {key: found[key] for key in wanted} == wanted

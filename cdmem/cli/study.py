@@ -50,7 +50,7 @@ def run_study(args: Sequence[str]) -> int:
     if items is None:
         run_one(rest)
         return 0
-    folder, sweep = run_sweep(rest, items, lambda cell: Study(read_study(cell)), run_one)
+    folder, sweep = run_sweep(rest, items, lambda cell: Study(read_study(cell)).digest, run_one)
     finished = studies_below(folder.path)
     if finished:
         print(f"comparison: {prepare_comparison(finished, folder / 'comparison.html')()}")

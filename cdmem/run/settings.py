@@ -90,8 +90,7 @@ def changed_settings(old: Mapping[str, Any], new: Mapping[str, Any], made: str, 
     changes = []
     for key in sorted({*a, *b}):
         was, now = a.get(key, LATER_KEYS.get(key)), b.get(key)
-        added = key not in a and key.startswith("trainer.")  # by a newer Lightning
-        if was == now or added or _is_one_of(key, FREE_KEYS):
+        if was == now or _is_one_of(key, FREE_KEYS):
             continue
         if key == OTHER_STATE or not _is_one_of(key, APPLIED_KEYS):
             raise InputError(key, now, f"{made} was made with {key}={was}", hint)

@@ -68,6 +68,7 @@ from cdmem.training.trial import try_model
 with contextlib.suppress(ModuleNotFoundError):
     import callbacks  # noqa: F401  (the one place that looks callbacks up: short class names in configs)
 
+OPTIMIZATION = "model.init_args.optimization"
 DERIVED_MODEL_SEEDS = ("training", "sampling")
 MAX_THREADS = 256
 set_parsing_settings(omegaconf_absolute_to_relative_paths=True)
@@ -248,8 +249,12 @@ class Stage(LightningCLI):
 
     def check_folder(self) -> None:
         """Raises InputError where the run folder was made with settings that cannot change on the way."""
-        if self.command == "fit" and not self.settings.trainer.fast_dev_run:
-            check_changes(Start(), self.folder, self.record, self.said)
+        if self.command != "fit" or self.settings.trainer.fast_dev_run:
+            return
+        changed = {c.key: c.old for c in check_changes(Start(), self.folder, self.record, self.said)}
+        schedule, length = self.model.optimization, changed.get("trainer.max_steps")
+        if length and self.folder.last_checkpoint.is_file() and f"{OPTIMIZATION}.schedule" not in changed:
+            schedule.continued(schedule.phases(length), 0, self.trainer.max_steps)
 
     def execute(self) -> None:
         """Check the folder and the checkpoint, then hand over to Lightning."""

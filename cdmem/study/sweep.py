@@ -40,6 +40,7 @@ class Cell:
         status: ``waiting``, ``finished`` or ``failed``.
         seconds: of the last run, None before it.
         error: one line, None without.
+        digest: of all settings that it was last run with.
     """
 
     settings: dict[str, str]
@@ -47,6 +48,7 @@ class Cell:
     status: str = "waiting"
     seconds: float | None = None
     error: str | None = None
+    digest: str | None = None
 
 
 @dataclass
@@ -132,15 +134,15 @@ def read_sweep(folder: str | Path) -> Sweep:
 
 
 def _merged(folder: RunFolder, sweep: Sweep) -> Sweep:
-    """Take over what an earlier run of the sweep did; the grid may grow, the base may not change.
+    """Take over what an earlier run of the sweep did; the grid may grow, and each cell says what else may change.
 
     Raises:
-        InputError: the folder holds a sweep of other settings.
+        InputError: the folder holds a sweep over other settings.
     """
     if not (folder / RECORD).is_file():
         return sweep
     old = read_sweep(folder.path)
-    if options(old.base) != options(sweep.base) or list(old.grid) != list(sweep.grid):
+    if list(old.grid) != list(sweep.grid):
         was = " ".join([*old.base, *(f"{k}={','.join(v)}" for k, v in old.grid.items())])
         raise InputError("run_dir", folder.path, f"holds another sweep ({was[:160]})", "give another --run_dir")
     known = {cell.folder: cell for cell in old.cells}
@@ -153,14 +155,15 @@ def _merged(folder: RunFolder, sweep: Sweep) -> Sweep:
 
 
 def run_sweep(
-    arguments: Sequence[str], items: Sequence[str], check: Callable[[list[str]], Any], run: Callable[[list[str]], Any]
+    arguments: Sequence[str], items: Sequence[str], check: Callable[[list[str]], str], run: Callable[[list[str]], Any]
 ) -> tuple[RunFolder, Sweep]:
     """Run the grid.
 
     Args:
         arguments: of the study, without ``--sweep``.
         items: ``KEY=VALUE,VALUE``.
-        check: parses one cell's study and raises :class:`InputError`; called for every cell before the first runs.
+        check: parses one cell's study, raises :class:`InputError` and returns a digest of its settings; called for
+            every cell before the first runs. A finished cell with other settings runs again.
         run: runs one cell's study to its end.
 
     Raises:
@@ -181,10 +184,12 @@ def run_sweep(
         swept = [part for k, v in cell.settings.items() for part in (f"--{k}", v)]
         return [*base, *swept, "--run_dir", f"{run_dir}/{cell.folder}"]
 
-    waiting = [cell for cell in sweep.cells if cell.status != "finished"]
-    for cell in waiting:
-        check(command(cell))
+    for cell in sweep.cells:
+        digest = check(command(cell))
+        cell.status = "waiting" if cell.digest not in (None, digest) else cell.status
+        cell.digest = digest
         gc.collect()
+    waiting = [cell for cell in sweep.cells if cell.status != "finished"]
     with owned(folder.path):
         _run_cells(folder, sweep, waiting, lambda cell: run(command(cell)))
     return folder, sweep

@@ -102,6 +102,16 @@ def check_trainer_options(options: dict[str, Any]) -> None:
         value = options.get(name)
         if not any(type(value) is type(v) and value == v for v in harmless):
             raise InputError(f"trainer.{name}", value, problem, hint)
+    clip = options.get("gradient_clip_val")
+    if clip is not None and clip < 0:
+        raise InputError("trainer.gradient_clip_val", clip, "would not clip", "give a positive bound, or leave it out")
+    if clip is None and options.get("gradient_clip_algorithm") is not None:
+        problem = "would do nothing without a bound"
+        hint = "set trainer.gradient_clip_val"
+        raise InputError("trainer.gradient_clip_algorithm", options["gradient_clip_algorithm"], problem, hint)
+    least, most = options.get("min_steps"), options.get("max_steps")
+    if least is not None and most is not None and 0 < most < least:
+        raise InputError("trainer.min_steps", least, f"is more than trainer.max_steps={most}", "raise max_steps")
     interval = options.get("val_check_interval")
     if isinstance(interval, float):
         raise InputError("trainer.val_check_interval", interval, ENDLESS, "give a whole number of steps")

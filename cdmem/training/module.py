@@ -30,6 +30,7 @@ from cdmem.training.record import ModelRecord
 from cdmem.training.settings import RAW, Averaging, Optimization, Phase, Seeds, apply_hyperparameters
 
 Parameterization = Literal["edm", "vp"]
+UNLOGGED = 50  # steps between looks at the loss of a run that logs none
 VALIDATION = 2**28  # first number of its noise, beyond any step of training
 
 
@@ -226,9 +227,9 @@ class DiffusionModule(LightningModule):
             InputError: it is not finite; on every rank, so that none waits for another.
         """
         losses, self._losses = self._losses, []
-        step, every = self.trainer.global_step, max(1, self.trainer.log_every_n_steps)
-        logs = (step + 1) % every == 0
-        if step and not logs:
+        step, every = self.trainer.global_step, self.trainer.log_every_n_steps  # 0 logs nothing
+        logs = bool(every) and (step + 1) % every == 0
+        if step and not logs and (every or (step + 1) % UNLOGGED):
             return
         loss = self.trainer.strategy.reduce(torch.stack(losses).mean(), reduce_op="mean")
         if not torch.isfinite(loss):

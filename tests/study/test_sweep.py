@@ -62,9 +62,22 @@ def test_a_sweep_runs_resumes_grows_and_compares(config, tmp_path, capsys):
     assert len(read_sweep(folder).cells) == 4
     html = (folder / "comparison.html").read_text(encoding="utf-8")
     assert "4 studies" in html and "Over seeds" in html and "Against data.n" in html
-    # Other settings have no place in this folder.
-    assert cdmem(*command[:-1], "--teacher.trainer.max_steps", 2, "--sweep", "data.n=8", "seed=0") == 2
-    assert "another sweep" in capsys.readouterr().err
+    # Cells are lengthened as studies are, each judged by its own folder.
+    assert cdmem(*command[:-1], "--student.trainer.max_steps", 9, "--sweep", "data.n=8,12", "seed=0,1") == 2
+    said = capsys.readouterr()
+    assert "===" not in said.out and "longer restart" in said.err  # known before the first cell trains
+    told = ["--student.trainer.max_steps", 9, "--student.model.optimization.longer", "restart"]
+    longer = [*command[:-1], *told, "--sweep"]
+    assert cdmem(*longer, "data.n=8,12", "seed=0,1") == 0
+    summary = json.loads((folder / "data.n=8/seed=0/audit/summary.json").read_text())
+    assert {m["step"] for m in summary["models"] if m["role"] == "student"} == {9}
+    assert "=== 1/4" in capsys.readouterr().out
+    assert cdmem(*longer, "data.n=8,12", "seed=0,1") == 0  # nothing is left to do
+    assert "===" not in capsys.readouterr().out
+    # Another sweep, or settings that cannot change on the way, have no place in this folder.
+    assert cdmem(*command, "data.n=8") == 2 and "another sweep" in capsys.readouterr().err
+    assert cdmem(*command[:-1], "--data.batch_size", 2, "--sweep", "data.n=8,12", "seed=0,1") == 2
+    assert "data.batch_size=2" in capsys.readouterr().err
 
 
 def test_bad_cells_are_found_before_the_first_trains(config, tmp_path, capsys):

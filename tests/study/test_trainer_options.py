@@ -45,6 +45,9 @@ REFUSALS = [
     ("barebones", "true", "progress"),
     ("model_registry", "mine", "export"),
     ("max_time", "soon", "00:12:00:00"),
+    ("gradient_clip_val", -1, "positive"),
+    ("gradient_clip_algorithm", "value", "gradient_clip_val"),
+    ("min_steps", 7, "max_steps"),
 ]
 
 
@@ -99,6 +102,8 @@ def test_steps_and_logging(tmp_path):
     run = fit(tmp_path, "--trainer.max_steps", 4, "--trainer.log_every_n_steps", 2)
     assert [r["step"] for r in rows(run) if "train/loss" in r] == [1, 3]
     assert json.loads((run / "finished.json").read_text())["step"] == 4
+    silent = fit(tmp_path / "silent", "--trainer.log_every_n_steps", 0)
+    assert not (silent / "metrics.jsonl").exists() and same_weights(silent, fit(tmp_path / "loud"))
 
 
 def test_validation_while_training(tmp_path):

@@ -125,7 +125,7 @@ def test_documented_constants():
         20,
         255,
     )
-    assert (fidelity.MOST, fidelity.LEAST, HALF_RANGE) == (10_000, 3, 127.5)
+    assert (fidelity.MOST, fidelity.LEAST, HALF_RANGE) == (10_000, 10, 127.5)
     # Jiralerspong et al. 2023, their program.
     assert (
         feature_likelihood.LOWEST,

@@ -5,6 +5,7 @@ Every number is a function of the checkpoint, the seeds and the sample count: ba
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -24,13 +25,15 @@ from cdmem.metrics.comparison.equal_noise import fidelity_matched
 from cdmem.metrics.comparison.paired import PairedWithTeacher, adjust, compare
 from cdmem.metrics.comparison.verdict import judge
 from cdmem.metrics.memorization.fraction import MemorizedFraction, disk_rows, fraction, ratio_cdf, ratios
+from cdmem.metrics.quality.fidelity import LEAST
 from cdmem.metrics.statistics import benjamini_hochberg, conformal_p_values
-from cdmem.metrics.whitebox.record import whitebox_record
+from cdmem.metrics.whitebox.record import IMAGES, POINTS, whitebox_record
 from cdmem.run.folder import RunFolder
 from cdmem.seeds import first_sample
 
 FALSE_DISCOVERIES = 0.01
 WIDEST = 50  # neighbours that any metric asks for
+FEWEST_INSIDE = 16  # images of the white-box part
 PICTURES = 24  # samples of each model that a report shows with their neighbours
 
 
@@ -52,6 +55,11 @@ class Measured:
 
 def _rounded_cdf(ratio: Tensor) -> list[float]:
     return [round(x, 6) for x in ratio_cdf(ratio).tolist()]
+
+
+def sized(most: int, samples: int) -> int:
+    """How many images the white-box part takes, of at most ``most``: in proportion to the samples, but at least 16."""
+    return min(most, max(FEWEST_INSIDE, math.ceil(most * samples / SAMPLES)))
 
 
 class Auditor:
@@ -116,9 +124,6 @@ class Auditor:
                 parts.append(generator.sampler(seeds[start : start + self.settings.batch_size], self.device).cpu())
                 bar.update(len(parts[-1]))
         made = torch.cat(parts)
-        if tuple(made.shape[1:]) != self.training_set.shape:
-            problem = f"makes images of shape {list(made.shape[1:])}, T has {list(self.training_set.shape)}"
-            raise InputError("generator", generator.name, problem, "give the training set of this generator")
         if made.is_floating_point() and not bool(torch.isfinite(made).all()):
             problem = "makes values that are not finite"
             raise InputError("generator", generator.name, problem, "audit another checkpoint")
@@ -154,7 +159,9 @@ class Auditor:
         # Once per model: at another NFE it is the same one.
         if "inside" in self.settings.metrics and module is not None and id(module) not in self._seen:
             self._seen.add(id(module))
-            entry["inside"] = whitebox_record(module, self.training_set, teacher, m.floats, seeds, hit, self.device)
+            sizes = {"images": sized(IMAGES, len(seeds)), "points": sized(POINTS, len(seeds))}
+            parts = (module, self.training_set, teacher, m.floats, seeds, hit, self.device)
+            entry["inside"] = whitebox_record(*parts, **sizes, quiet=not self.progress)
         return entry | pair
 
     def _conformal(self, ratio: Tensor) -> dict[str, Any] | None:
@@ -187,12 +194,15 @@ class Auditor:
         self.folder.write_arrays("audit/pictures.npz", ids=ids.numpy(), images=pixels.numpy())
 
     def quality(self, images: Tensor, seeds: Tensor) -> dict[str, Any]:
-        """Frechet and kernel distances of uint8 images (m, C, H, W) to H and to T, by extractor."""
+        """Frechet and kernel distances of uint8 images (m, C, H, W) to H and to T, by extractor; ``unavailable`` says
+        why there are none."""
         values: dict[str, Any] = {}
         for metric in self.fidelity:
             metric.reset()
-            # Without enough images the keys are there all the same, and say that there is nothing to say.
+            # Without enough images the keys are there all the same.
             values |= {metric.frechet_key: None, metric.kernel_key: None}
+            if (reason := metric.unavailable(len(images))) is not None:
+                values.setdefault("unavailable", []).append(reason)
             if len(images) >= metric.min_samples:
                 metric.update(images, seeds)
                 values |= metric.compute()
@@ -220,7 +230,7 @@ class Auditor:
         copies = t.images[t.row_to_group[torch.randint(t.rows, (self.samples,), generator=draw)]]
         seeds = torch.arange(len(copies))
         # Frechet distance of T itself to H, and between two halves of H, by extractor.
-        enough = len(self._held_out) >= 4
+        enough = len(self._held_out) >= LEAST
         return {
             "heldout_f_mem": heldout,
             "quality": {k: v for m in self.fidelity if enough for k, v in m.controls(self.samples).items()},
@@ -259,7 +269,9 @@ class Auditor:
         for entry in models:
             if entry["role"] == "student":
                 entry["verdict"] = self._verdict(entry, models[0], control, distillation.get(entry["name"]) or {})
-        return AuditResult(self._about(), models, control, self._settings(), distillation)
+        reasons = [reason for m in models for reason in m["quality"].get("unavailable", ())]
+        notes = list(dict.fromkeys(reasons))
+        return AuditResult(self._about(), models, control, self._settings(), distillation, notes)
 
     def _verdict(
         self, entry: dict[str, Any], teacher: dict[str, Any], control: dict[str, Any], record: dict[str, Any]

@@ -16,8 +16,8 @@ from cdmem.audit.reference_sets import ARRAYS, match_channels, read_images
 from cdmem.audit.settings import AuditSettings
 from cdmem.data.subset import UNRECORDED, TrainingSet
 from cdmem.errors import InputError
-from cdmem.models.load import is_model_folder, load_model, load_record
-from cdmem.models.pipelines import is_pipeline, load_pipeline
+from cdmem.models.load import is_model_folder, is_pipeline_of_others, load_model, load_record, load_trained
+from cdmem.models.pipelines import CONSISTENCY, load_pipeline
 from cdmem.run.folder import CONFIG, RunFolder
 from cdmem.training.checkpoint import weights_digest
 from cdmem.training.record import RECORDED, ModelRecord
@@ -29,9 +29,10 @@ if TYPE_CHECKING:
 
 
 class Sampler(Protocol):
-    """Seed -> image: ``nfe`` network evaluations each; float images (B, C, H, W) in [-1, 1], not clamped."""
+    """Seed -> image of ``shape``: ``nfe`` network evaluations each; float (B, C, H, W) in [-1, 1], not clamped."""
 
     nfe: int
+    shape: tuple[int, ...]
 
     def __call__(self, seeds: Sequence[int], device: torch.device | str = "cpu") -> Tensor: ...
 
@@ -72,6 +73,11 @@ class GivenImages:
     images: Tensor
     nfe: int = 0
 
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(C, H, W)."""
+        return tuple(self.images.shape[1:])
+
     def __call__(self, seeds: Sequence[int], device: torch.device | str = "cpu") -> Tensor:
         """The images themselves, uint8, so that no rounding touches them."""
         return self.images[list(seeds)].to(device)
@@ -105,6 +111,8 @@ def with_teacher(teacher: DiffusionTeacher, students: Sequence[Generator]) -> li
     """The teacher at full cost, the teacher by Euler steps at the students' own levels, then the students."""
     (full,) = teacher_generators(teacher)
     levels = dict.fromkeys(tuple(s.sampler.mid_sigmas) for s in students)  # type: ignore[attr-defined]
+    # A student from elsewhere may start above its teacher: then those steps do not exist.
+    levels = [mids for mids in levels if not mids or mids[0] < teacher.sigma_max]
     cheap = [replace(full, method="euler", sampler=teacher.few_step_sampler(mids)) for mids in levels]
     return [full, *cheap, *students]
 
@@ -238,15 +246,26 @@ def open_generators(
         the generators, by student the record of its distillation, and notes for people.
 
     Raises:
-        InputError: nothing usable there, or an option that it would ignore.
+        InputError: nothing usable there, an option that it would ignore, or images of another shape than those of T.
     """
-    path = Path(path).expanduser()
+    opened = _open(Path(path).expanduser(), training_set, settings, weights, teacher)
+    # Teachers last: one that fits its student is not to blame.
+    for g in sorted(opened[0], key=lambda g: g.role == "teacher"):
+        if tuple(g.sampler.shape) != tuple(training_set.shape):
+            key, value = ("teacher", teacher) if g.role == "teacher" and teacher else ("generator", path)
+            problem = f"makes images of shape {list(g.sampler.shape)}, T has {list(training_set.shape)}"
+            raise InputError(key, value, problem, "give the training set of this generator")
+    return opened
+
+
+def _open(
+    path: Path, training_set: TrainingSet, settings: AuditSettings, weights: str | None, teacher: str | None
+) -> tuple[list[Generator], dict[str, Any], list[str]]:
     if not path.exists():
         raise InputError("generator", path, "no such file or folder", "give a checkpoint, run, pipeline or images")
-    if path.is_dir() and is_pipeline(path):
-        _refuse_needless("a pipeline", weights=weights, teacher=teacher)
-        samplers, method, digest = load_pipeline(path, settings.nfe)
-        return [Generator(path.name, "generator", method, s, "pipeline", None, digest) for s in samplers], {}, []
+    if is_pipeline_of_others(path):
+        _refuse_needless("a pipeline", weights=weights)
+        return _open_pipeline(path, training_set, settings, teacher)
     if (path / "teacher/checkpoints/last.ckpt").is_file():
         _refuse_needless("a study, which has its own teacher", teacher=teacher)
         students = students_of(path)
@@ -261,6 +280,36 @@ def open_generators(
         raise InputError("generator", path, "is no checkpoint and no image file", "give a .ckpt, .npz or folder")
     _refuse_needless("images, made already", nfe=settings.nfe, weights=weights, teacher=teacher)
     return [_given_images(path, training_set)], {}, ["images of unknown training: convergence is unknown"]
+
+
+def _open_pipeline(
+    path: Path, training_set: TrainingSet, settings: AuditSettings, teacher: str | None
+) -> tuple[list[Generator], dict[str, Any], list[str]]:
+    """A pipeline of others by its own scheduler; a consistency model is paired with the teacher that is named.
+
+    Both start every seed from the same noise and draw its class from the same stream.
+    """
+    samplers, method, digest = load_pipeline(path, settings.nfe)
+    made = [Generator(path.name, "generator", method, s, "pipeline", None, digest) for s in samplers]
+    if teacher is None:
+        return made, {}, []
+    if method != CONSISTENCY:
+        problem = f"the generator samples by {method}: it is no student, and nothing pairs it with a teacher"
+        raise InputError("teacher", teacher, problem, "leave --teacher out")
+    original = load_trained(teacher, "teacher")
+    if original.num_classes != samplers[0].num_classes:
+        problem = f"has {original.num_classes} classes, the generator {samplers[0].num_classes}"
+        raise InputError("teacher", teacher, problem, "give the teacher it was distilled from")
+    original.to(settings.torch_device)
+    generators = with_teacher(original, [replace(g, role="student") for g in made])
+    notes = ["the folder does not record its teacher: the one that --teacher names is taken for it"]
+    notes.append("no evaluations along the distillation: convergence is unknown")
+    start = float(samplers[0].scheduler.init_noise_sigma)
+    if start != original.sigma_max:
+        notes.append(f"the generator starts at sigma {start:g}, the teacher at {original.sigma_max:g}, from one noise")
+    if "inside" in settings.metrics:
+        notes.append("the white-box part (inside) is of the teacher alone: the pipeline's network is not looked into")
+    return generators, {}, notes + _training_set_notes(generators[:1], training_set)
 
 
 def students_of(folder: Path) -> list[str]:

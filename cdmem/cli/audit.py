@@ -1,6 +1,6 @@
 """``python -m cdmem audit``: what a generator, or a set of images made elsewhere, reproduces of a training set.
 
-Exit code 0: audited; 1: the upper end of the 95 % interval of f_mem is above ``--fail_above``; 2: bad input.
+Exit code 0: audited; 1: the upper 95 % bound of a copy detector is above ``--fail_above``; 2: bad input.
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from cdmem.audit.auditor import Auditor
+from cdmem.audit.gate import check_names, detectors, judge_gate
 from cdmem.audit.generators import Generator, GivenImages, open_generators
 from cdmem.audit.reference_sets import load_references
-from cdmem.audit.result import AuditResult
 from cdmem.audit.settings import SAMPLES, AuditSettings
 from cdmem.audit.text import print_summary
 from cdmem.cli.arguments import new_file, parse
@@ -36,7 +36,8 @@ class AuditCommand(AuditSettings):
         weights: raw or ema_<half-life>; the checkpoint's choice if null.
         flip: training mirrored images, so that a mirrored copy is a copy.
         data_path: where the pixels of a run's data source lie now.
-        fail_above: exit 1 when the upper 95 % bound of f_mem exceeds this fraction.
+        fail_above: exit 1 when the upper 95 % bound of any copy detector exceeds this fraction.
+        gate: detectors that fail_above looks at, of f_mem, hog, efficientnet, inception; all that are measured if null.
         out: JSON file to write.
         quiet: no progress bars.
         allow_code: files may name code to run: networks and data sources of one's own.
@@ -51,6 +52,7 @@ class AuditCommand(AuditSettings):
     flip: bool = False
     data_path: str | None = None
     fail_above: float | None = None
+    gate: list[str] | None = None
     out: str | None = None
     quiet: bool = False
     allow_code: bool = False
@@ -59,19 +61,15 @@ class AuditCommand(AuditSettings):
         super().__post_init__()
         if self.fail_above is not None and not 0 <= self.fail_above <= 1:
             raise InputError("fail_above", self.fail_above, "is a fraction", "e.g. 0.01 for 1 %")
+        if self.gate is not None:
+            check_names(self.gate)
+            if self.fail_above is None:
+                raise InputError("gate", self.gate, "gates nothing without a limit", "add --fail_above 0.01")
         for name in ("generator", "training_set", "held_out", "teacher", "data_path"):
             if getattr(self, name) is not None:
                 object.__setattr__(self, name, str(usable_path(name, getattr(self, name))))
         if self.out is not None:
             new_file("out", self.out, ".json")
-
-
-def gate(result: AuditResult, fail_above: float | None) -> list[str]:
-    """Names of the models whose upper bound of f_mem is above the limit. Teachers beside a student do not count."""
-    if fail_above is None:
-        return []
-    judged = [m for m in result.models if m["role"] != "teacher"] or result.models
-    return [f"{m['name']} {m['nfe']} NFE" for m in judged if m["f_mem"]["ci95"][1] > fail_above]
 
 
 def with_samples(command: AuditCommand, generators: Sequence[Generator]) -> AuditCommand:
@@ -99,20 +97,20 @@ def run_audit(args: Sequence[str]) -> int:
         raise InputError(key, error.value, error.problem, error.hint) from None
     command = with_samples(command, generators)
     auditor = Auditor(training_set, command, command.seed, progress=not command.quiet)
+    held_out = len(training_set.held_out_images)
+    looked = detectors(command.gate, auditor.suite, held_out)
     result = auditor.run(generators, distillation)
     result.notes += [*notes, *more]
-    failed = gate(result, command.fail_above)
     print_summary(result)
-    if command.fail_above is not None:
-        limit = f"{100 * command.fail_above:g} %"
-        outcome = f"FAILED, {', '.join(failed)} may exceed {limit}" if failed else f"passed, all below {limit}"
-        print(f"\ngate: {outcome}")
+    gate = None if command.fail_above is None else judge_gate(result.models, held_out, looked, command.fail_above)
+    if gate is not None:
+        print("\n" + "\n".join(gate.lines()))
     if command.out is not None:
         out = Path(command.out).expanduser()
         record = json.loads(result.to_json()) | {
-            "gate": {"fail_above": command.fail_above, "failed": failed},
+            "gate": {"fail_above": None, "failed": []} if gate is None else gate.record(),
             "command": ["python", "-m", "cdmem", "audit", *args],
         }
         RunFolder(out.parent).write_json(out.name, record)
         print(f"\nwritten: {out}")
-    return 1 if failed else 0
+    return 1 if gate is not None and gate.failed else 0

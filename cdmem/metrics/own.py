@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -20,7 +21,13 @@ IMAGES = 8
 
 def plain_values(values: dict[str, Any]) -> dict[str, Any]:
     """What a metric returned, in JSON types: the user's may be tensors."""
-    return {key: v.tolist() if isinstance(v, np.generic | Tensor) else v for key, v in values.items()}
+    return {key: _plain(value) for key, value in values.items()}
+
+
+def _plain(value: Any) -> Any:
+    """Python's types; ``inf`` and ``-inf`` as text: JSON has no such numbers, and null would say "not measured"."""
+    value = value.tolist() if isinstance(value, np.generic | Tensor) else value
+    return str(value) if isinstance(value, float) and math.isinf(value) else value
 
 
 def try_metric(make: Callable[[], SampleMetric], training_set: TrainingSet, key: str, name: str) -> None:

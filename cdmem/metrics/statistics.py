@@ -86,6 +86,20 @@ def newcombe_paired_difference(
     return Estimate(difference, difference - length(p1 - low1, high2 - p2), difference + length(high1 - p1, p2 - low2))
 
 
+def newcombe_difference(yes1: int, n1: int, yes2: int, n2: int, confidence: float = 0.95) -> Estimate:
+    """p1 - p2 of two independent fractions, with Newcombe's score interval (Newcombe 1998b, method 10).
+
+    From the numbers of successes and of trials. Unlike Wald's it is right where nothing, or everything, was found.
+    """
+    p1, p2 = yes1 / n1, yes2 / n2
+    low1, high1 = wilson_interval(yes1, n1, confidence)
+    low2, high2 = wilson_interval(yes2, n2, confidence)
+    difference = p1 - p2
+    return Estimate(
+        difference, difference - math.hypot(p1 - low1, high2 - p2), difference + math.hypot(high1 - p1, p2 - low2)
+    )
+
+
 def mcnemar_exact(only_first: int, only_second: int) -> float:
     """Two-sided exact p value of McNemar's test: the discordant pairs are a fair coin under the null hypothesis."""
     total = only_first + only_second

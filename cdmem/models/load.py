@@ -19,7 +19,7 @@ from cdmem.errors import InputError
 from cdmem.io import own_code
 from cdmem.io.text import read_json
 from cdmem.models.foreign import foreign_record
-from cdmem.models.pipelines import INDEX, read_parts
+from cdmem.models.pipelines import INDEX, is_pipeline, read_parts
 from cdmem.networks import from_record
 from cdmem.networks.config import NetworkConfig
 from cdmem.networks.diffusers import DiffusersUNet, load_diffusers, read_config
@@ -42,6 +42,11 @@ def is_model_folder(path: str | Path) -> bool:
     """Whether a folder holds a model by itself: exported, or of diffusers (a run folder does not)."""
     path = Path(path)
     return path.is_dir() and any((path / name).is_file() for name in (METADATA, INDEX, "unet/config.json"))
+
+
+def is_pipeline_of_others(path: str | Path) -> bool:
+    """Whether a folder holds a diffusers pipeline that cdmem did not write: it is sampled by its own scheduler."""
+    return is_pipeline(path) and not (Path(path) / METADATA).is_file()
 
 
 def load_record(path: str | Path, key: str = "checkpoint") -> ModelRecord:

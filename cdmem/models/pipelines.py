@@ -24,14 +24,15 @@ from cdmem.networks.diffusers import WEIGHTS_FILE, DiffusersUNet, load_diffusers
 from cdmem.networks.unet import UNetNetwork
 
 PIPELINES = ("DDPMPipeline", "DDIMPipeline", "ConsistencyModelPipeline")
+CONSISTENCY = "CMStochasticIterativeScheduler"
 SCHEDULERS = (
     "DDPMScheduler",
     "DDIMScheduler",
     "EDMEulerScheduler",
     "EDMDPMSolverMultistepScheduler",
-    "CMStochasticIterativeScheduler",
+    CONSISTENCY,
 )
-DEFAULT_STEPS = {"DDPMScheduler": 1000, "DDIMScheduler": 50, "CMStochasticIterativeScheduler": 1}
+DEFAULT_STEPS = {"DDPMScheduler": 1000, "DDIMScheduler": 50, CONSISTENCY: 1}
 OTHER_STEPS = 18
 INDEX = "model_index.json"
 
@@ -72,6 +73,12 @@ class PipelineSampler:
             x = self.scheduler.step(out, t, x, **extra).prev_sample
         return x.float()
 
+    @property
+    def mid_sigmas(self) -> tuple[float, ...]:
+        """Noise levels of the second, third, ... step of a consistency model's scheduler."""
+        self.scheduler.set_timesteps(self.nfe)
+        return tuple(self.scheduler.sigmas[1 : self.nfe].tolist())
+
 
 def is_pipeline(path: str | Path) -> bool:
     """Whether a folder holds a diffusers pipeline."""
@@ -110,9 +117,9 @@ def read_parts(path: str | Path, key: str = "generator") -> PipelineParts:
     name = _scheduler_name(folder, settings, key)
     if name not in SCHEDULERS:
         raise InputError(f"{key}.scheduler", name, "is not supported", f"use one of {', '.join(SCHEDULERS)}")
-    steps = settings.get("num_train_timesteps", 1)
-    if type(steps) is not int or not 0 < steps <= MAX_STEPS:
-        raise InputError(f"{key}.scheduler", steps, f"num_train_timesteps is not 1 to {MAX_STEPS}", "save it again")
+    steps = settings.get("num_train_timesteps", 2)
+    if type(steps) is not int or not 2 <= steps <= MAX_STEPS:
+        raise InputError(f"{key}.scheduler", steps, f"num_train_timesteps is not 2 to {MAX_STEPS}", "save it again")
     network = load_diffusers(folder / "unet", key)
     config = read_config(folder / "unet", key)
     try:
@@ -142,25 +149,30 @@ def _scheduler_name(folder: Path, settings: dict[str, Any], key: str) -> Any:
     return entries["scheduler"][1]
 
 
-def load_pipeline(path: str | Path, nfe: Sequence[int] | None) -> tuple[list[PipelineSampler], str, str]:
+def load_pipeline(
+    path: str | Path, nfe: Sequence[int] | None, key: str = "generator"
+) -> tuple[list[PipelineSampler], str, str]:
     """Samplers of a pipeline folder.
 
     Args:
         path: folder with ``model_index.json``, ``unet/`` and ``scheduler/``.
         nfe: inference steps, one sampler each; None is the scheduler's customary number.
+        key: the setting that named it.
 
     Returns:
         samplers, the scheduler's name, and the SHA-256 of the weights file.
 
     Raises:
-        InputError: see :func:`read_parts`; or a network and scheduler that do not fit each other.
+        InputError: see :func:`read_parts`; steps that cannot be spent; or a network and scheduler that do not fit.
     """
     folder = Path(path)
     if not is_pipeline(folder):
-        raise InputError("generator", folder / INDEX, "no such file", "give a diffusers pipeline folder")
-    parts = read_parts(folder)
+        raise InputError(key, folder / INDEX, "no such file", "give a diffusers pipeline folder")
+    parts = read_parts(folder, key)
     unet, shape, classes = parts.network.unet, parts.config.shape, parts.config.num_classes
     steps = list(nfe or [DEFAULT_STEPS.get(parts.name, OTHER_STEPS)])
+    if min(steps) < 1:
+        raise InputError("nfe", min(steps), f"{parts.name} needs at least one step", "use 1 or more")
     of = type(parts.scheduler)  # each sampler gets its own: a scheduler remembers the step it is at
     samplers = [PipelineSampler(unet, of.from_config(parts.scheduler.config), k, shape, classes) for k in steps]
     for sampler in samplers:
@@ -168,6 +180,9 @@ def load_pipeline(path: str | Path, nfe: Sequence[int] | None) -> tuple[list[Pip
             sampler([0], steps=1)
         except Exception as error:
             reason = " ".join(str(error).split())[:160]
-            hint = "give another --nfe" if "num_inference_steps" in reason else "save the pipeline again"
-            raise InputError("generator", folder, f"cannot spend {sampler.nfe} steps ({reason})", hint) from None
+            if "num_inference_steps" in reason:
+                problem = f"{parts.name} cannot spend that many steps ({reason})"
+                raise InputError("nfe", sampler.nfe, problem, "give another --nfe") from None
+            problem = f"cannot spend {sampler.nfe} steps ({reason})"
+            raise InputError(key, folder, problem, "save the pipeline again") from None
     return samplers, parts.name, parts.digest

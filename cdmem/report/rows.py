@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 NOTHING = "-"
+UNBOUNDED = ("inf", "-inf")  # as an audit's JSON has them
 CONTROLS = ("held-out images (control)", "copies of T (ceiling)")
 # Keys of a model's numbers that need its teacher, with their labels.
 PAIR = {"variance_ratio": "variance ratio", "rmse_to_teacher": "rmse to teacher", "same_basin": "same basin"}
@@ -27,7 +28,10 @@ Cell = str | Estimate
 
 
 def number(value: object, digits: int = 3) -> str:
-    """Fixed digits, or a power of ten where those would not do; :data:`NOTHING` for what is no finite number."""
+    """Fixed digits, or a power of ten where those would not do; ``-inf`` and ``inf`` where a metric is unbounded;
+    :data:`NOTHING` for what is no number."""
+    if value in UNBOUNDED:
+        return str(value)
     if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < 1e300:
         return NOTHING
     if value and not 10.0**-digits <= abs(value) < 1e5:
@@ -97,6 +101,8 @@ def model_table(summary: Mapping[str, Any]) -> tuple[list[str], list[list[Cell]]
 SECOND_OPINIONS = (  # label, metric, its key, key of its value for held-out images, digits
     ("adaptive extraction", "adaptive_extraction", "extracted", None, 3),
     ("HOG copies", "copy_detection_hog", "copied", "heldout_rate", 3),
+    ("EfficientNet copies", "copy_detection_efficientnet", "copied", "heldout_rate", 3),
+    ("Inception copies", "copy_detection_inception", "copied", "heldout_rate", 3),
     ("authentic", "authenticity_{f}", "authenticity", "authenticity_heldout", 3),
     ("C_T", "copy_test_{f}", "c_t", "c_t_heldout", 3),
     ("FLD gap", "likelihood_{f}", "fld_gap", "fld_gap_heldout", 3),

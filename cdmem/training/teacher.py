@@ -155,12 +155,18 @@ class DiffusionTeacher(DiffusionModule):
         return [self.sampler().nfe]
 
     def sampler(self, nfe: int | None = None, weights: str | None = None) -> OdeSampler:
-        """The ODE sampler; an odd ``nfe`` other than the default is met by Heun with fewer points (2 N - 1 = nfe)."""
+        """The ODE sampler; another ``nfe`` than the default is met by another number of points N.
+
+        Raises:
+            InputError: Heun spends 2 N - 1 evaluations on N >= 2 points, Euler N: others cannot be spent.
+        """
         points, step = self.sampling.points, SOLVERS[self.sampling.solver]
         if nfe is not None:
             points = nfe if step is euler_step else (nfe + 1) // 2
             if points < 2 or (step is not euler_step and nfe % 2 == 0):
-                raise InputError("nfe", nfe, "this sampler cannot spend that many", "Heun: an odd number >= 3")
+                hint = "use 2 or more" if step is euler_step else "use an odd number, 3 or more"
+                problem = f"the teacher's solver, {self.sampling.solver}, cannot spend that many"
+                raise InputError("nfe", nfe, problem, hint)
         sigmas = sampler_sigmas(points, self.sigma_min, self.sigma_max)
         return OdeSampler(self.function(weights), sigmas, step, self.shape, self.num_classes)
 

@@ -29,16 +29,53 @@ def t():
     return choose(load_source("digits"), SubsetSpec(n=100, seed=0, held_out=400))
 
 
-def test_two_images_have_a_fraction_but_no_distance(tmp_path, t):
-    for name, images in {"t": t.images, "h": t.held_out_images[:60], "two": t.images[:2]}.items():
-        np.savez(tmp_path / f"{name}.npz", images=images[:, 0].numpy())
-    files = {"generator": "two.npz", "training_set": "t.npz", "held_out": "h.npz", "out": "no/such/o.json"}
-    options = [word for name, file in files.items() for word in (f"--{name}", str(tmp_path / file))]
+def audited(folder, capsys, *more: str, **images):
+    """The record of an audit of ``generator`` against ``training_set`` and ``held_out``, and what was printed."""
+    for name, pixels in images.items():
+        np.savez(folder / f"{name}.npz", images=pixels[:, 0].numpy())
+    options = [word for name in images for word in (f"--{name}", str(folder / f"{name}.npz"))]
     with pytest.raises(SystemExit) as stop:
-        main(["audit", "--quiet", *options])
+        main(["audit", "--quiet", *options, "--out", str(folder / "no/such/o.json"), *more])
     assert stop.value.code == 0
-    (model,) = json.loads((tmp_path / "no/such/o.json").read_text(), parse_constant=pytest.fail)["models"]
-    assert model["f_mem"]["value"] == 1.0 and model["quality"]["fd_pixels"] is None
+    text = (folder / "no/such/o.json").read_text()
+    return json.loads(text, parse_constant=pytest.fail), capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("samples", "held_out"), [(2, 60), (3, 60), (9, 60), (10, 60), (10, 9), (10, 0)])
+def test_a_few_images_have_a_fraction_but_no_distance(tmp_path, capsys, t, samples, held_out):
+    """No Frechet or kernel distance of fewer than ten images, or to fewer; the reason stands in every place."""
+    h = {"held_out": t.held_out_images[:held_out]} if held_out else {}
+    record, printed = audited(tmp_path, capsys, training_set=t.images, generator=t.images[:samples], **h)
+    (model,) = record["models"]
+    assert model["f_mem"]["value"] == 1.0
+    found = {key: model["quality"].get(key) is not None for key in ("fd_pixels", "kid_pixels", "fd_pixels_train")}
+    assert found["fd_pixels_train"] is (samples >= 10)
+    assert found["fd_pixels"] is found["kid_pixels"] is (min(samples, held_out) >= 10)
+    few = samples if samples < 10 else held_out
+    said = [] if few in (0, 60) else [r for r in model["quality"]["unavailable"] if f" {few} " in r and "nothing" in r]
+    assert len(said) == (few not in (0, 60)) and all(r in record["notes"] and f"note: {r}" in printed for r in said)
+    assert "unavailable" in model["quality"] or few in (0, 60)
+
+
+@pytest.mark.parametrize("kind", ["all", "half", "repeated"])
+def test_the_likelihood_gap_of_a_perfect_copycat_is_unbounded(tmp_path, capsys, t, kind):
+    """In JSON and on the terminal, and nothing astronomical in any number."""
+    copies = {"all": t.images, "half": t.images[:50], "repeated": t.images[:5].repeat(20, 1, 1, 1)}[kind]
+    options = {"training_set": t.images, "held_out": t.held_out_images[:60], "generator": copies}
+    record, printed = audited(tmp_path, capsys, "--metrics", "copying", **options)
+    found = record["models"][0]["metrics"]["likelihood_pixels"]
+    assert (found["fld"], found["fld_gap"], found["fld_nll_heldout"]) == ("inf", "-inf", "inf")
+    assert found["fld_nll_train"] == ("-inf" if kind == "all" else "inf") and found["fld_gap_se"] is None
+    assert all(abs(float(v)) < 1e6 for key, v in found.items() if v is not None and "inf" not in str(v))
+    rows = [line for line in printed.splitlines() if line.startswith(("images ", "copies of T"))]
+    assert all("-inf" in row for row in rows[2:]) and len(rows) == 4 and "e+" not in printed
+
+
+def test_one_fresh_image_makes_the_likelihood_gap_a_number(tmp_path, capsys, t):
+    images = torch.cat([t.images, t.held_out_images[60:61]])
+    options = {"training_set": t.images, "held_out": t.held_out_images[:60], "generator": images}
+    record, _ = audited(tmp_path, capsys, "--metrics", "copying", **options)
+    assert -1e6 < record["models"][0]["metrics"]["likelihood_pixels"]["fld_gap"] < -10
 
 
 def test_a_model_with_classes_needs_labels(t):

@@ -20,6 +20,7 @@ from support.report import make_study_folder
     ("value", "text"),
     [(0, "0.000"), (1.5, "1.500"), (-0.25, "-0.250"), (0.001, "0.001"), (0.00099, "9.9e-04"), (-0.0002, "-2.0e-04")]
     + [(99999.9, "99999.900"), (1e5, "1.0e+05"), (-5129215512678158336.0, "-5.1e+18"), (10**400, NOTHING)]
+    + [("-inf", "-inf"), ("inf", "inf")]
     + [(v, NOTHING) for v in (None, True, "1", [1], math.nan, math.inf, -math.inf)],
 )
 def test_numbers_stay_readable(value, text):

@@ -92,7 +92,7 @@ LABORATORIES: dict[str, dict[str, object]] = {
     "bridge": {"run": "run", "sigmas": [0.2, 0.5], "points": 4, "share": 0.9, "samples": 4, "jacobian_sigma": 0.5},
 }
 OPTIONS = {
-    "audit": "generator training_set held_out teacher samples seed nfe weights out fail_above threshold "
+    "audit": "generator training_set held_out teacher samples seed nfe weights out fail_above gate threshold "
     "near_duplicates flip features metrics data_path batch_size device quiet",
     "sample": "checkpoint samples nfe weights seed batch_size device out",
     "export": "checkpoint out weights audit licence",

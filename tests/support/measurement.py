@@ -13,8 +13,8 @@ from torch import nn
 from cdmem import images as pixels
 from cdmem.audit import reference_sets as references
 from cdmem.audit.auditor import Auditor
+from cdmem.audit.gate import detectors, judge_gate
 from cdmem.audit.settings import AuditSettings
-from cdmem.cli.audit import gate
 from cdmem.metrics.comparison import paired as pairing
 from cdmem.metrics.memorization import authenticity, extraction
 from cdmem.metrics.memorization import data_copying as copying
@@ -318,14 +318,21 @@ def check_pipeline():
 
 
 def check_gate():
-    """0 of 60 cannot pass a gate of 1 %: the upper bound decides. Teachers beside a student do not count."""
+    """0 of 60 cannot pass a gate of 1 %: the upper bound decides. Teachers beside a student do not count. A calibrated
+    detector counts by its excess over H, and one that finds altered copies fails the gate by itself."""
 
-    def entry(role, value, high):
-        return {"name": role, "nfe": 1, "role": role, "f_mem": {"value": value, "ci95": [0.0, high]}}
+    def entry(role, f_mem, hog):
+        metrics = {"copy_detection_hog": {"copied": hog, "heldout_rate": 0.05}}
+        return {"name": role, "nfe": 1, "role": role, "samples": 60, "f_mem": {"value": f_mem}, "metrics": metrics}
 
-    both = [entry("teacher", 0.9, 0.95), entry("student", 0.0, 0.06)]
-    assert gate(SimpleNamespace(models=both), 0.01) == ["student 1 NFE"]
-    assert gate(SimpleNamespace(models=both), 0.1) == []
+    looked = detectors(None, ["copy_detection_hog"], 1000)
+
+    def failed(limit, f_mem=0.0, hog=0.05):
+        both = [entry("teacher", 0.9, 0.9), entry("student", f_mem, hog)]
+        return judge_gate(both, 1000, looked, limit).failed
+
+    assert failed(0.01) == ["student 1 NFE"] and failed(0.05) == ["student 1 NFE"]
+    assert failed(0.1) == [] and failed(0.5, hog=1.0) == ["student 1 NFE"]
 
 
 def check_copycat():

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -120,7 +120,8 @@ def _tables(rows: Tensor, centres: Tensor, origin: Tensor) -> Iterator[tuple[sli
 class Likelihood:
     """FLD, the gap and its standard error in 100 nats per feature; the NLL in nats per feature; O_j of the samples.
 
-    The standard error takes the images of T and H as random and the fitted mixture as given.
+    The standard error takes the images of T and H as random and the fitted mixture as given. ``unbounded``: every
+    sample is a training image, so that no likelihood is the largest; the numbers are then those of the clamp.
     """
 
     fld: float
@@ -130,6 +131,7 @@ class Likelihood:
     nll_held_out: float
     baseline: float
     scores: Tensor
+    unbounded: bool = False
 
 
 def feature_likelihood(
@@ -175,6 +177,7 @@ def feature_likelihood(
         nll_held_out=nll_test,
         baseline=baseline,
         scores=mixture.scores(rows),
+        unbounded=bool((mixture.log_variances <= LOWEST).all()),
     )
 
 
@@ -186,11 +189,18 @@ def _standardised(generated: Tensor, train: Tensor, held_out: Tensor) -> tuple[T
     return samples, rows, test
 
 
+def _without_clamp(at_clamp: Likelihood) -> Likelihood:
+    """What the numbers of vanishing variances tend to; a training image that nobody copied is impossible as well."""
+    nll_train = math.copysign(math.inf, at_clamp.nll_train)
+    return replace(at_clamp, fld=math.inf, gap=-math.inf, gap_se=math.nan, nll_train=nll_train, nll_held_out=math.inf)
+
+
 class FeatureLikelihood(FeatureMetric):
     """FLD and generalisation gap, beside those of one half of H as samples and the other half as test images.
 
-    Where training mirrors, mirrored samples are centres too, so a mirrored copy counts as a copy. Exact copies push
-    variances to the clamp and the gap to astronomical values: only the sign and order are meaningful there.
+    Where training mirrors, mirrored samples are centres too, so a mirrored copy counts as a copy. Where every sample is
+    a training image the variances vanish and H becomes impossible: FLD is inf and the gap -inf, not what the clamp
+    makes of them.
 
     Args:
         features: uint8 (B, C, H, W) -> (B, F); the pixels by default.
@@ -218,6 +228,8 @@ class FeatureLikelihood(FeatureMetric):
             return feature_likelihood(self.views(images)[0], train, self.features_of(test), weights, self.seed)
 
         likelihood = against(rows["images"], held_out)
+        if likelihood.unbounded:
+            likelihood = _without_clamp(likelihood)
         values = {
             "fld": likelihood.fld,
             "fld_gap": likelihood.gap,

@@ -28,7 +28,9 @@ from cdmem.metrics.quality.frechet import (
 from cdmem.metrics.statistics import Estimate
 
 MOST = 10_000  # rows of a reference that the kernel distance looks at, whose cost is quadratic
-LEAST = 3  # the jackknife leaves one of at least three out
+# A standard error from n images is itself known to a share 1 / sqrt(2 (n - 1)), a quarter at n = 9: with fewer than ten
+# images no interval says anything, and a covariance has no ten directions.
+LEAST = 10
 
 
 @dataclass(frozen=True)
@@ -94,8 +96,8 @@ def kernel_interval(generated: Tensor, reference: Reference) -> Estimate:
     alone if it is given. Near zero, where KID is degenerate, the interval is too wide (about sqrt 2), not too narrow.
 
     Args:
-        generated: features (n, F), n at least 3.
-        reference: from :func:`reference_of`, at least 3 rows.
+        generated: features (n, F), n at least 3: the jackknife leaves one out.
+        reference: from :func:`reference_of`, at least 3 rows if it is a sample.
     """
     n, w = len(generated), reference.weights
     ones, total = torch.ones(n, dtype=torch.float64), float(w.sum())
@@ -119,7 +121,7 @@ class Fidelity(FeatureMetric):
 
     Keys are ``fd_<features>``, ``kid_<features>``, ``kid_<features>_low`` and ``_high`` (``fid`` and ``kid`` for
     Inception) to H, and the same followed by ``_train`` to T, rows weighted by their multiplicities and, where training
-    mirrors, with the mirror images. Without at least three held-out images only those to T. Both references are
+    mirrors, with the mirror images. Without at least ten held-out images only those to T. Both references are
     computed once and kept over :meth:`reset`.
 
     Args:
@@ -142,7 +144,7 @@ class Fidelity(FeatureMetric):
         return self
 
     def references(self) -> dict[str, Reference]:
-        """H under "" and T under ``_train``, with their features and moments; H only with three or more images."""
+        """H under "" and T under ``_train``, with their features and moments; H only with ten or more images."""
         if not self._references:
             held_out = self.training_set.held_out_images
             if len(held_out) >= LEAST:
@@ -169,7 +171,7 @@ class Fidelity(FeatureMetric):
         return values
 
     def controls(self, samples: int, seed: int = 0) -> dict[str, float]:
-        """``<frechet key>_copycat``, FD of T itself to H, and ``_floor``, FD between two parts of H.
+        """``<frechet key>_copycat``, FD of T itself to H, and ``_floor``, FD between two parts of H of ten or more.
 
         A model at the copycat's distance may only have copied; one at the floor could be H itself.
 
@@ -178,15 +180,26 @@ class Fidelity(FeatureMetric):
             seed: of the splits of H.
 
         Raises:
-            InputError: fewer than four held-out images.
+            InputError: fewer than ten held-out images.
         """
-        self.need_held_out(4)
+        self.need_held_out(LEAST)
         key, sides = self.frechet_key, self.references()
         copycat = moments_distance(sides["_train"].moments, sides[""].moments)
         held_out = sides[""].features
         # Long features cost minutes a split, and need fewer: their distances scatter little.
         repeats = 5 if held_out.shape[1] <= BLOCK else 1
+        if min(samples, len(held_out) // 2) < LEAST:
+            return {f"{key}_copycat": copycat}
         return {f"{key}_copycat": copycat, f"{key}_floor": sampling_floor(held_out, samples, seed, repeats)}
+
+    def unavailable(self, images: int) -> str | None:
+        """Why there is no distance, or none to H, of so many images; None if there is."""
+        keys, held_out = f"{self.frechet_key} and {self.kernel_key}", len(self.training_set.held_out_images)
+        if images < LEAST:
+            return f"{keys} of {images} images mean nothing: {LEAST} are needed"
+        if 0 < held_out < LEAST:
+            return f"{keys} to {held_out} held-out images mean nothing: {LEAST} are needed"
+        return None
 
     @property
     def frechet_key(self) -> str:

@@ -7,7 +7,7 @@ search over samples. Everything is a function of the model, T and H, the seed an
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import Any, Protocol
 
@@ -17,6 +17,7 @@ from torch import Tensor
 from cdmem.data.subset import TrainingSet
 from cdmem.diffusion.preconditioning import DenoiserLike
 from cdmem.diffusion.sampling import NoiseSource
+from cdmem.io.progress import progress
 from cdmem.metrics.whitebox.empirical_optimum import OptimumDistance, distance_to_optimum, training_optimum
 from cdmem.metrics.whitebox.intrinsic_dimension import lid
 from cdmem.metrics.whitebox.loss_gap import LossGap, OdeEndpoint, denoising_losses, endpoint_losses, loss_gap
@@ -43,6 +44,20 @@ class WhiteboxModel(Protocol):
 
 
 @dataclass(frozen=True)
+class Counted:
+    """A function of (x, sigma, labels) that reports the images of every call to a bar."""
+
+    function: DenoiserLike
+    report: Callable[[int], object]
+
+    def __call__(self, x: Tensor, sigma: Tensor, labels: Tensor | None = None) -> Tensor:
+        """What the function gives."""
+        made = self.function(x, sigma, labels)
+        self.report(len(x))
+        return made
+
+
+@dataclass(frozen=True)
 class Whitebox:
     """The measures of one model against one training set, at several noise levels.
 
@@ -55,6 +70,7 @@ class Whitebox:
         seed: first sample seed of the run, of the noise.
         batch_size: images at once.
         device: where the model is.
+        report: called with the number of images of every evaluation, for a bar.
     """
 
     model: WhiteboxModel
@@ -65,11 +81,16 @@ class Whitebox:
     seed: int = 0
     batch_size: int = 256
     device: torch.device | str = "cpu"
+    report: Callable[[int], object] | None = None
 
     @cached_property
     def function(self) -> DenoiserLike:
         """D of a teacher, f of a student."""
-        return self.model.function(self.weights)
+        return self.counted(self.model.function(self.weights))
+
+    def counted(self, function: DenoiserLike) -> DenoiserLike:
+        """The same function, reporting its calls where somebody asked for that."""
+        return function if self.report is None else Counted(function, self.report)
 
     @property
     def is_teacher(self) -> bool:
@@ -114,17 +135,39 @@ class Whitebox:
 
     def optimum(self) -> DenoiserLike:
         """D* of T for a teacher, where its ODE ends for a student."""
-        best = training_optimum(self.training_set, self.model.num_classes > 0).to(self.device)
+        best = self.counted(training_optimum(self.training_set, self.model.num_classes > 0).to(self.device))
         return best if self.is_teacher else OdeEndpoint(best, self.model.sigma_min)
 
     def optimum_distances(self, optimum: DenoiserLike) -> dict[str, list[OptimumDistance]]:
         """By side one distance a noise level; a side with a class that T lacks is left out: that has no optimum."""
-        known = set(self.training_set.labels.tolist())
         return {
             name: distance_to_optimum(self.function, optimum, x, self.sigmas, labels=y, **self._noise)
-            for name, (x, y) in self.sides.items()
-            if y is None or set(y.tolist()) <= known
+            for name, (x, y) in self._with_optimum.items()
         }
+
+    @property
+    def _with_optimum(self) -> dict[str, tuple[Tensor, Tensor | None]]:
+        known = set(self.training_set.labels.tolist())
+        return {name: (x, y) for name, (x, y) in self.sides.items() if y is None or set(y.tolist()) <= known}
+
+    def evaluations(self, points: int, endpoint: bool) -> int:
+        """Images times evaluations of all measures, of the model, of its teacher and of D*, as :attr:`report` counts.
+
+        Args:
+            points: generated images at which the dimension is taken; backward passes are not counted.
+            endpoint: a student is compared with its teacher's endpoints.
+        """
+        levels = len(self.sigmas)
+        ode = sum(2 * OdeEndpoint.points - 1 if s > self.model.sigma_min else 1 for s in self.sigmas)
+        counts = {name: len(x) for name, (x, _) in self.sides.items()}
+        a_target = levels if self.is_teacher else ode
+        total = points * levels + sum(len(x) for x, _ in self._with_optimum.values()) * (levels + a_target)
+        if "held_out" in counts:
+            each = levels + (levels + ode if endpoint else 0)
+            if self.is_teacher:
+                each += len(attack_sigmas(sigma_min=self.model.sigma_min)) + 2  # SecMI, PIA
+            total += sum(counts.values()) * each
+        return total
 
     def dimensions(self, images: Tensor, seeds: Sequence[int]) -> list[Tensor]:
         """By noise level the LID at generated images (m, C, H, W) of these seeds, float64 (m,)."""
@@ -150,17 +193,23 @@ def whitebox_record(
     seeds: Tensor,
     hit: Tensor,
     device: torch.device,
+    images: int = IMAGES,
+    points: int = POINTS,
+    quiet: bool = True,
 ) -> dict[str, Any]:
     """All measures in JSON types; without H only the distance to the optimum on T and the dimension.
 
     Args:
         model: teacher or student.
-        training_set: T and H; the first 256 of each are used.
+        training_set: T and H.
         teacher: whose ODE endpoints a student is compared with, or None.
-        samples: generated images, float (m, C, H, W); the dimension is taken at the first 32.
+        samples: generated images, float (m, C, H, W).
         seeds: of the samples, int64 (m,).
         hit: which samples are memorised, bool (m,).
         device: where the model is.
+        images: how many of T, and of H, the first ones.
+        points: first samples at which the dimension is taken.
+        quiet: show no bar.
 
     Returns:
         ``images`` (sizes used), by noise level ``loss_gap`` (of D, or of f as ``loss_gap_f``), ``endpoint`` (students
@@ -170,7 +219,17 @@ def whitebox_record(
     t, classes = training_set, model.num_classes
     if classes and (t.num_classes != classes or int(t.labels.max()) >= classes):
         return {"unavailable": f"the model has {classes} classes, the training set names {t.num_classes}"}
-    whitebox = Whitebox(model, t, seed=int(seeds[0]), device=device)
+    points = min(points, len(samples))
+    whitebox = Whitebox(model, t, images=images, seed=int(seeds[0]), device=device)
+    total = whitebox.evaluations(points, teacher is not None and not whitebox.is_teacher)
+    with progress(total, f"audit inside {model.role}", disable=quiet) as bar:
+        return _record(replace(whitebox, report=bar.update), teacher, samples[:points], seeds[:points], hit[:points])
+
+
+def _record(
+    whitebox: Whitebox, teacher: WhiteboxModel | None, samples: Tensor, seeds: Tensor, hit: Tensor
+) -> dict[str, Any]:
+    model = whitebox.model
     record: dict[str, Any] = {"images": {name: len(images) for name, (images, _) in whitebox.sides.items()}}
     if whitebox.lacks_labels:
         record["unavailable"] = "held-out images without labels, for a model with classes"
@@ -179,13 +238,13 @@ def whitebox_record(
         if whitebox.is_teacher:
             record |= _attack_rows(whitebox)
         elif teacher is not None:
-            record["endpoint"] = _gap_rows(whitebox.endpoint_gaps(OdeEndpoint(teacher.function(), model.sigma_min)))
+            phi = OdeEndpoint(whitebox.counted(teacher.function()), model.sigma_min)
+            record["endpoint"] = _gap_rows(whitebox.endpoint_gaps(phi))
     record[f"optimum{whitebox.suffix}"] = {
         name: [{"sigma": s, **asdict(d)} for s, d in zip(SIGMAS, row)]
         for name, row in whitebox.optimum_distances(whitebox.optimum()).items()
     }
-    dimensions = whitebox.dimensions(samples[:POINTS], seeds[:POINTS].tolist())
-    record[f"lid{whitebox.suffix}"] = _dimension_rows(dimensions, hit[:POINTS])
+    record[f"lid{whitebox.suffix}"] = _dimension_rows(whitebox.dimensions(samples, seeds.tolist()), hit)
     return record
 
 

@@ -10,7 +10,7 @@ import support
 from cdmem import images as pixels
 from cdmem.audit import reference_sets
 from cdmem.audit.auditor import Auditor
-from cdmem.cli.audit import gate
+from cdmem.audit.gate import Bound, Detector, detectors, judge_gate
 from cdmem.metrics import base
 from cdmem.metrics.comparison.paired import PairedWithTeacher
 from cdmem.metrics.memorization import authenticity, extraction
@@ -216,8 +216,10 @@ plant(
 )
 plant(
     support.check_gate,
-    gate_on_the_estimate=slip(gate, 'm["f_mem"]["ci95"][1]', 'm["f_mem"]["value"]'),
-    gate_on_the_teacher=slip(gate, 'if m["role"] != "teacher"', ""),
+    gate_on_the_estimate=slip(Bound.exceeds, "self.copies.high", "self.copies.value"),
+    gate_on_the_teacher=slip(judge_gate, 'if m["role"] != "teacher"', ""),
+    gate_blind_to_altered_copies=slip(detectors, "for d in DETECTORS", "for d in DETECTORS[:1]"),
+    gate_on_the_rate_of_clean_images=slip(Detector.copies, "if self.clean is None", "if True"),
 )
 plant(
     support.check_copycat,

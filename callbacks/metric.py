@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import math
+from functools import partial
 
 from lightning.pytorch import Trainer
 
@@ -10,7 +12,9 @@ from callbacks.evaluation import Cadence, Evaluation, EvaluationCallback
 from cdmem.data.subset import TrainingSet
 from cdmem.errors import InputError
 from cdmem.images import to_uint8
+from cdmem.io import own_code
 from cdmem.metrics.base import SampleMetric
+from cdmem.metrics.own import try_metric
 
 
 class MetricCallback(EvaluationCallback):
@@ -48,6 +52,9 @@ class MetricCallback(EvaluationCallback):
         """Prepare now, so that an impossible metric is refused before training."""
         # What the metric keeps of T and H serves all evaluations of the same set.
         if getattr(self.metric, "training_set", None) is not training_set:
+            if own_code.is_own(self.metric):
+                name = own_code.class_path(self.metric)
+                try_metric(partial(copy.deepcopy, self.metric), training_set, "MetricCallback.metric", name)
             self.metric.prepare(training_set)
 
     def measure(self, evaluation: Evaluation) -> dict[str, float]:

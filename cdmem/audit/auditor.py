@@ -16,7 +16,7 @@ from torch import Tensor
 from cdmem.audit.generators import Generator, GivenImages
 from cdmem.audit.result import AuditResult
 from cdmem.audit.settings import SAMPLES, AuditSettings
-from cdmem.audit.suite import FEATURES, extractor_record, fidelity_metrics, measure, prepared
+from cdmem.audit.suite import FEATURES, extractor_record, fidelity_metrics, measure, prepared, try_own_metrics
 from cdmem.data.subset import TrainingSet
 from cdmem.errors import InputError
 from cdmem.images import to_float, to_uint8
@@ -82,6 +82,7 @@ class Auditor:
         progress: bool = True,
     ) -> None:
         self.training_set, self.settings = training_set, settings or AuditSettings()
+        try_own_metrics(self.settings, training_set)
         self.samples, self.threshold = self.settings.samples or SAMPLES, self.settings.threshold
         self.near_duplicates, self.device = self.settings.near_duplicates, self.settings.torch_device
         self.first = first_sample(sampling_seed)

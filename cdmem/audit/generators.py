@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -165,7 +164,7 @@ def find_teacher(
     record: ModelRecord,
     places: Sequence[str | Path] = (),
     parameterization: str | None = None,
-) -> DiffusionTeacher | None:
+) -> tuple[DiffusionTeacher | None, list[str]]:
     """The teacher of a student: the one named, or one found that has the very weights it was distilled from.
 
     Args:
@@ -174,6 +173,9 @@ def find_teacher(
         places: where to look without ``path``, besides the place that the record names.
         parameterization: of a network without a scheduler.
 
+    Returns:
+        the teacher or None, and why what lies at those places cannot be read.
+
     Raises:
         InputError: a named teacher that is not the one the student was distilled from.
     """
@@ -181,14 +183,18 @@ def find_teacher(
         module = _teacher_at(path, record, parameterization)
         if module is None:
             raise InputError("teacher", path, "is not the teacher this student was distilled from", "give that teacher")
-        return module
+        return module, []
     named = [record.teacher] if record.teacher and not record.teacher.startswith("analytic:") else []
-    for place in (*places, *named):
-        with suppress(InputError):  # nobody asked for this one
+    refusals = []
+    for place in (place for place in (*places, *named) if Path(place).exists()):
+        try:
             module = _teacher_at(place, record, parameterization)
-            if module is not None:
-                return module
-    return None
+        except InputError as error:  # nobody asked for this one
+            refusals.append(str(error))
+            continue
+        if module is not None:
+            return module, []
+    return None, refusals
 
 
 def _teacher_at(path: str | Path, record: ModelRecord, parameterization: str | None = None) -> DiffusionTeacher | None:
@@ -228,9 +234,10 @@ def stage_generators(
     status = module.record.training_set_status
     note = f"the training set of the student's teacher is {status}, not recorded by who trained it"
     notes = [] if status == RECORDED else [note]
-    original = find_teacher(teacher, module.record, [stage.parent / "teacher"], parameterization)
+    original, refusals = find_teacher(teacher, module.record, [stage.parent / "teacher"], parameterization)
     if original is None:
-        return students, [*notes, "the student's teacher was not found: no paired comparison (give --teacher PATH)"]
+        why = f" ({refusals[0]})" if refusals else " (give --teacher PATH)"
+        return students, [*notes, f"the student's teacher was not found: no paired comparison{why}"]
     original.to(device)
     return with_teacher(original, students), notes
 

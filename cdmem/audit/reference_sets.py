@@ -170,13 +170,15 @@ def _pixel_options(record: dict[str, Any]) -> dict[str, Any]:
 def _source_of(record: dict[str, Any], data: dict[str, Any], data_path: str | None) -> ImagePool:
     """All images of the source that a record names."""
     source, where = record["source"], None if record["source"] == "digits" else data_path or data.get("path")
-    if source != "digits" and where is None:
+    if source != "digits" and "." not in source and where is None:
         raise InputError("data_path", None, f"the record names {source}, but not where it lies", "give --data_path")
     try:
         pool = load_source(source, where, classes=record["provenance"].get("classes"), **_pixel_options(record))
         # A record of before grey sets were trained as grey has three equal channels.
         return replace(pool, images=as_channels(pool.images, record["shape"][0]))
     except InputError as error:
+        if error.key == "data.source":
+            raise
         name = "data_path" if error.key == "data.path" else error.key
         raise InputError(name, error.value, error.problem, f"{error.hint}, or say by --data_path where it is") from None
     except RuntimeError as error:  # ~ of a user that is not there

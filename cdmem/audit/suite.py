@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -20,6 +18,7 @@ from cdmem.metrics.memorization.coverage import HitCoverage
 from cdmem.metrics.memorization.data_copying import CopyTest, TrainPreference, TwoSampleAccuracy
 from cdmem.metrics.memorization.extraction import AbsoluteExtraction, AdaptiveExtraction
 from cdmem.metrics.memorization.feature_likelihood import FeatureLikelihood
+from cdmem.metrics.own import plain_values, try_metric
 from cdmem.metrics.quality.efficientnet import EfficientNetLite0Features
 from cdmem.metrics.quality.features import PixelFeatures, digest_of, features_name
 from cdmem.metrics.quality.fidelity import Fidelity
@@ -57,6 +56,12 @@ def build_suite(settings: AuditSettings, extractors: Sequence[nn.Module]) -> dic
     return suite | {name: metric_class(name) for name in settings.own_metrics}
 
 
+def try_own_metrics(settings: AuditSettings, training_set: TrainingSet) -> None:
+    """Raises InputError for metrics of the user's own that cannot be measured."""
+    for name in settings.own_metrics:
+        try_metric(metric_class(name), training_set, "metrics", name)
+
+
 def fidelity_metrics(settings: AuditSettings, extractors: Sequence[nn.Module]) -> list[Fidelity]:
     """Frechet and kernel distances, one metric an extractor."""
     if "quality" not in settings.metrics:
@@ -80,12 +85,6 @@ def prepared(
     return ready
 
 
-def _plain(value: Any) -> Any:
-    """Python's types; ``inf`` and ``-inf`` as text: JSON has no such numbers, and null would say "not measured"."""
-    value = value.tolist() if isinstance(value, np.generic | Tensor) else value
-    return str(value) if isinstance(value, float) and math.isinf(value) else value
-
-
 def measure(suite: dict[str, SampleMetric | str], images: Tensor, seeds: Tensor) -> dict[str, dict[str, Any]]:
     """Values of every metric on uint8 images (m, C, H, W); ``unavailable`` says why one cannot be had."""
     values: dict[str, dict[str, Any]] = {}
@@ -96,8 +95,7 @@ def measure(suite: dict[str, SampleMetric | str], images: Tensor, seeds: Tensor)
         try:
             metric.reset()
             metric.update(images, seeds)
-            found = metric.compute().items()  # a user's metric may return tensors
-            values[name] = {key: _plain(v) for key, v in found}
+            values[name] = plain_values(metric.compute())
             if hasattr(metric, "detail"):
                 values[name]["detail"] = metric.detail(metric.rows())
         except InputError as error:

@@ -47,6 +47,7 @@ class AuditCommand(AuditSettings):
         gate: detectors that fail_above looks at, of f_mem, hog, efficientnet, inception; all that are measured if null.
         out: JSON file to write.
         quiet: no progress bars.
+        allow_code: files may name code to run: networks and data sources of one's own.
     """
 
     generator: str
@@ -66,6 +67,7 @@ class AuditCommand(AuditSettings):
     gate: list[str] | None = None
     out: str | None = None
     quiet: bool = False
+    allow_code: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -11,16 +11,18 @@ from typing import Any
 
 from cdmem.cli.arguments import parse
 from cdmem.errors import InputError
+from cdmem.io.own_code import FLAG, allows
 from cdmem.io.paths import possible_path, usable_path
 from cdmem.io.text import read_json
 from cdmem.models import export
-from cdmem.models.load import load_model
+from cdmem.models.load import load_model, load_record
 from cdmem.models.model_card import audit_rows, card, estimate
 from cdmem.training.checkpoint import find_checkpoint
 
 SUMMARY = "audit/summary.json"
 HINT = "give the JSON of an audit"
 MAX_AUDIT = 2**26
+UNETS = ("cdmem.networks.UNet", "cdmem.networks.DiffusersUNet")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +35,7 @@ class ExportCommand:
         weights: raw or ema_<half-life>; the checkpoint's choice if null.
         audit: JSON of audit --out, or a study's audit/summary.json; looked for if null.
         licence: of the weights, for the model card, e.g. apache-2.0.
+        allow_code: files may name code to run: networks and data sources of one's own.
     """
 
     checkpoint: str
@@ -40,6 +43,7 @@ class ExportCommand:
     weights: str | None = None
     audit: str | None = None
     licence: str | None = None
+    allow_code: bool = False
 
 
 def _read_audit(file: Path, digest: str) -> tuple[list[dict[str, Any]], dict[str, Any] | None]:
@@ -87,6 +91,17 @@ def known_images(stage: Path, wanted: str) -> int | None:
     return n if record.get("hash") == wanted and type(n) is int else None
 
 
+def check_network(file: Path) -> None:
+    """Raises InputError for a network that diffusers has no form for; one of the user's own needs ``--allow_code``."""
+    name = str(load_record(file).network.get("class_path"))
+    if name in UNETS or (allows() and not name.startswith("cdmem.")):
+        return
+    hint = "train a UNet, or share the checkpoint itself"
+    if not name.startswith("cdmem."):
+        hint = f"share the checkpoint and its module; or add {FLAG} if what it builds is a UNet2DModel"
+    raise InputError("checkpoint", name, "is not a UNet2DModel, which is all that diffusers holds", hint)
+
+
 def run_export(args: Sequence[str]) -> int:
     """Check, then write the folder and say what it is."""
     options = parse(ExportCommand, args, "export")
@@ -95,6 +110,7 @@ def run_export(args: Sequence[str]) -> int:
     if os.path.lexists(out):
         raise InputError("out", out, "exists already", "give another --out")
     file = find_checkpoint(usable_path("checkpoint", options.checkpoint))
+    check_network(file)
     module = load_model(file)
     stage = file.resolve().parent.parent
     made = export.prepare(module, options.weights, known_images(stage, module.record.training_set))

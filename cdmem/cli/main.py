@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from cdmem import __version__
 from cdmem.errors import InputError, RunFailure
 from cdmem.io.atomic import NO_SPACE
+from cdmem.io.own_code import FLAG, consent, split_consent
 from cdmem.io.secrets import redact, refuse_secrets
 
 HELP = f"""cdmem {__version__}: does consistency distillation keep or shed a teacher's memorised images?
@@ -30,7 +31,8 @@ usage: python -m cdmem COMMAND [options]        (COMMAND --help lists all of its
   wandb-workspace --project P                           our curves and panels as a view on W&B; needs a login
 
 Settings are given as --key value, --key=value, and lists as --key a b or --key [a,b]; any setting of a config can be
-overridden after --config. A config inside a run folder may be somebody else's and name code: it needs --allow_code.
+overridden after --config. Files may be somebody else's and name code: --allow_code, with any command that reads a model
+or a run folder, admits networks and data sources of one's own that it names, and configs inside run folders.
 """
 
 COMMANDS = {
@@ -47,6 +49,7 @@ COMMANDS = {
     "theory": "cdmem.cli.theory:run_theory",
     "wandb-workspace": "cdmem.cli.workspace:run_workspace",
 }
+NO_CODE = ("report", "wandb-workspace")
 
 
 def dispatch(args: Sequence[str]) -> int:
@@ -67,7 +70,12 @@ def dispatch(args: Sequence[str]) -> int:
     if command not in COMMANDS:
         raise InputError("command", command, "no such command", "python -m cdmem --help lists them")
     module, _, function = COMMANDS[command].partition(":")
-    return getattr(importlib.import_module(module), function)(rest)
+    without, allowed = split_consent(rest)
+    if len(without) < len(rest) and command in NO_CODE:
+        problem = f"{command} runs no code that a file names"
+        raise InputError("allow_code", str(allowed).lower(), problem, f"leave {FLAG} out")
+    with consent(allowed):
+        return getattr(importlib.import_module(module), function)(rest)
 
 
 def main(args: Sequence[str] | None = None) -> None:

@@ -38,12 +38,14 @@ class PlanCommand(PlanSettings):
         teacher_config: of a lone student whose teacher does not exist yet.
         sweep: KEY=VALUE,VALUE ... of a study; what every combination costs, and all of them.
         json: print every number, for programs.
+        allow_code: files may name code to run: configs in run folders, checkpoints.
     """
 
     config: str
     teacher_config: str | None = None
     sweep: list[str] | None = None
     json: bool = False
+    allow_code: bool = False
 
 
 def is_study(file: str) -> bool:

@@ -18,7 +18,7 @@ from cdmem.io.atomic import replacing
 from cdmem.io.paths import usable_path
 from cdmem.io.progress import progress
 from cdmem.models.load import is_pipeline_of_others, load_model
-from cdmem.models.pipelines import PipelineSampler, load_pipeline
+from cdmem.models.pipelines import PipelineSampler, load_pipeline, only_a_teacher
 from cdmem.seeds import first_sample
 
 
@@ -36,6 +36,7 @@ class SampleCommand:
         batch_size: images made at once; does not change them.
         device: auto is the GPU if there is one.
         out: .npz with images (uint8 NHWC) and seeds; a .png grid beside it.
+        allow_code: files may name code to run: networks and data sources of one's own.
     """
 
     checkpoint: str
@@ -47,6 +48,7 @@ class SampleCommand:
     batch_size: int = 256
     device: str = "auto"
     out: str = "samples.npz"
+    allow_code: bool = False
 
     def __post_init__(self) -> None:
         for name in ("samples", "batch_size"):

@@ -37,11 +37,12 @@ OPTIONS = """
         out: folder to write.
         overwrite: replace the results of an earlier call there.
         quiet: no progress.
+        allow_code: files may name code to run: networks and data sources of one's own.
 """
 
 
 def read_settings(laboratory: str, args: Sequence[str]) -> tuple[Any, Any]:
-    """Settings of a laboratory, and the same with the command's own options ``out``, ``overwrite`` and ``quiet``.
+    """Settings of a laboratory, and the same with the command's own options.
 
     Raises:
         InputError: an unknown key, a value of another type or outside its range, or a config that cannot be read.
@@ -50,7 +51,7 @@ def read_settings(laboratory: str, args: Sequence[str]) -> tuple[Any, Any]:
 
     kind = importlib.import_module(LABORATORIES[laboratory]).Settings
     own = [("config", str | None, None), ("out", str, f"runs/theory/{laboratory}")]
-    own += [(name, bool, False) for name in ("overwrite", "quiet")]
+    own += [(name, bool, False) for name in ("overwrite", "quiet", "allow_code")]
     words = {"__doc__": kind.__doc__.rstrip() + OPTIONS}
     command = dataclasses.make_dataclass("Command", own, bases=(kind,), frozen=True, namespace=words)
     base = [settings_of(words[-1]) for key, words in options(args) if key == "config" and words]

@@ -12,7 +12,7 @@ from cdmem.data.celeba import read_celeba
 from cdmem.data.cifar10 import CLASSES, read_cifar10
 from cdmem.data.digits import read_digits
 from cdmem.data.image_sets import read_image_set
-from cdmem.data.own_source import Reader, own_reader
+from cdmem.data.own_source import Reader, own_reader, recorded_reader
 from cdmem.data.pixels import ImagePool, PixelOptions, transform_array
 from cdmem.errors import InputError
 from cdmem.io.paths import usable_path
@@ -52,11 +52,11 @@ SOURCES: dict[str, Source] = {
 
 
 def _source(name: str, own: bool) -> Source:
-    """The source of a name; only a name in the user's own words may be code."""
-    if own and "." in name:
-        return Source(own_reader(name), can_download=True)
+    """The source of a name; a dotted one is code, which only the user's own words may choose."""
+    if "." in name:
+        return Source(own_reader(name) if own else recorded_reader(name), can_download=True)
     if name not in SOURCES:
-        hint = f"use one of {', '.join(SOURCES)}; of a source of your own, give the images as .npz"
+        hint = f"use one of {', '.join(SOURCES)}, or module.function of your own"
         raise InputError("data.source", name, "no such source", hint)
     return SOURCES[name]
 
@@ -76,12 +76,12 @@ def load_source(
     """Read all images of a source into memory.
 
     Args:
-        source: ``digits``, ``cifar10``, ``celeba``, ``folder`` or ``array``; with ``own`` also ``module.function``.
+        source: ``digits``, ``cifar10``, ``celeba``, ``folder`` or ``array``; or ``module.function`` of the user's own.
         path: folder or file to read; none for ``digits``.
         download: fetch what is missing (``cifar10``, and what a function of the user's own fetches).
         resolution, grayscale, crop, skip_unreadable: see :class:`PixelOptions`.
         classes: names or numbers of the classes to keep, renumbered 0..K-1 in this order.
-        own: the name stands in the user's own words, not in a record, and may name code.
+        own: the name stands in the user's own words, not in a record (:mod:`cdmem.io.own_code`).
 
     Returns:
         The pool, images uint8 (N, C, H, W) in the source's own order.

@@ -65,6 +65,7 @@ def form_of(module: DiffusionModule) -> Form:
     scaling, rectangular = module.raw.scaling, module.shape[1] != module.shape[2]
     if module.role == "student":
         ours = isinstance(scaling, EDMScaling) and scaling.noise_factor == NOISE_FACTOR
+        ours = ours and module.record.function is None
         # The pipeline knows square images only.
         return "consistency" if ours and scaling.prediction == "epsilon" and not rectangular else "network"
     return "ddpm" if isinstance(scaling, VPScaling) and not module.num_classes else "network"

@@ -1,6 +1,7 @@
 """Models back from disk: checkpoints, run folders, exported folders, and diffusers folders of others.
 
-Nothing in a file chooses code: networks are those of :mod:`cdmem.networks`, and no path is read from a file.
+Nothing in a file chooses code: networks are those of :mod:`cdmem.networks`, or ones of the user's own as far as
+:mod:`cdmem.io.own_code` admits them, and no path is read from a file.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 
 from cdmem.data.subset import TrainingSet
 from cdmem.errors import InputError
+from cdmem.io import own_code
 from cdmem.io.text import read_json
 from cdmem.models.foreign import foreign_record
 from cdmem.models.pipelines import INDEX, find_unet, is_pipeline, read_parts
@@ -146,13 +148,24 @@ def _from_checkpoint(checkpoint: Mapping[str, Any], path: Path, key: str) -> Dif
     # A student's target serves its training only.
     state = {k: v for k, v in checkpoint["state_dict"].items() if not k.startswith("target.")}
     _check_sizes(config, record, state)
-    model = _assemble(record, config, config.build(record.shape, record.label_rows, 0))
+    model = _assemble(record, config, _build(config, record, path, key))
     try:
         model.load_state_dict(state)
     except RuntimeError as error:
         reason = str(error).split("\n")[-1].strip()[:120]
         raise InputError(key, path, f"weights do not fit the stored network ({reason})", "use another file") from None
     return model
+
+
+def _build(config: NetworkConfig, record: ModelRecord, path: Path, key: str) -> nn.Module:
+    try:
+        return config.build(record.shape, record.label_rows, 0)
+    except Exception as error:
+        if not own_code.is_own(config):
+            raise
+        problem = f"its network {own_code.class_path(config)} cannot be built ({own_code.reason(error)})"
+        hint = "use the module as it was when the model was trained"
+        raise InputError(key, path, problem, hint) from None
 
 
 def _from_folder(path: Path, key: str, parameterization: str | None = None) -> DiffusionTeacher | Student:
@@ -182,6 +195,11 @@ def _check_sizes(config: NetworkConfig, record: ModelRecord, state: Mapping[str,
     Raises:
         ValueError: numbers beyond any model, or weights of other shapes than the network's.
     """
+    averages = {name.split(".")[2] for name in state if name.startswith("ema.copies.")}
+    if len(record.half_lives) > len(averages):
+        raise ValueError("half_lives")
+    if own_code.is_own(config):  # of any plain settings; the user's own word admits it
+        return
     if not isinstance(config, DiffusersUNet):  # which has limits of its own
         # One layer has one tensor at least.
         limits = {"depth": len(state), "layers": len(state)}
@@ -189,9 +207,6 @@ def _check_sizes(config: NetworkConfig, record: ModelRecord, state: Mapping[str,
             items, limit = value if isinstance(value, list) else [value], limits.get(name, MAX_NUMBER)
             if len(items) > 16 or not all(isinstance(v, int | float) and 0 <= v <= limit for v in items):
                 raise ValueError(f"network setting {name}")
-    averages = {name.split(".")[2] for name in state if name.startswith("ema.copies.")}
-    if len(record.half_lives) > len(averages):
-        raise ValueError("half_lives")
     if isinstance(config, DiffusersUNet):
         parts = UNetNetwork(config.make("meta")).state_dict()
     else:

@@ -15,10 +15,11 @@ from omegaconf.errors import OmegaConfBaseException
 
 from cdmem.audit.settings import SAMPLES, AuditSettings
 from cdmem.errors import InputError
+from cdmem.io.own_code import split_consent
 from cdmem.io.paths import usable_path
 from cdmem.io.text import parse_settings, read_text
 from cdmem.run.settings import flatten
-from cdmem.study.consent import FLAG, check_consent, split_consent
+from cdmem.study.consent import check_consent
 from cdmem.study.diagnosis import no_setting
 from cdmem.study.parsing import config_name, one_value, options, read_settings
 
@@ -41,7 +42,7 @@ class StudySettings:
         audit: what is measured at the end.
         allow_unfinished: distil and audit stages that merely ran out of time, as they are.
         sweep: KEY=VALUE,VALUE ...; a study of every combination, in one folder.
-        allow_code: admit configs that lie in run folders; they may name code to run.
+        allow_code: files may name code to run: configs in run folders, checkpoints, records of data.
     """
 
     config: str
@@ -73,7 +74,6 @@ class StudyConfig:
         stages: stage name -> (config file, overrides); the teacher first.
         audit: settings of the audit.
         raw: the merged settings, for the record.
-        code: configs of run folders are admitted.
         unfinished: stages that ran out of time are taken as they are.
         said: the command line, as the user gave it.
     """
@@ -83,7 +83,6 @@ class StudyConfig:
     stages: dict[str, tuple[Path, dict[str, Any]]]
     audit: AuditSettings
     raw: dict[str, Any]
-    code: bool
     unfinished: bool = False
     said: tuple[str, ...] = ()
 
@@ -94,25 +93,25 @@ def read_study(args: Sequence[str]) -> StudyConfig:
     Raises:
         InputError: unknown keys, unreadable files, missing stages, a config of a run folder.
     """
-    rest, code = split_consent(args)
+    rest, _ = split_consent(args)
     switched = [f"{word}=true" if word == UNFINISHED else word for word in rest]
     given = [(key, one_value(key, values)) for key, values in options(switched)]
     file = next((value for key, value in reversed(given) if key == "config"), None)
     if file is None:
         hint = "python -m cdmem study --config configs/quickstart.yaml"
         raise InputError("config", None, "a study needs a file", hint)
-    raw = _merged(file, [(key, value) for key, value in given if key != "config"], code)
-    return replace(_checked(Path(file), raw, code), said=("study", *args))
+    raw = _merged(file, [(key, value) for key, value in given if key != "config"])
+    return replace(_checked(Path(file), raw), said=("study", *args))
 
 
-def _merged(file: str, overrides: Sequence[tuple[str, str]], code: bool) -> dict[str, Any]:
+def _merged(file: str, overrides: Sequence[tuple[str, str]]) -> dict[str, Any]:
     """The study file with the overrides of the command line."""
     try:
-        check_consent(file, code)
+        check_consent(file)
         base = OmegaConf.create(parse_settings(read_text(Path(file))))
         students = list((base.get("students") or {"student": None}).keys())
         # --student.model.lr means students.student.model.lr
-        dotted = [f"{'students.' * (key.split('.')[0] in students)}{key}={value}" for key, value in overrides]
+        dotted = [f"{'students.' * (key.split('.')[0] in students)}{key}={value}" for key, value in _whole(overrides)]
         for name in ("teacher", *(f"students.{s}" for s in students)):
             value = OmegaConf.select(base, name)
             if isinstance(value, str):
@@ -127,7 +126,23 @@ def _merged(file: str, overrides: Sequence[tuple[str, str]], code: bool) -> dict
         raise InputError("config", file, f"cannot be read ({reason})", "see configs/quickstart.yaml") from None
 
 
-def _checked(path: Path, raw: dict[str, Any], code: bool) -> StudyConfig:
+def _whole(overrides: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
+    """``--x CLASS --x.width 12`` as class path and arguments: merged as they stand, the second would replace the first.
+
+    The class may be a file that names it, see :func:`stage_arguments`.
+    """
+    keys = [key for key, _ in overrides]
+    classes = [k for k in dict.fromkeys(keys) if "." in k and any(other.startswith(f"{k}.") for other in keys)]
+    whole = []
+    for key, value in sorted(overrides, key=lambda pair: pair[0] not in classes):  # the class before its arguments
+        outer = next((k for k in reversed(classes) if key.startswith(f"{k}.")), None)
+        if outer is not None:
+            key = f"{outer}.init_args.{key.removeprefix(f'{outer}.').removeprefix('init_args.')}"
+        whole.append((f"{key}.class_path" if key in classes else key, value))
+    return whole
+
+
+def _checked(path: Path, raw: dict[str, Any]) -> StudyConfig:
     for key, value in raw.items():
         if key not in FILE_KEYS:
             raise no_setting(str(key), value, FILE_KEYS)
@@ -141,7 +156,7 @@ def _checked(path: Path, raw: dict[str, Any], code: bool) -> StudyConfig:
         given = given | {"samples": SAMPLES}
     audit = read_settings(AuditSettings, given, "audit")
     run_dir = settings.run_dir or f"runs/{config_name(path)}"
-    return StudyConfig(run_dir, settings.seed, stages, audit, raw, code, settings.allow_unfinished)
+    return StudyConfig(run_dir, settings.seed, stages, audit, raw, settings.allow_unfinished)
 
 
 def _stages(path: Path, raw: dict[str, Any]) -> dict[str, tuple[Path, dict[str, Any]]]:
@@ -166,13 +181,25 @@ def _stages(path: Path, raw: dict[str, Any]) -> dict[str, tuple[Path, dict[str, 
     return stages
 
 
+def _with_whole_distance(overrides: dict[str, Any]) -> dict[str, Any]:
+    """The distance of a method as one mapping: the parser takes no dotted class path of a class within a class."""
+    key = next((k.removesuffix(".class_path") for k in overrides if k.endswith(".distance.class_path")), None)
+    if key is None:
+        return overrides
+    rest = {k: v for k, v in overrides.items() if not k.startswith(f"{key}.")}
+    given = {k.removeprefix(f"{key}."): v for k, v in overrides.items() if k not in rest}
+    init = {k.removeprefix("init_args."): v for k, v in given.items() if k != "class_path"}
+    return rest | {key: {"class_path": given["class_path"], "init_args": init}}
+
+
 def stage_arguments(study: StudyConfig, name: str) -> list[str]:
     """The ``fit`` command line of one stage."""
     config, overrides = study.stages[name]
     args = ["--config", str(config), "--run_dir", f"{study.run_dir}/{name}", "--seed", str(study.seed)]
     if name != "teacher":
         args += ["--model.teacher", f"{study.run_dir}/teacher"]
-    args += [FLAG] if study.code else []
-    for key, value in overrides.items():
+    for key, value in _with_whole_distance(overrides).items():
+        if key.endswith(".class_path") and str(value).endswith((".yaml", ".yml")):
+            key = key.removesuffix(".class_path")
         args.append(f"--{key}={value if isinstance(value, str) else json.dumps(value)}")
     return args

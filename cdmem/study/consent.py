@@ -6,25 +6,19 @@ Whoever made the folder wrote that config; all others, and the command line, are
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import jsonargparse
 
 from cdmem.errors import InputError
+from cdmem.io.own_code import FLAG, allows
 from cdmem.io.text import parse_settings
 
-FLAG = "--allow_code"
 # What cdmem writes into a run folder, a sweep's folder or an exported one.
 RECORDS = ("environment.json", "training_set.json", "finished.json", "sweep.json", "audit/summary.json")
 MARKS = (*RECORDS, "last.ckpt", "cdmem.json", "model_index.json", "checkpoints/*.ckpt")
-
-
-def split_consent(args: Sequence[str]) -> tuple[list[str], bool]:
-    """The arguments without ``--allow_code``, and whether it was there."""
-    rest = [arg for arg in args if arg not in (FLAG, f"{FLAG}=true")]
-    return rest, len(rest) < len(args)
 
 
 def run_folder_of(file: str | Path) -> Path | None:
@@ -34,16 +28,16 @@ def run_folder_of(file: str | Path) -> Path | None:
     return next((p for p in parents if any(next(p.glob(mark), None) for mark in MARKS)), None)
 
 
-def check_consent(file: str | Path, allowed: bool) -> None:
-    """Raises InputError for a config of a run folder, unless allowed."""
-    folder = None if allowed else run_folder_of(file)
+def check_consent(file: str | Path) -> None:
+    """Raises InputError for a config of a run folder, unless ``--allow_code`` was given."""
+    folder = None if allows() else run_folder_of(file)
     if folder is not None:
         problem = f"lies in the run folder {folder}, and a config may name code to run"
         raise InputError("config", file, problem, f"add {FLAG} if you made that folder or trust who did")
 
 
 @contextmanager
-def consent(allowed: bool) -> Iterator[None]:
+def checked_configs() -> Iterator[None]:
     """Every config that the parser opens in this context, also by an include, is held to :func:`check_consent`.
 
     One that is no mapping in YAML, or says a thing twice, is refused with the line.
@@ -52,7 +46,7 @@ def consent(allowed: bool) -> Iterator[None]:
 
     def checked(path: jsonargparse.Path) -> str:
         try:
-            check_consent(path.absolute, allowed)
+            check_consent(path.absolute)
             text = read(path)
             try:
                 parse_settings(text)

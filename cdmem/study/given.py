@@ -10,8 +10,9 @@ from typing import Any
 from lightning.pytorch import Trainer
 
 from cdmem.errors import InputError
+from cdmem.io.own_code import split_consent
 from cdmem.io.text import parse_settings, read_text
-from cdmem.study.consent import check_consent, split_consent
+from cdmem.study.consent import check_consent
 from cdmem.study.diagnosis import check_arguments, check_value, is_file, no_group, no_setting, parameters
 from cdmem.study.parsing import explain, found_by, one_value, options, own_mistake, word_value
 from cdmem.training.datamodule import MemorizationDataModule
@@ -34,14 +35,14 @@ def given_settings(args: Sequence[str]) -> dict[str, Any]:
         InputError: a config of a run folder that is not admitted.
         OSError, ValueError: a config that cannot be read.
     """
-    rest, allowed = split_consent(args)
+    rest, _ = split_consent(args)
     settings: dict[str, Any] = {}
     for key, values in options(rest):
         if not key or not values:
             continue
         value = values[0] if len(values) == 1 else one_value(key, values)
         if is_file(value) and Path(value).is_file():
-            check_consent(value, allowed)
+            check_consent(value)
             content: Any = parse_settings(read_text(Path(value)))
         elif is_file(value) and (key == "config" or (key.startswith(("model", "trainer")) and key != "model.teacher")):
             raise InputError(key, value, "no such file", "give a YAML file that is there")

@@ -9,9 +9,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from cdmem.errors import InputError
+from cdmem.io.own_code import FLAG, allows, split_consent
 from cdmem.io.paths import usable_path
 from cdmem.run.folder import CONFIG
-from cdmem.study.consent import FLAG, split_consent
 from cdmem.study.parsing import options
 from cdmem.study.start import command_line
 from cdmem.study.sweep import RECORD, read_sweep
@@ -31,8 +31,8 @@ def with_own_settings(command: str, args: Sequence[str]) -> list[str]:
     if file is None or (file.name == RECORD and command != "study"):
         problem = f"no config is given, and {folder} holds none to go on with"
         raise InputError("config", None, problem, f"python -m cdmem {command} --config FILE --run_dir {folder}")
-    rest, allowed = split_consent(args)
-    if not allowed:
+    rest, _ = split_consent(args)
+    if not allows():
         problem = "goes on with that config of a run folder, and a config may name code to run"
         said = command_line([command, *args])
         raise InputError("config", file, problem, f"if you made that folder or trust who did: {said} {FLAG}")

@@ -21,13 +21,14 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from cdmem.errors import InputError
 from cdmem.images import to_uint8
 from cdmem.io.atomic import owned
+from cdmem.io.own_code import split_consent
 from cdmem.io.paths import possible_path, usable_path
 from cdmem.io.secrets import redact
 from cdmem.models.load import load_teacher
 from cdmem.run.ending import Ending
 from cdmem.run.folder import FINISHED, RunFolder
 from cdmem.seeds import check_seed, generator_seed
-from cdmem.study.consent import consent, split_consent
+from cdmem.study.consent import checked_configs
 from cdmem.study.given import refusal
 from cdmem.study.parsing import (
     PARSING,
@@ -62,6 +63,7 @@ from cdmem.training.module import DiffusionModule
 from cdmem.training.progress import StepProgress
 from cdmem.training.student import Student
 from cdmem.training.teacher import DiffusionTeacher
+from cdmem.training.trial import try_model
 
 with contextlib.suppress(ModuleNotFoundError):
     import callbacks  # noqa: F401  (the one place that looks callbacks up: short class names in configs)
@@ -83,7 +85,7 @@ class Stage(LightningCLI):
 
     Args:
         command: ``fit``, ``validate``, ``test`` or ``predict``.
-        args: the arguments after it; ``--allow_code`` admits configs of run folders.
+        args: the arguments after it; ``--allow_code`` was heard by :func:`cdmem.cli.main.dispatch`.
         said: the command line as the user gave it, where it is another one (a study's).
 
     Attributes:
@@ -96,9 +98,9 @@ class Stage(LightningCLI):
 
     def __init__(self, command: str, args: Sequence[str], said: Sequence[str] | None = None) -> None:
         self.command, self.said = command, list(said or [command, *args])
-        rest, allowed = split_consent(args)
+        rest, _ = split_consent(args)
         self.config_file = config_file(rest)
-        with consent(allowed):
+        with checked_configs():
             super().__init__(
                 model_class=DiffusionModule,
                 datamodule_class=MemorizationDataModule,
@@ -258,6 +260,8 @@ class Stage(LightningCLI):
     def execute(self) -> None:
         """Check the folder and the checkpoint, then hand over to Lightning."""
         self._prepare_model()
+        if self.command == "fit":
+            try_model(self.model, self.trainer, self.datamodule.training_set)
         folder, max_steps = self.folder, self.trainer.max_steps
         writes = self.command == "fit" and not self.settings.trainer.fast_dev_run
         with owned(folder.path, writes and self.trainer.is_global_zero):

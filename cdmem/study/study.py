@@ -22,6 +22,7 @@ from cdmem.run.folder import CONFIG, RunFolder
 from cdmem.study.config import UNFINISHED, StudyConfig, stage_arguments
 from cdmem.study.stage import Stage, build
 from cdmem.study.start import command_line
+from cdmem.study.trial import try_study
 from cdmem.tracking.wandb import finish_wandb
 from cdmem.training.student import Student
 from cdmem.training.teacher import DiffusionTeacher
@@ -36,7 +37,7 @@ def check_parts(stages: Mapping[str, Stage]) -> None:
             part = "teacher" if name == "teacher" else "student"
             raise InputError(name, type(stage.model).__name__, f"is not a {part}", f"use {kind.__name__}")
         if stage.datamodule.training_set.hash != wanted:
-            hint = "share one data file between stages"
+            hint = "share one data file between stages; a source of one's own must give the same images every time"
             raise InputError(f"{name}.data", "...", "differs from the teacher's training set", hint)
 
 
@@ -50,6 +51,7 @@ class Study:
             name: build("fit", stage_arguments(config, name), said=config.said) for name in config.stages
         }
         check_parts(self.stages)
+        try_study(self.stages, config.audit)
         for stage in self.stages.values():
             stage.leave_distilled = config.unfinished
             stage.check_folder()

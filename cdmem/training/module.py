@@ -19,7 +19,9 @@ from cdmem.diffusion.sampling import Sampler
 from cdmem.diffusion.step_noise import StepNoise
 from cdmem.errors import InputError
 from cdmem.images import to_float
+from cdmem.io import own_code
 from cdmem.networks.config import NetworkConfig
+from cdmem.networks.own import admit, try_network
 from cdmem.training.compile import check_compiler, compile_in_place, plain
 from cdmem.training.datamodule import MemorizationDataModule
 from cdmem.training.ema import EMA
@@ -50,6 +52,8 @@ class DiffusionModule(LightningModule):
         compile: bool,
     ) -> None:
         super().__init__()
+        if network is not None and own_code.is_own(network):
+            admit(network)
         self.network_config = network
         self.optimization, self.averaging = optimization, averaging
         self.training_seed, self.sampling_seed = seeds.training or 0, seeds.sampling or 0
@@ -83,19 +87,29 @@ class DiffusionModule(LightningModule):
         self.ema = EMA(network, record.half_lives, self.averaging.ramp)
 
     def build_network(self, record: ModelRecord) -> nn.Module:
-        """The configured network with random weights.
+        """The configured network with random weights; one of the user's own is tried.
 
         Raises:
-            InputError: settings that torch or diffusers make no network of.
+            InputError: settings that torch or diffusers make no network of; a network of the user's own that could not
+                be trained, saved and loaded.
         """
         config = self.network_config
+        about = (record.shape, record.label_rows, self.training_seed)
         try:
-            return config.build(record.shape, record.label_rows, self.training_seed)
-        except (ValueError, RuntimeError, TypeError, ArithmeticError) as error:
-            if not type(config).__module__.startswith("cdmem."):
-                raise  # a bug of a network of one's own shows where it is
-            reason = " ".join(str(error).split())[:160]
-            raise InputError("model.network", config, f"cannot be built ({reason})", "correct its settings") from None
+            network = config.build(*about)
+        except InputError:
+            raise
+        except Exception as error:
+            own, reason = own_code.is_own(config), " ".join(str(error).split())[:160]
+            if not own and not isinstance(error, ValueError | RuntimeError | TypeError | ArithmeticError):
+                raise
+            shown, problem = (own_code.class_path(config), own_code.reason(error)) if own else (config, reason)
+            hint = "correct its settings"
+            raise InputError("model.network", shown, f"cannot be built ({problem})", hint) from None
+        if own_code.is_own(config):
+            ends = torch.tensor([record.sigma_max, record.sigma_min])
+            try_network(config, network, *about, record.make_scaling().denoiser(ends).c_noise)
+        return network
 
     def new_record(self, training_set: TrainingSet, **about: Any) -> ModelRecord:
         """The record of a model of this configuration, trained on T, before its first step."""

@@ -41,6 +41,7 @@ class ModelRecord:
         scaling: options of the preconditioning of networks from elsewhere.
         step: optimizer steps taken; None where unknown.
         method: class path of the distillation method.
+        function: class path of a student's parameterisation, where the method has another one than ConsistencyFunction.
         teacher: as it was named.
         teacher_digest: of the teacher's weights.
         format: of the record itself; 1 is read, and cannot be resumed.
@@ -65,6 +66,7 @@ class ModelRecord:
     scaling: dict[str, Any] | None = None
     step: int | None = None
     method: str | None = None
+    function: str | None = None
     teacher: str | None = None
     teacher_digest: str | None = None
     format: int = FORMAT

@@ -15,13 +15,14 @@ from torch import Tensor, nn
 from cdmem.data.stream import Batch
 from cdmem.data.subset import UNRECORDED, TrainingSet
 from cdmem.diffusion.noise import SIGMA_MAX
-from cdmem.diffusion.preconditioning import Denoiser, DenoiserLike
+from cdmem.diffusion.preconditioning import ConsistencyFunction, Denoiser, DenoiserLike
 from cdmem.diffusion.sampling import ConsistencySampler, NoiseSource, OdeSampler
 from cdmem.diffusion.step_noise import StepNoise, dropout_seed
 from cdmem.distillation.base import CleanBatch, DistillationMethod, Progress, StudentFunctions
 from cdmem.distillation.consistency import ConsistencyDistillation, ConsistencyTraining
 from cdmem.errors import InputError
 from cdmem.images import to_uint8
+from cdmem.io import own_code
 from cdmem.networks.config import NetworkConfig
 from cdmem.seeds import first_sample
 from cdmem.training.compile import compile_in_place
@@ -153,6 +154,7 @@ class Student(DiffusionModule):
             own,
             sampler={"solver": "consistency", "points": points, "mid_sigmas": self.mid_sigmas},
             method=f"{type(self.method).__module__}.{type(self.method).__qualname__}",
+            function=_function_path(self.method.function),
         )
         if self.network_config is not None:
             network = self.build_network(own)
@@ -172,7 +174,7 @@ class Student(DiffusionModule):
         for part in network.modules():
             if isinstance(part, nn.Dropout):
                 part.p = self.method.dropout
-        self.assemble(record, network, self.method.function)
+        self.assemble(record, network, _function(record.function))
 
     @classmethod
     def of(cls, record: ModelRecord, config: NetworkConfig) -> Student:
@@ -266,6 +268,39 @@ class Student(DiffusionModule):
             self.mid_sigmas[: steps - 1],
             self.num_classes,
         )
+
+
+def _function_path(function: type[Denoiser]) -> str | None:
+    """How a record names a method's parameterisation; one of the user's own is theirs to name.
+
+    Raises:
+        InputError: no such class in its module.
+    """
+    if function is ConsistencyFunction:
+        return None
+    path = f"{function.__module__}.{function.__qualname__}"
+    try:
+        own_code.named(path)
+    except Exception as error:
+        problem = f"is not found by that name ({own_code.reason(error)})"
+        raise InputError("model.method.function", path, problem, "define it at the top level of a module") from None
+    return path
+
+
+def _function(path: str | None) -> type[Denoiser]:
+    """The parameterisation that a record names.
+
+    Raises:
+        InputError: one that a file must not choose, or none.
+    """
+    if path is None:
+        return ConsistencyFunction
+    if path == f"{Denoiser.__module__}.{Denoiser.__qualname__}":
+        return Denoiser
+    function = own_code.recalled(path, "checkpoint.function")
+    if not (isinstance(function, type) and issubclass(function, Denoiser)):
+        raise InputError("checkpoint.function", path, "is no Denoiser", "use another file")
+    return function
 
 
 def _check_teacher(teacher: FrozenTeacher, training_set: TrainingSet) -> None:

@@ -65,6 +65,23 @@ def beside(tmp_path, monkeypatch):
     return tmp_path
 
 
+def needs_consent(arguments: list[str], named: str, capsys) -> None:
+    """A command that reads a file which names the user's code: one line without --allow_code, and it works with it."""
+    forget()
+    capsys.readouterr()
+    assert cdmem(*arguments) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"cdmem: error: {named}: is code of one's own") and error.count("\n") == 1
+    assert "add --allow_code" in error and not any(name.startswith("my_") for name in sys.modules)
+    assert cdmem(*arguments, "--allow_code") == 0, capsys.readouterr().err
+
+
+def forget() -> None:
+    """Python as a new process has it: without the user's modules."""
+    for name in [name for name in sys.modules if name.startswith("my_")]:
+        del sys.modules[name]
+
+
 def carry_out(heading: str, folder: Path) -> Path:
     """Write a recipe's files, run its one command; the run folder."""
     parts = blocks("CONTRIBUTING.md", heading)
@@ -90,9 +107,8 @@ def test_a_data_source(beside, capsys):
     run = carry_out("A data source", beside)
     record = json.loads((run / "training_set.json").read_text())
     assert (record["source"], len(record["indices"]), record["shape"]) == ("my_source.read_noise", 16, [1, 8, 8])
-    # What a record names is not imported.
-    assert cdmem("audit", "--generator", str(run), "--training_set", str(run), "--data_path", str(beside)) == 2
-    assert "data.source=my_source.read_noise: no such source" in capsys.readouterr().err
+    sets = ["--training_set", str(run), "--samples", "8", "--metrics", "memorization", "--quiet"]
+    needs_consent(["audit", "--generator", str(run), *sets], "data.source=my_source.read_noise", capsys)
 
 
 @pytest.mark.parametrize("name", ["no_such_module.read", "json.no_such_function", "json.loads", "nothing"])
@@ -145,18 +161,66 @@ def test_a_callback(beside):
     assert "weights/mean" in {key for row in rows for key in row}
 
 
+SHORT = ["--trainer.max_steps", "2", "--trainer.callbacks", "[]", "--wandb", "false"]
+OWN = ["--model.network", "my_network.Convolutions", "--model.network.width", "12"]
+
+
 def test_a_network(beside, capsys):
+    """Trained, trained on, sampled, distilled in both ways, started from, audited, and not exported."""
     run = carry_out("A network", beside)
-    checkpoint = read_checkpoint(run)
-    assert checkpoint["state_dict"]["raw.network.first.weight"].shape == (12, 1, 3, 3)
-    (arguments,) = commands(blocks("CONTRIBUTING.md", "A network"))
-    more = ["3" if word == "2" else word for word in arguments]
+    named = "checkpoint.network=my_network.Convolutions"
+    assert read_checkpoint(run)["state_dict"]["raw.network.first.weight"].shape == (12, 1, 3, 3)
+    needs_consent(["sample", "--checkpoint", str(run), "--samples", "2", "--out", "samples.npz"], named, capsys)
+    teacher = ["fit", "--config", "configs/debug/teacher.yaml", *SHORT]
+    student = ["fit", "--config", "configs/debug/student.yaml", *SHORT, "--model.teacher", str(run)]
+    needs_consent([*student, "--run_dir", "runs/student"], named, capsys)
+    assert read_checkpoint("runs/student")["cdmem"]["network"]["init_args"] == {"width": 12}
+    metrics = ["--samples", "8", "--metrics", "memorization", "--quiet"]
+    audit = ["audit", "--generator", "runs/student", "--training_set", str(run), *metrics]
+    needs_consent(audit, named, capsys)
+    assert "teacher (heun)" in capsys.readouterr().out
+    # A command that names the class itself chooses it.
+    forget()
+    assert cdmem(*student, *OWN, "--run_dir", "runs/own_student") == 0
+    assert cdmem(*teacher, *OWN, "--weights_from", str(run), "--run_dir", "runs/started") == 0
+    longer = ["--model.optimization.longer", "restart", "--trainer.max_steps", "3"]
+    assert (
+        cdmem(*teacher, *OWN, "--ckpt_path", str(run / "checkpoints/last.ckpt"), *longer, "--run_dir", "runs/on") == 0
+    )
+    assert read_checkpoint("runs/on")["global_step"] == 3
+    # An own teacher that cannot be loaded is said, not passed over.
+    mlp = ["--model.network", "cdmem.networks.MLP", "--run_dir", "runs/mlp"]
+    assert cdmem(*student, *mlp, "--allow_code") == 0
+    forget()
     capsys.readouterr()
-    assert cdmem(*more, "--ckpt_path", str(run / "checkpoints" / "last.ckpt"), "--run_dir", "runs/longer") == 0
-    assert read_checkpoint(beside / "runs/longer")["global_step"] == 3
-    capsys.readouterr()
-    assert cdmem("sample", "--checkpoint", str(run), "--out", "samples.npz") == 2
-    assert "my_network.Convolutions" in capsys.readouterr().err
+    assert cdmem("audit", "--generator", "runs/mlp", "--training_set", str(run), *metrics) == 0
+    assert "no paired comparison (checkpoint.network=my_network.Convolutions" in capsys.readouterr().out
+    # diffusers has no form for it: nothing is run to find that out.
+    assert cdmem("export", "--checkpoint", str(run), "--out", "exported") == 2
+    error = capsys.readouterr().err
+    assert error.startswith("cdmem: error: checkpoint=my_network.Convolutions: is not a UNet2DModel")
+    assert "my_network" not in sys.modules
+    assert cdmem("export", "--checkpoint", str(run), "--out", "exported", "--allow_code") == 2
+    assert not (beside / "exported").exists()
+
+
+def test_a_study_of_ones_own_network_and_data(beside, capsys):
+    """In one command, which names both; again from other words."""
+    for heading in ("A network", "A data source"):
+        for name, text in files(blocks("CONTRIBUTING.md", heading)).items():
+            (beside / name).write_text(text, encoding="utf-8")
+    stages = "teacher: configs/debug/teacher.yaml\nstudents: {student: configs/debug/student.yaml}\n"
+    (beside / "study.yaml").write_text(f"{stages}audit: {{samples: 8, metrics: [memorization]}}\n")
+    short = [f"--{s}.trainer.{setting}" for s in ("teacher", "student") for setting in ("max_steps=2", "callbacks=[]")]
+    data = ["--data.source", "my_source.read_noise", "--data.n", "16", "--data.held_out", "32"]
+    own = [f"--teacher.{word.removeprefix('--')}" if word.startswith("--") else word for word in OWN]
+    assert cdmem("study", "--config", "study.yaml", "--run_dir", "runs/s", *data, *own, *short, "--wandb", "false") == 0
+    assert read_checkpoint("runs/s/student")["cdmem"]["network"]["init_args"] == {"width": 12}
+    assert (beside / "runs/s/report.html").is_file()
+    sets = ["--training_set", "runs/s", "--samples", "8", "--metrics", "memorization", "--quiet"]
+    needs_consent(["audit", "--generator", "runs/s", *sets], "data.source=my_source.read_noise", capsys)
+    forget()
+    assert cdmem("report", "runs/s") == 0 and "my_network" not in sys.modules
 
 
 def test_a_figure_of_the_page(tmp_path):

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import sys
 
 import pytest
+import torch
 
 from cdmem.io.secrets import redact, secrets
 from cdmem.run.provenance import environment
@@ -155,3 +157,62 @@ def test_keys_of_the_netrc_file(tmp_path, monkeypatch):
     assert secrets() == [KEY]
     monkeypatch.setenv("NETRC", str(tmp_path / "none"))
     assert secrets() == [] and redact(KEY) == KEY
+
+
+# ---- code that a checkpoint or a record names ------------------------------------------------------------------------
+
+
+def name_code(part, trained, place):
+    """Checkpoints whose network, or a training set whose source, is a class of the canary."""
+    if part == "source":
+        file = place / "run/teacher/training_set.json"
+        file.write_text(json.dumps(json.loads(file.read_text()) | {"source": "canary.Song"}))
+        return
+    for name in ("teacher", "student"):
+        checkpoint = getattr(trained, name)
+        changed = {part: {"class_path": "canary.Song", "init_args": {}} if part == "network" else "canary.Song"}
+        if part == "network" or name == "student":
+            changed = checkpoint | {"cdmem": checkpoint["cdmem"] | changed}
+            torch.save(changed, place / f"run/{name}/checkpoints/last.ckpt")
+
+
+# Every command that reads a model or a training set, with the part of it that names code.
+READING = """
+    network  sample --checkpoint run/teacher --out o.npz
+    function sample --checkpoint run/student --out o.npz
+    network  audit --generator run/teacher --training_set images.npz
+    network  audit --generator run --training_set images.npz
+    source   audit --generator images.npz --training_set run/teacher
+    source   audit --generator images.npz --training_set images.npz --held_out run/teacher
+    network  export --checkpoint run/teacher --out exported
+    network  fit --config student.yaml --run_dir new --model.teacher run/teacher
+    network  fit --config own.yaml --run_dir new --weights_from run/teacher
+    network  plan --config student.yaml --model.teacher run/teacher --tflops 1
+    network  theory decomposition --teacher run/teacher --out new
+    source   theory decomposition --teacher run/teacher --out new
+"""
+
+
+@pytest.mark.parametrize("way", [line.strip() for line in READING.strip().splitlines()])
+def test_a_record_names_code_only_with_consent(way, canary, trained, place, capsys):
+    part, _, line = way.partition(" ")
+    name_code(part, trained, place)
+    error = refused(line.split(), capsys, place)
+    assert "canary.Song" in error and "--allow_code" in error
+    assert not canary.exists() and "canary" not in sys.modules
+    refused([*line.split(), "--allow_code", "false"], capsys, place)
+    assert not canary.exists()
+    assert exits([*line.split(), "--allow_code"], capsys)[0] == 2  # a callback is no network and no source
+    assert canary.exists(), "otherwise the refusal proves nothing"
+
+
+def test_consent_ends_with_its_command(canary, trained, place, capsys):
+    name_code("network", trained, place)
+    sample = ["sample", "--checkpoint", "run/teacher", "--out", "o.npz"]
+    exits([*sample, "--allow_code"], capsys)
+    assert "add --allow_code" in refused(sample, capsys, place)
+
+
+@pytest.mark.parametrize("command", ["report run", "wandb-workspace --project x"])
+def test_consent_that_nothing_needs_is_refused(command, place, capsys):
+    assert "runs no code that a file names" in refused([*command.split(), "--allow_code"], capsys, place)

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from cdmem.data.pixels import ImagePool, PixelOptions
-from cdmem.errors import InputError
+from cdmem.errors import InputError, brief
 
 HINT = "see CONTRIBUTING.md, a data source"
 Reader = Callable[[Path | None, PixelOptions, bool], ImagePool]
@@ -29,7 +29,7 @@ def own_reader(name: str) -> Reader:
         read = getattr(importlib.import_module(module), function)
         inspect.signature(read).bind(None, PixelOptions(), False)
     except Exception as error:  # whatever the user's module raises
-        problem = f"is no reader of images ({type(error).__name__}: {str(error)[:160]})"
+        problem = f"is no reader of images ({type(error).__name__}: {brief(error)})"
         raise InputError("data.source", name, problem, HINT) from None
 
     def checked(path: Path | None, options: PixelOptions, download: bool) -> ImagePool:

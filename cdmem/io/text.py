@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from cdmem.errors import InputError
+from cdmem.errors import InputError, brief
 
 LIMIT = 2**20  # bytes of a config or record without long lists
 MAX_NODES = 200_000  # of a YAML text with every alias written out
@@ -67,7 +67,7 @@ def parse_yaml(text: str) -> Any:
         finally:
             loader.dispose()
     except yaml.YAMLError as error:
-        raise ValueError(f"is no plain YAML ({' '.join(str(error).split())[:120]})") from None
+        raise ValueError(f"is no plain YAML ({brief(error)})") from None
     except (RecursionError, TypeError, AttributeError) as error:  # the last two: odd keys and merge keys
         raise ValueError(f"is no plain YAML ({type(error).__name__})") from None
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from cdmem.diffusion.ddpm import MAX_STEPS
 from cdmem.diffusion.sampling import NoiseSource
-from cdmem.errors import InputError
+from cdmem.errors import InputError, brief
 from cdmem.io.text import read_json
 from cdmem.networks.diffusers import WEIGHTS_FILE, DiffusersUNet, load_diffusers, read_config
 from cdmem.networks.unet import UNetNetwork
@@ -118,7 +118,7 @@ def read_parts(path: str | Path, key: str = "generator") -> PipelineParts:
     try:
         scheduler = getattr(diffusers, name).from_pretrained(str(folder / "scheduler"), local_files_only=True)
     except Exception as error:
-        reason = " ".join(str(error).split())[:160]
+        reason = brief(error)
         raise InputError(key, folder, f"cannot be loaded ({reason})", "save the pipeline again") from None
     with (folder / "unet" / WEIGHTS_FILE).open("rb") as stream:
         digest = hashlib.file_digest(stream, "sha256").hexdigest()
@@ -167,7 +167,7 @@ def load_pipeline(path: str | Path, nfe: Sequence[int] | None) -> tuple[list[Pip
         try:
             sampler([0], steps=1)
         except Exception as error:
-            reason = " ".join(str(error).split())[:160]
+            reason = brief(error)
             hint = "give another --nfe" if "num_inference_steps" in reason else "save the pipeline again"
             raise InputError("generator", folder, f"cannot spend {sampler.nfe} steps ({reason})", hint) from None
     return samplers, parts.name, parts.digest

@@ -14,7 +14,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from cdmem.audit.settings import SAMPLES, AuditSettings
-from cdmem.errors import InputError
+from cdmem.errors import InputError, brief
 from cdmem.io.paths import usable_path
 from cdmem.run.settings import flatten
 from cdmem.study.consent import FLAG, check_consent, split_consent
@@ -121,7 +121,7 @@ def _merged(file: str, overrides: Sequence[tuple[str, str]], code: bool) -> dict
         reason = getattr(error, "strerror", None) or "it is no text"
         raise InputError("config", file, f"cannot be read ({reason})", "give the path of a study file") from None
     except (OmegaConfBaseException, yaml.YAMLError, AttributeError, TypeError) as error:
-        reason = " ".join(str(error).split())[:200]
+        reason = brief(error)
         raise InputError("config", file, f"cannot be read ({reason})", "see configs/quickstart.yaml") from None
 
 

@@ -260,7 +260,6 @@ def quiet_libraries() -> None:
         ".*in eval mode at the start of training.*",
         ".*Trainer already configured with model summary.*",
         ".*You called `self.log.*",
-        ".*anonymous.*",
         ".*args parameter is intended to run from within Python.*",
         ".*lr_scheduler.step.*",
     ):

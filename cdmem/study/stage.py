@@ -18,7 +18,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.plugins.environments import SLURMEnvironment
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
-from cdmem.errors import InputError
+from cdmem.errors import InputError, brief
 from cdmem.images import to_uint8
 from cdmem.io.atomic import owned
 from cdmem.io.paths import possible_path, usable_path
@@ -320,7 +320,7 @@ class Stage(LightningCLI):
             self._keep_interruption(folder, error, time.time() - started)
             if start.checkpoint is None or self.model.started or not isinstance(error, INVALID):
                 raise
-            reason = f"{type(error).__name__}: {' '.join(str(error).split())[:120]}"
+            reason = f"{type(error).__name__}: {brief(error)}"
             problem = f"cannot be restored ({reason})"
             raise InputError("ckpt_path", self.settings.ckpt_path, problem, "use another checkpoint") from None
         if not self.trainer.is_global_zero or self.trainer.fast_dev_run:
@@ -342,7 +342,7 @@ class Stage(LightningCLI):
         """Write down that training did not end by itself."""
         kept = self.command == "fit" and self.model.started and self.trainer.is_global_zero
         if kept and not self.trainer.fast_dev_run:
-            why = " ".join(str(error).split())[:200] or None
+            why = brief(error) or None
             ending = Ending(self.trainer.global_step, "interrupted", type(error).__name__, why, round(seconds, 1))
             with contextlib.suppress(OSError):  # a full disk may be what ended it
                 folder.write_json(FINISHED, ending.plain())

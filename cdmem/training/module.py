@@ -17,7 +17,7 @@ from cdmem.diffusion.noise import SIGMA_MAX, SIGMA_MIN
 from cdmem.diffusion.preconditioning import Denoiser
 from cdmem.diffusion.sampling import Sampler
 from cdmem.diffusion.step_noise import StepNoise
-from cdmem.errors import InputError
+from cdmem.errors import InputError, brief
 from cdmem.images import to_float
 from cdmem.networks.config import NetworkConfig
 from cdmem.training.compile import check_compiler, compile_in_place, plain
@@ -93,7 +93,7 @@ class DiffusionModule(LightningModule):
         except (ValueError, RuntimeError, TypeError, ArithmeticError) as error:
             if not type(config).__module__.startswith("cdmem."):
                 raise  # a bug of a network of one's own shows where it is
-            reason = " ".join(str(error).split())[:160]
+            reason = brief(error)
             raise InputError("model.network", config, f"cannot be built ({reason})", "correct its settings") from None
 
     def new_record(self, training_set: TrainingSet, **about: Any) -> ModelRecord:

@@ -18,10 +18,13 @@ def fetch(url: str, target: Path, what: str) -> None:
         OSError: no connection, no such address, or no room for the file.
     """
     try:
-        with urllib.request.urlopen(url, timeout=60) as response, target.open("wb") as file:
-            with progress(getattr(response, "length", None), what) as bar:
-                while chunk := response.read(CHUNK):
-                    file.write(chunk)
-                    bar.update(len(chunk))
+        with (
+            urllib.request.urlopen(url, timeout=60) as answer,
+            target.open("wb") as file,
+            progress(getattr(answer, "length", None), what) as bar,
+        ):
+            while chunk := answer.read(CHUNK):
+                file.write(chunk)
+                bar.update(len(chunk))
     except HTTPException as error:
         raise OSError(f"the answer is no proper HTTP ({type(error).__name__}: {error})") from error

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from cdmem.io.progress import ProgressLines
-from support.stages import cdmem, config, write
+from support.stages import cdmem, stage, write
 
 
 @pytest.mark.parametrize(("total", "step", "lines"), [(2000, 1, 10), (7, 1, 7), (3, 2, 1), (1, 1, 1)])
@@ -37,7 +37,7 @@ def test_nothing_is_said_without_a_total_or_when_disabled():
 
 def test_a_resumed_stage_knows_its_total(tmp_path, capsys):
     for steps in (20, 40):
-        content = config("teacher", {"max_steps": steps, "enable_progress_bar": True})
+        content = stage("teacher", {"max_steps": steps, "enable_progress_bar": True}, lr_schedule="constant")
         assert cdmem("fit", "--config", write(tmp_path / "t.yaml", content), "--run_dir", tmp_path / "r") == 0
     said = capsys.readouterr().out
     shares = [line for line in said.splitlines() if line.startswith("teacher: ")]

@@ -16,23 +16,26 @@ from PIL import Image
 from cdmem.run.folder import RunFolder
 from cdmem.tracking.wandb import PAIR_COLUMNS, SafeWandbLogger, group_name, run_tags
 from cdmem.tracking.workspace import LAYOUT
-from support import tiny
-from support.tiny import callback, stage
+from support import stages
+from support.stages import callback, cdmem, stage
 
 DOCS = Path(__file__).resolve().parents[2] / "docs/wandb.md"
 STEPS = 6
 CALLBACKS = [
-    callback("callbacks.MemorizationCallback", 24),
-    callback("callbacks.QualityCallback", 24),
-    callback("callbacks.SampleGridCallback", 4, columns=4),
-    callback("callbacks.NeighborPanelCallback", 24, shown=6),
-    callback("callbacks.OnsetCallback"),
+    callback("MemorizationCallback", 24, 2, "log"),
+    callback("QualityCallback", 24, 2, "log"),
+    callback("SampleGridCallback", 4, 2, "log", columns=4),
+    callback("NeighborPanelCallback", 24, 2, "log", shown=6),
+    callback("OnsetCallback"),
     callback("cdmem.training.RunCheckpoint", every_n_steps=3),
 ]
+TRAINER = {"max_steps": STEPS, "log_every_n_steps": 2, "callbacks": CALLBACKS}
+MODELS = {"teacher": {"sampler_points": 4}, "student": {"points": 5}}
 
 
 def fit(folder: Path, name: str, *words: object) -> None:
-    assert tiny.fit(folder, stage(name, *CALLBACKS, steps=STEPS), "--seed", 0, *words, run=f"study/{name}") == 0
+    content = stage(name, TRAINER, {"held_out": 32}, **MODELS[name])
+    assert stages.fit(folder, content, "--seed", 0, *words, run=f"study/{name}") == 0
 
 
 def records(file: Path) -> Iterator[Any]:
@@ -185,8 +188,8 @@ def test_a_broken_wandb_is_told_once_and_ends_nothing(tmp_path, monkeypatch):
 
 def test_what_is_refused_leaves_no_run_id(tmp_path, monkeypatch):
     monkeypatch.setenv("WANDB_MODE", "offline")
-    wrong = stage("teacher", data={"duplication": [{"fraction": float("nan"), "copies": 2}]})
-    assert tiny.fit(tmp_path, wrong) == 2 and not (tmp_path / "run").exists()
+    wrong = stage("teacher", None, {"duplication": [{"fraction": float("nan"), "copies": 2}]})
+    assert stages.fit(tmp_path, wrong) == 2 and not (tmp_path / "run").exists()
 
 
 def test_later_parts_count_on(tmp_path, monkeypatch):
@@ -212,6 +215,6 @@ def test_the_workspace_shows_documented_keys():
 def test_without_login_the_workspace_is_one_line(tmp_path, monkeypatch, capsys):
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
     monkeypatch.setenv("HOME", str(tmp_path))
-    assert tiny.command("wandb-workspace", "--project", "p") == 2
+    assert cdmem("wandb-workspace", "--project", "p") == 2
     error = capsys.readouterr().err.strip()
     assert "login" in error and len(error.splitlines()) == 1

@@ -30,6 +30,7 @@ from cdmem.seeds import check_seed, generator_seed
 from cdmem.study.consent import consent, split_consent
 from cdmem.study.parsing import (
     PARSING,
+    PRESETS,
     check_values,
     config_file,
     config_name,
@@ -115,6 +116,7 @@ class Stage(LightningCLI):
         return {self.command: known[self.command]}
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        parser.epilog = PRESETS
         parser.add_argument("--run_dir", type=str | None, default=None, help="run folder; runs/<config name>")
         parser.add_argument("--seed", type=int, default=0, help="subset, training and sampling seeds derive from it")
         parser.add_argument(

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from cdmem.io.progress import ProgressLines
+from cdmem.theory.experiment import Progress
 from support.stages import cdmem, stage, write
 
 
@@ -33,6 +34,13 @@ def test_nothing_is_said_without_a_total_or_when_disabled():
     for bar in (ProgressLines(None, "work", file=out), ProgressLines(4, "work", disable=True, file=out)):
         bar.update(4)
     assert out.getvalue() == ""
+
+
+def test_the_laboratories_of_theory_write_lines(capsys):
+    assert list(Progress().bar(range(40), "work")) == list(range(40))
+    said = capsys.readouterr().err
+    assert "\r" not in said and len(said.splitlines()) == 10 and said.splitlines()[-1].startswith("work: 100 % (40/40)")
+    assert list(Progress(quiet=True).bar([1], "work")) == [1] and capsys.readouterr().err == ""
 
 
 def test_a_resumed_stage_knows_its_total(tmp_path, capsys):

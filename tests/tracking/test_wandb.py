@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import struct
+import subprocess
+import sys
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -199,6 +202,24 @@ def test_later_parts_count_on(tmp_path, monkeypatch):
     logger.experiment.finish()
     (row,) = [r for r in history(list(records(parts(tmp_path)[0]))) if "a" in r]
     assert row["_step"] >= 20_000_000 and row["trainer/global_step"] == 3
+
+
+def test_an_offline_run_names_its_viewer_and_warns_of_nothing(tmp_path, monkeypatch, capsys):
+    """wandb's own reader finds the run at the path that ``fit`` ends with."""
+    import wandb
+
+    said: list[str] = []
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setattr(wandb, "termwarn", lambda text, **_: said.append(text))
+    assert stages.fit(tmp_path, stage("teacher", {"max_steps": 1}), run="a run") == 0
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("curves:")]
+    words = shlex.split(line)
+    assert words[1:4] == ["wandb", "leet", "run"] and not said
+    shown = [sys.executable, "-m", "wandb", "leet", "inspect", "--summary", words[4]]
+    assert RunFolder(tmp_path / "a run").wandb_id() in subprocess.run(shown, capture_output=True, text=True).stdout
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+    assert stages.fit(tmp_path, stage("teacher", {"max_steps": 1}), run="b") == 0
+    assert "curves:" not in capsys.readouterr().out
 
 
 def test_groups_and_tags():

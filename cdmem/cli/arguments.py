@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any, TypeVar
@@ -15,7 +15,14 @@ from cdmem.study.parsing import field_type, help_text, is_list, one_value, optio
 Kind = TypeVar("Kind")
 
 
-def parse(kind: type[Kind], args: Sequence[str], command: str, positional: str = "", about: str = "") -> Kind:
+def parse(
+    kind: type[Kind],
+    args: Sequence[str],
+    command: str,
+    positional: str = "",
+    about: str = "",
+    beneath: Mapping[str, Any] | None = None,
+) -> Kind:
     """The settings of a command.
 
     Lists are written ``--key a b``, ``--key [a,b]`` or ``--key a``; a flag without a value is true. ``--help`` prints
@@ -27,6 +34,7 @@ def parse(kind: type[Kind], args: Sequence[str], command: str, positional: str =
         command: for messages, such as ``audit``.
         positional: the field that words without an option belong to.
         about: shown by ``--help``; the dataclass's docstring if empty.
+        beneath: values that the options go over.
 
     Raises:
         InputError: an unknown key, a value of another type, a required one that is missing, or whatever
@@ -35,7 +43,7 @@ def parse(kind: type[Kind], args: Sequence[str], command: str, positional: str =
     if {"-h", "--help"} & set(args):
         print(help_text(kind, command, about), end="")
         raise SystemExit(0)
-    values: dict[str, Any] = {}
+    values: dict[str, Any] = dict(beneath or {})
     loose: list[str] = []
     for key, words in options(args):
         own, rest = _split(words, field_type(kind, key)) if key else ([], words)

@@ -21,6 +21,9 @@ from typing import Any
 
 from cdmem.cli.arguments import parse
 from cdmem.errors import InputError
+from cdmem.io.paths import usable_path
+from cdmem.io.text import parse_yaml, read_text
+from cdmem.study.parsing import options as words
 
 LABORATORIES = {
     "random-features": "cdmem.theory.random_features.laboratory",
@@ -49,12 +52,33 @@ def read_settings(laboratory: str, args: Sequence[str]) -> tuple[Any, Any]:
     kind = importlib.import_module(LABORATORIES[laboratory]).Settings
     own = [("config", str | None, None), ("out", str, f"runs/theory/{laboratory}")]
     own += [(name, bool, False) for name in ("overwrite", "quiet")]
-    words = {"__doc__": kind.__doc__.rstrip() + OPTIONS}
-    command = dataclasses.make_dataclass("Command", own, bases=(kind,), frozen=True, namespace=words)
-    options = parse(command, args, f"theory {laboratory}", positional="run" if laboratory in WITH_RUN else "")
+    about = {"__doc__": kind.__doc__.rstrip() + OPTIONS}
+    command = dataclasses.make_dataclass("Command", own, bases=(kind,), frozen=True, namespace=about)
+    positional = "run" if laboratory in WITH_RUN else ""
+    options = parse(command, args, f"theory {laboratory}", positional, beneath=read_config(args))
     settings = kind(**{field.name: getattr(options, field.name) for field in dataclasses.fields(kind)})
     check_settings(settings)
     return settings, options
+
+
+def read_config(args: Sequence[str]) -> dict[str, Any]:
+    """What the YAML files of ``--config`` say; later ones go over earlier ones.
+
+    Raises:
+        InputError: a file that cannot be read, or is no mapping.
+    """
+    content: dict[str, Any] = {}
+    for name in (values[0] for key, values in words(args) if key == "config" and values):
+        file = usable_path("config", name)
+        try:
+            read = parse_yaml(read_text(file))
+            if not isinstance(read, dict):
+                raise ValueError("is no mapping")
+        except (OSError, ValueError) as error:
+            problem = f"cannot be read ({getattr(error, 'strerror', None) or error})"
+            raise InputError("config", file, problem, "give a YAML file of settings") from None
+        content |= {str(key): value for key, value in read.items()}
+    return content
 
 
 def run_theory(args: Sequence[str]) -> int:

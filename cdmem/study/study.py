@@ -49,6 +49,7 @@ class Study:
             stage.leave_distilled = config.unfinished
             stage.check_folder()
         self.record = config.raw | {"seed": config.seed}
+        self._earlier_audit()  # what is none is refused before anything is written
 
     def run(self) -> AuditResult:
         """All stages, then the audit; finished parts are skipped."""
@@ -89,8 +90,8 @@ class Study:
         generators = study_generators(self.config.run_dir, students, settings.nfe, settings.torch_device)
         key = [[g.name, g.method, g.sampler.nfe, g.weights, g.step] for g in generators]
         endings = {name: ending for name, s in self.stages.items() if (ending := s.folder.ending())}
-        old = self._earlier_audit(key)
-        if old is not None:
+        old = self._earlier_audit()
+        if old is not None and _audited(old) == key and old.settings.get("asked") == settings.asked():
             return old
         seed = teacher.model.sampling_seed
         auditor = Auditor(teacher.datamodule.training_set, settings, seed, folder=self.folder)
@@ -102,8 +103,8 @@ class Study:
         self.folder.write_text("audit/summary.json", result.to_json())
         return result
 
-    def _earlier_audit(self, key: list[list[Any]]) -> AuditResult | None:
-        """The audit of the same models, if the folder holds one.
+    def _earlier_audit(self) -> AuditResult | None:
+        """The audit that the folder holds; None without one, or with one of a version that gave no verdicts.
 
         Raises:
             InputError: what it holds is no audit.
@@ -112,10 +113,13 @@ class Study:
             return None
         try:
             old = AuditResult.from_dict(self.folder.read_json("audit/summary.json"))
-            same = [[m["name"], m["method"], m["nfe"], m["weights"], m["step"]] for m in old.models] == key
-            same = same and old.settings.get("asked") == self.config.audit.asked()
-            # An audit of an earlier version has no verdict: it is made again.
-            return old if same and all(m.get("verdict") for m in old.models if m["role"] == "student") else None
+            _audited(old)
+            return old if all(m.get("verdict") for m in old.models if m["role"] == "student") else None
         except (KeyError, TypeError, AttributeError):
             hint = "remove it and run again"
             raise InputError("run_dir", self.folder.path, "audit/summary.json is no audit", hint) from None
+
+
+def _audited(result: AuditResult) -> list[list[Any]]:
+    """Which models an audit measured."""
+    return [[m["name"], m["method"], m["nfe"], m["weights"], m["step"]] for m in result.models]

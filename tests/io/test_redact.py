@@ -13,9 +13,8 @@ import yaml
 
 from cdmem.errors import InputError
 from cdmem.io.secrets import LEAST, redact, refuse_secrets, secrets
-from cdmem.run.folder import RunFolder
-from cdmem.run.settings import check_same_settings
-from support.untrusted import exits, refused, stage, write
+from cdmem.run.settings import changed_settings
+from support.untrusted import exits, refused, stage, watching, write
 
 KEY = "0123456789abcdef" * 2 + "01234567"  # 40 characters, as W&B's
 NEWER = "wandb_v1_" + "Aa0-_" * 16
@@ -42,12 +41,12 @@ URLS = ("https://user:{}@api.wandb.ai/x", "https://{}@x/?api_key={}&x=1")
 def test_a_key_in_a_url_of_a_config(url, key, tmp_path, capsys):
     """As a setting that is recorded, and as one that an error repeats."""
     url = url.replace("{}", key)
-    config = stage(trainer__default_root_dir=url)
+    config = stage(trainer__callbacks=watching(url))
     own = write(tmp_path / "own.yaml", config)
     assert exits(["fit", "--config", own, "--run_dir", tmp_path / "run"], capsys)[0] == 0
     assert holders(tmp_path / "run", key) == []
     recorded = yaml.safe_load((tmp_path / "run/config.yaml").read_text())
-    assert recorded["trainer"]["default_root_dir"] == url.replace(key, "***")
+    assert recorded["trainer"]["callbacks"][0]["init_args"]["dirpath"] == url.replace(key, "***")
     assert exits(["fit", "--config", own, "--run_dir", tmp_path / "run"], capsys)[0] == 0  # the same settings still
     error = refused(
         ["fit", "--config", write(tmp_path / "bad.yaml", stage(data__source="array", data__path=url))], capsys, tmp_path
@@ -96,13 +95,13 @@ def test_keys_of_ones_own_server(monkeypatch, tmp_path):
 def test_the_same_settings_with_and_without_the_key(key, tmp_path):
     """A folder made under one key goes on under another."""
     old, new = {"a": f"https://{key}@x"}, {"a": "https://***@x"}
-    check_same_settings(RunFolder(tmp_path), redact(old), new)
+    assert changed_settings(redact(old), new, "the run", "none") == []
 
 
 @pytest.mark.slow
 def test_the_key_is_in_none_of_wandbs_own_files(tmp_path):
     """Offline W&B writes metadata, config and logs of its own; the key is in the environment and in the config."""
-    own = write(tmp_path / "own.yaml", stage(wandb=True, trainer__default_root_dir=f"https://u:{KEY}@x"))
+    own = write(tmp_path / "own.yaml", stage(wandb=True, trainer__callbacks=watching(f"https://u:{KEY}@x")))
     settings = {"WANDB_API_KEY": KEY, "WANDB_MODE": "offline", "PYTHONPATH": str(ROOT), "HOME": str(tmp_path)}
     command = [sys.executable, "-m", "cdmem", "fit", "--config", str(own), "--run_dir", str(tmp_path / "run")]
     done = subprocess.run(command, env=os.environ | settings, cwd=tmp_path, capture_output=True, text=True, timeout=300)

@@ -9,7 +9,7 @@ import pytest
 from cdmem.io.secrets import redact, secrets
 from cdmem.run.provenance import environment
 from cdmem.study.consent import run_folder_of
-from support.untrusted import STAGE, exits, refused, stage, student, write
+from support.untrusted import STAGE, exits, refused, stage, student, watching, write
 
 CANARY = """
 from pathlib import Path
@@ -132,7 +132,7 @@ def test_the_wandb_key_is_in_no_file_of_a_run(tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("WANDB_API_KEY", KEY)
     monkeypatch.setenv("NAME_OF_RUN", f"runs-{KEY}")
     monkeypatch.setattr(sys, "argv", ["cdmem", "fit", f"--x={KEY}"])
-    own = write(tmp_path / "own.yaml", stage(trainer__default_root_dir="${oc.env:NAME_OF_RUN}"))
+    own = write(tmp_path / "own.yaml", stage(trainer__callbacks=watching("${oc.env:NAME_OF_RUN}")))
     assert exits(["fit", "--config", own, "--run_dir", tmp_path / "run"], capsys)[0] == 0
     files = [p for p in (tmp_path / "run").rglob("*") if p.is_file()]
     assert len(files) >= 5 and all(KEY.encode() not in p.read_bytes() for p in files)

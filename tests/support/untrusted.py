@@ -73,6 +73,11 @@ def stage(**parts) -> dict:
     return config
 
 
+def watching(text: str) -> list[dict]:
+    """``trainer.callbacks`` with a text that nothing reads, a folder for checkpoints of crashes."""
+    return [{"class_path": "lightning.pytorch.callbacks.OnExceptionCheckpoint", "init_args": {"dirpath": text}}]
+
+
 def write(file: Path, config: dict | str) -> Path:
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(config if isinstance(config, str) else yaml.safe_dump(config))

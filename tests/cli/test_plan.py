@@ -194,7 +194,7 @@ def test_shipped_studies(name, capsys, tmp_path):
     for planned, file in zip(plan["stages"], [content["teacher"], *content["students"].values()]):
         given = yaml.safe_load((CONFIGS / file).read_text())["trainer"]
         assert planned["steps"] == given["max_steps"]
-        assert stage["batch"] == 2 * stage["micro_batch"] * given.get("accumulate_grad_batches", 1)
+        assert planned["batch"] == 2 * planned["micro_batch"] * given.get("accumulate_grad_batches", 1)
     parts = [*plan["stages"], plan["audit"]]
     for key in ("flops", "hours", "device_hours"):
         assert plan["total"][key] == pytest.approx(sum(part[key] for part in parts))
@@ -246,7 +246,7 @@ def test_hours_follow_measured_seconds(run, shares, capsys):
     for planned in plan["stages"]:
         seconds = 3.0 * planned["images_seen"] + 2.0 * planned["evaluations"]["count"]
         assert planned["hours"] == pytest.approx(seconds / 3600)
-        assert stage["rates"]["source"] == "measured here (cpu) in 20 steps of 2 images, scaled to 4"
+        assert planned["rates"]["source"] == "measured here (cpu) in 20 steps of 2 images, scaled to 4"
     assert plan["audit"]["hours"] == pytest.approx(2.0 * plan["audit"]["evaluations"] / 3600)
     assert shares == [20.0] * 3  # of a minute
 

@@ -10,6 +10,11 @@ def _short(value: object) -> str:
     return text if len(text) <= LONGEST else f"{text[:LONGEST]}..."
 
 
+def brief(error: BaseException) -> str:
+    """What a library says of a failure, for a message of ours: its beginning, on one line."""
+    return " ".join(str(error).split())[:160]
+
+
 class InputError(Exception):
     """A setting or file that cannot be used; the text is one line naming key, value and hint.
 

@@ -4,21 +4,30 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
+
+import numpy as np
 
 SCHEMA = 1
 
 
 def plain(value: Any) -> Any:
-    """JSON types: numbers that are not finite become None, since JSON has none of them."""
-    if isinstance(value, dict):
+    """The same value out of JSON's own types: arrays become lists, what is not finite becomes None."""
+    if isinstance(value, Mapping):
         return {str(k): plain(v) for k, v in value.items()}
     if isinstance(value, list | tuple):
         return [plain(v) for v in value]
+    if isinstance(value, np.generic):
+        return plain(value.item())
     if isinstance(value, float):
         return value if math.isfinite(value) else None
-    return value
+    if value is None or isinstance(value, bool | int | str):
+        return value
+    if hasattr(value, "tolist"):  # an array or a tensor
+        return plain(value.tolist())
+    raise TypeError(f"{type(value).__name__} cannot be written as JSON")
 
 
 @dataclass

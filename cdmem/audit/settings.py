@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from cdmem.errors import InputError
+from cdmem.errors import InputError, brief
 from cdmem.io.class_paths import find_class
 from cdmem.metrics.base import SampleMetric
 
@@ -109,6 +109,6 @@ def metric_class(name: str) -> type[SampleMetric]:
             raise TypeError("it is no SampleMetric")
         kind()
     except Exception as error:  # whatever the user's module raises
-        problem = f"cannot be used as a metric ({type(error).__name__}: {str(error)[:160]})"
+        problem = f"cannot be used as a metric ({type(error).__name__}: {brief(error)})"
         raise InputError("metrics", name, problem, "give the class path of a SampleMetric without arguments") from None
     return kind

@@ -7,7 +7,7 @@ from functools import partial
 
 from cdmem.study.resume import with_own_settings
 from cdmem.study.stage import build
-from cdmem.tracking.wandb import finish_wandb
+from cdmem.tracking.wandb import SafeWandbLogger, finish_wandb
 
 
 def run_trainer_command(command: str, args: Sequence[str]) -> int:
@@ -16,6 +16,9 @@ def run_trainer_command(command: str, args: Sequence[str]) -> int:
     stage.execute()
     if command == "fit" and stage.trainer.is_global_zero and not stage.trainer.fast_dev_run:
         print(f"run folder: {stage.settings.run_dir}")
+        for logger in stage.trainer.loggers:
+            if isinstance(logger, SafeWandbLogger) and (viewer := logger.viewer()):
+                print(f"curves:     {viewer}")
     finish_wandb()
     return 0
 

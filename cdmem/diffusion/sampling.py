@@ -39,10 +39,16 @@ class NoiseSource:
         """The next unit Gaussian draw of every seed: (B, C, H, W) float32."""
         return torch.stack([torch.randn(self.shape, generator=g) for g in self.generators]).to(self.device)
 
-    def labels(self, num_classes: int) -> Tensor | None:
-        """Uniform class labels (B,) from a stream of their own (never the global one); None without classes."""
+    def labels(self, num_classes: int, classes: Sequence[int] = ()) -> Tensor | None:
+        """Class labels (B,), functions of the seeds alone; None without classes.
+
+        Uniform, from a stream of their own (never the global one); or ``classes`` in turn: seed s has number s modulo
+        their count.
+        """
         if num_classes == 0:
             return None
+        if classes:
+            return torch.tensor([classes[s % len(classes)] for s in self.seeds], device=self.device)
         drawn = [
             torch.randint(num_classes, (), generator=torch.Generator().manual_seed(sample_seed(s, "labels")))
             for s in self.seeds
@@ -111,6 +117,7 @@ class OdeSampler:
         denoiser: D(x; sigma).
         sigmas: grid ending in 0, see :func:`~cdmem.diffusion.noise.sampler_sigmas`.
         step: solver step.
+        classes: given in turn; empty draws them.
     """
 
     denoiser: DenoiserLike
@@ -118,6 +125,7 @@ class OdeSampler:
     step: SolverStep
     shape: tuple[int, ...]
     num_classes: int = 0
+    classes: Sequence[int] = ()
 
     @property
     def nfe(self) -> int:
@@ -128,7 +136,8 @@ class OdeSampler:
     def __call__(self, seeds: Sequence[int], device: torch.device | str = "cpu") -> Tensor:
         noise = NoiseSource(seeds, self.shape, device)
         x = noise.next().double() * float(self.sigmas[0])
-        return sample_ode(self.denoiser, x, self.sigmas, self.step, noise.labels(self.num_classes))
+        labels = noise.labels(self.num_classes, self.classes)
+        return sample_ode(self.denoiser, x, self.sigmas, self.step, labels)
 
 
 @dataclass
@@ -141,6 +150,7 @@ class ConsistencySampler:
     shape: tuple[int, ...]
     mid_sigmas: Sequence[float] = field(default_factory=tuple)
     num_classes: int = 0
+    classes: Sequence[int] = ()
 
     @property
     def nfe(self) -> int:
@@ -155,7 +165,7 @@ class ConsistencySampler:
             levels,
             self.sigma_min,
             noise.next,
-            noise.labels(self.num_classes),
+            noise.labels(self.num_classes, self.classes),
         )
 
 

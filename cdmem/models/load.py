@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from cdmem.data.subset import TrainingSet
-from cdmem.errors import InputError
+from cdmem.errors import InputError, brief
 from cdmem.io import own_code
 from cdmem.io.text import read_json
 from cdmem.models.foreign import foreign_record
@@ -228,6 +228,6 @@ def _try(module: DiffusionModule, path: Path, key: str) -> None:
         out = module.function()(x * sigma.reshape(-1, 1, 1, 1), sigma, labels)
         problem = None if out.shape == x.shape and bool(out.isfinite().all()) else "gives no finite images"
     except Exception as error:
-        problem = f"cannot be run ({' '.join(str(error).split())[:120]})"
+        problem = f"cannot be run ({brief(error)})"
     if problem:
         raise InputError(key, path, problem, SAVE_AGAIN)

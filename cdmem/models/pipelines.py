@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from cdmem.diffusion.ddpm import MAX_STEPS
 from cdmem.diffusion.sampling import NoiseSource
-from cdmem.errors import InputError
+from cdmem.errors import InputError, brief
 from cdmem.io.text import read_json
 from cdmem.networks.diffusers import DiffusersUNet, load_diffusers, read_config, weights_file
 from cdmem.networks.unet import UNetNetwork
@@ -173,7 +173,7 @@ def read_parts(path: str | Path, key: str = "generator", parameterization: str |
         kind = getattr(diffusers, name)
         scheduler = kind() if place is None else kind.from_pretrained(str(place), local_files_only=True)
     except Exception as error:
-        reason = " ".join(str(error).split())[:160]
+        reason = brief(error)
         raise InputError(key, folder, f"cannot be loaded ({reason})", "save the pipeline again") from None
     weights, variant = weights_file(unet)
     with weights.open("rb") as stream:
@@ -273,7 +273,7 @@ def load_pipeline(
         try:
             sampler([0], steps=1)
         except Exception as error:
-            reason = " ".join(str(error).split())[:160]
+            reason = brief(error)
             if "num_inference_steps" in reason:
                 problem = f"{parts.name} cannot spend that many steps ({reason})"
                 raise InputError("nfe", sampler.nfe, problem, "give another --nfe") from None

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from cdmem.errors import InputError
+from cdmem.errors import InputError, brief
 from cdmem.io.text import read_json
 from cdmem.networks.config import MAX_ITEMS, MAX_SIDE, NetworkConfig
 from cdmem.networks.unet import UNetNetwork
@@ -64,7 +64,7 @@ class DiffusersUNet(NetworkConfig):
             with torch.device(device):
                 return UNet2DModel(**self.config)
         except Exception as error:
-            reason = " ".join(str(error).split())[:160]
+            reason = brief(error)
             raise InputError("unet.config", "...", f"is no network ({reason})", "save the network again") from None
 
     def build(self, shape: Sequence[int], num_classes: int, seed: int) -> nn.Module:
@@ -162,6 +162,6 @@ def load_diffusers(folder: str | Path, key: str = "model.network") -> UNetNetwor
         if not all(bool(p.isfinite().all()) for p in unet.parameters()):
             raise ValueError("some weights are not finite")
     except Exception as error:
-        reason = " ".join(str(error).split())[:160]
+        reason = brief(error)
         raise InputError(key, folder, f"cannot be loaded ({reason})", "save the pipeline again") from None
     return UNetNetwork(unet.float().eval())

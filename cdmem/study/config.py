@@ -14,7 +14,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from cdmem.audit.settings import SAMPLES, AuditSettings
-from cdmem.errors import InputError
+from cdmem.errors import InputError, brief
 from cdmem.io.own_code import split_consent
 from cdmem.io.paths import usable_path
 from cdmem.io.text import parse_settings, read_text
@@ -122,7 +122,7 @@ def _merged(file: str, overrides: Sequence[tuple[str, str]]) -> dict[str, Any]:
         reason = getattr(error, "strerror", None) or ("it is no text" if isinstance(error, UnicodeError) else error)
         raise InputError("config", file, f"cannot be read ({reason})", "see configs/quickstart.yaml") from None
     except (OmegaConfBaseException, yaml.YAMLError, AttributeError, TypeError) as error:
-        reason = " ".join(str(error).split())[:200]
+        reason = brief(error)
         raise InputError("config", file, f"cannot be read ({reason})", "see configs/quickstart.yaml") from None
 
 

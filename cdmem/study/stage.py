@@ -18,7 +18,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.plugins.environments import SLURMEnvironment
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
-from cdmem.errors import InputError
+from cdmem.errors import InputError, brief
 from cdmem.images import to_uint8
 from cdmem.io.atomic import owned
 from cdmem.io.own_code import split_consent
@@ -32,6 +32,7 @@ from cdmem.study.consent import checked_configs
 from cdmem.study.given import refusal
 from cdmem.study.parsing import (
     PARSING,
+    PRESETS,
     check_values,
     config_file,
     config_name,
@@ -118,6 +119,7 @@ class Stage(LightningCLI):
         return {self.command: known[self.command]}
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        parser.epilog = PRESETS
         parser.add_argument("--run_dir", type=str | None, default=None, help="run folder; runs/<config name>")
         parser.add_argument("--seed", type=int, default=0, help="subset, training and sampling seeds derive from it")
         parser.add_argument(
@@ -332,7 +334,7 @@ class Stage(LightningCLI):
             self._keep_interruption(folder, error, time.time() - started)
             if start.checkpoint is None or self.model.started or not isinstance(error, INVALID):
                 raise
-            reason = f"{type(error).__name__}: {' '.join(str(error).split())[:120]}"
+            reason = f"{type(error).__name__}: {brief(error)}"
             problem = f"cannot be restored ({reason})"
             raise InputError("ckpt_path", self.settings.ckpt_path, problem, "use another checkpoint") from None
         if not self.trainer.is_global_zero or self.trainer.fast_dev_run:
@@ -354,7 +356,7 @@ class Stage(LightningCLI):
         """Write down that training did not end by itself."""
         kept = self.command == "fit" and self.model.started and self.trainer.is_global_zero
         if kept and not self.trainer.fast_dev_run:
-            why = " ".join(str(error).split())[:200] or None
+            why = brief(error) or None
             ending = Ending(self.trainer.global_step, "interrupted", type(error).__name__, why, round(seconds, 1))
             with contextlib.suppress(OSError):  # a full disk may be what ended it
                 folder.write_json(FINISHED, ending.plain())

@@ -4,20 +4,18 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 import sys
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-import numpy as np
-from tqdm import tqdm
-
+from cdmem.audit.result import plain
 from cdmem.errors import InputError
 from cdmem.io.paths import possible_path
+from cdmem.io.progress import progress
 from cdmem.report.page import Figure, Page, Table, Text, write
 from cdmem.report.page import Section as PageSection
 
@@ -42,9 +40,12 @@ class Progress:
         if not self.quiet:
             print(f"[{time.monotonic() - self.began:6.1f} s] {message}", file=sys.stderr, flush=True)
 
-    def bar(self, items: Iterable[T], what: str) -> Iterable[T]:
-        """The same items, with a bar on a terminal; a log has the lines."""
-        return tqdm(items, desc=what, disable=self.quiet or not sys.stderr.isatty(), leave=False, file=sys.stderr)
+    def bar(self, items: Collection[T], what: str) -> Iterator[T]:
+        """The same items, each counted when the next one is asked for."""
+        with progress(len(items), what, self.quiet) as shown:
+            for item in items:
+                yield item
+                shown.update()
 
 
 @dataclass(frozen=True)
@@ -89,23 +90,6 @@ def combine(title: str, parts: Sequence[Outcome]) -> Outcome:
         results |= {**part.results, "status": status}
     lead = [line for part in parts for line in part.lead]
     return Outcome(lead, results, [section for part in parts for section in part.sections], title)
-
-
-def plain(value: Any) -> Any:
-    """The same value out of JSON's own types: arrays become lists, what is not finite becomes None."""
-    if isinstance(value, Mapping):
-        return {str(k): plain(v) for k, v in value.items()}
-    if isinstance(value, list | tuple):
-        return [plain(v) for v in value]
-    if isinstance(value, np.generic):
-        return plain(value.item())
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if value is None or isinstance(value, bool | int | str):
-        return value
-    if hasattr(value, "tolist"):  # an array or a tensor
-        return plain(value.tolist())
-    raise TypeError(f"{type(value).__name__} cannot be written as JSON")
 
 
 def span(entry: Mapping[str, Any] | None, form: str = "+.3f") -> str:

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import netrc
 import os
+import shlex
 import sys
 import warnings
 from collections.abc import Callable, Mapping
 from functools import wraps
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +78,7 @@ class SafeWandbLogger(WandbLogger):
 
     def __init__(self, teacher: dict[str, Any] | None = None, parts: int = 0, **settings: Any) -> None:
         super().__init__(**settings)
+        self._wandb_init.pop("anonymous", None)  # Lightning hands it over as None; W&B warns of it, whatever it is
         self.teacher, self.parts, self.broken = teacher, parts, False
 
     @property
@@ -85,6 +88,13 @@ class SafeWandbLogger(WandbLogger):
         if self._experiment is None:
             self._start()
         return Ignored() if self.broken else self._experiment
+
+    def viewer(self) -> str | None:
+        """The command that shows this run in a terminal; None unless it was logged offline."""
+        if self._experiment is None or self.broken or not self._experiment.offline:
+            return None
+        leet = "leet" if find_spec("wandb.cli.leet") else "beta leet"
+        return f"wandb {leet} run {shlex.quote(str(Path(self.save_dir or '.') / 'wandb/latest-run'))}"
 
     @guarded
     def _start(self) -> None:

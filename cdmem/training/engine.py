@@ -11,7 +11,7 @@ import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 
-from cdmem.errors import InputError, RunFailure
+from cdmem.errors import InputError, RunFailure, brief
 
 PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
 NAMES = {"None": "32-true", "32": "32-true"}
@@ -96,7 +96,7 @@ def watching_peers(trainer: Trainer) -> Iterator[None]:
     except RuntimeError as error:
         if trainer.world_size == 1 or not LOST.search(str(error)):
             raise
-        reason = " ".join(str(error).split())[:120]
+        reason = brief(error)
         raise RunFailure(
             f"rank {trainer.global_rank} lost another process of the run ({reason}): see that one's message; "
             "the same command goes on from the last checkpoint"

@@ -17,7 +17,7 @@ from cdmem.diffusion.noise import SIGMA_MAX, SIGMA_MIN
 from cdmem.diffusion.preconditioning import Denoiser
 from cdmem.diffusion.sampling import Sampler
 from cdmem.diffusion.step_noise import StepNoise
-from cdmem.errors import InputError
+from cdmem.errors import InputError, brief
 from cdmem.images import to_float
 from cdmem.io import own_code
 from cdmem.networks.config import NetworkConfig
@@ -100,7 +100,7 @@ class DiffusionModule(LightningModule):
         except InputError:
             raise
         except Exception as error:
-            own, reason = own_code.is_own(config), " ".join(str(error).split())[:160]
+            own, reason = own_code.is_own(config), brief(error)
             if not own and not isinstance(error, ValueError | RuntimeError | TypeError | ArithmeticError):
                 raise
             shown, problem = (own_code.class_path(config), own_code.reason(error)) if own else (config, reason)

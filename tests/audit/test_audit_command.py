@@ -12,20 +12,21 @@ from PIL import Image
 
 from cdmem.data.sources import load_source
 from cdmem.data.subset import SubsetSpec, choose
-from support.tiny import callback, command, read, stage, study
+from support.stages import callback, cdmem, read, stage, study
 
 CALLBACKS = [
-    {
-        "class_path": "callbacks.MemorizationCallback",
-        "init_args": {"cadence": {"samples": 24, "points": 6, "spacing": "linear"}},
-    },
+    callback("MemorizationCallback", 24, 6),
     callback("cdmem.training.RunCheckpoint", every_n_steps=6),
 ]
-STAGES = stage("teacher", *CALLBACKS), stage("student", *CALLBACKS)
+DATA = {"held_out": 32, "duplication": [{"fraction": 0.25, "copies": 3}]}
+STAGES = {
+    "teacher": stage("teacher", {"callbacks": CALLBACKS}, DATA, sampler_points=4),
+    "student": stage("student", {"callbacks": CALLBACKS}, DATA, points=5),
+}
 
 
 def audit(*args: object) -> int:
-    return command("audit", "--quiet", *args)
+    return cdmem("audit", "--quiet", *args)
 
 
 def refused(capsys, *args: object) -> str:
@@ -39,7 +40,7 @@ def refused(capsys, *args: object) -> str:
 def run(tmp_path_factory):
     """A finished tiny study."""
     folder = tmp_path_factory.mktemp("audited")
-    assert study(folder, *STAGES, {"samples": 24, "metrics": ["memorization"]}, "--seed", 1) == 0
+    assert study(folder, {"samples": 24, "metrics": ["memorization"]}, "--seed", 1, **STAGES) == 0
     return folder / "run"
 
 
@@ -270,7 +271,7 @@ def test_a_users_metric_is_named_on_the_command_line(my_module, files, tmp_path,
 
 def test_a_users_metric_in_the_file_of_a_study(my_module, tmp_path):
     for metrics, code in ((["my_module.Absent"], 2), (["memorization", "my_module.Brightness"], 0)):
-        assert study(tmp_path, *STAGES, {"samples": 24, "nfe": 1, "metrics": metrics}) == code
+        assert study(tmp_path, {"samples": 24, "nfe": 1, "metrics": metrics}, **STAGES) == code
         assert (tmp_path / "run").exists() is (code == 0)
     summary = read(tmp_path / "run/audit/summary.json")
     assert all(m["metrics"]["my_module.Brightness"]["mean"] > 0 for m in summary["models"])

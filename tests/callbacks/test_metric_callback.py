@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from support import tiny
-from support.tiny import callback, stage
+from support import stages
+from support.stages import callback, last_line, mlp, rows, stage
 
 METRICS = {
     "MemorizedFraction": ({"near_duplicates": "auto"}, "f_mem"),
@@ -36,21 +36,22 @@ class Corner(nn.Module):
 
 def entry(name: str, samples: int = 32, own: dict | None = None, **options) -> dict:
     metric = {"class_path": f"cdmem.metrics.{name}", "init_args": own or METRICS[name][0]}
-    return callback("callbacks.MetricCallback", samples, 1, **{"metric": metric, **options})
+    return callback("MetricCallback", samples, **{"metric": metric, **options})
 
 
 def fit(folder: Path, *callbacks: dict) -> int:
-    data, model = {"n": 10, "held_out": 40}, {"points": 4, "teacher": "analytic:empirical", "network": tiny.NETWORK}
-    return tiny.fit(folder, stage("student", *callbacks, steps=2, data=data, **model), "--seed", 0)
+    data, model = {"n": 10, "held_out": 40}, {"points": 4, "teacher": "analytic:empirical", "network": mlp()}
+    trainer = {"max_steps": 2, "callbacks": list(callbacks)}
+    return stages.fit(folder, stage("student", trainer, data, **model), "--seed", 0)
 
 
 def test_every_metric_is_one_entry_in_a_config(tmp_path, monkeypatch):
     (tmp_path / "my_features.py").write_text(FEATURES)
     monkeypatch.syspath_prepend(str(tmp_path))
     entries = [entry(name, nfe=[1, 2]) for name in METRICS]
-    assert fit(tmp_path, *entries, callback("callbacks.WhiteboxCallback", 4, 1)) == 0
+    assert fit(tmp_path, *entries, callback("WhiteboxCallback", 4)) == 0
     last: dict[str, float] = {}
-    for row in tiny.logged(tmp_path / "run"):
+    for row in rows(tmp_path / "run"):
         last |= row
     for name, (_, key) in METRICS.items():
         for suffix in ("", "_nfe2"):
@@ -68,5 +69,5 @@ def test_every_metric_is_one_entry_in_a_config(tmp_path, monkeypatch):
     ],
 )
 def test_impossible_entries_stop_before_training(tmp_path, capsys, broken, words):
-    assert fit(tmp_path, broken) == 2 and words in tiny.last_line(capsys)
+    assert fit(tmp_path, broken) == 2 and words in last_line(capsys)
     assert not (tmp_path / "run/checkpoints").exists()

@@ -9,16 +9,16 @@ import torch
 
 from callbacks.onset import OnsetCallback, held_out_bar, memorization_onset, plateau_start
 from support import make_training_set, random_images
-from support.tiny import callback, fit, last_line, logged, read, stage, study
+from support.stages import callback, fit, last_line, read, rows, stage, study
 
-MEASURES = callback("callbacks.MemorizationCallback", 24, 3, threshold=1.0)
-QUALITY = callback("callbacks.QualityCallback", 24, 3)
+MEASURES = callback("MemorizationCallback", 24, 3, "log", threshold=1.0)
+QUALITY = callback("QualityCallback", 24, 3, "log")
 CHECKPOINTS = callback("cdmem.training.RunCheckpoint", every_n_steps=32, keep_all=True)
 
 
 def teacher(*callbacks: dict, held_out: int = 0) -> dict:
     """One whose every sample counts as memorised: the ratio threshold is 1, and no held-out image objects."""
-    return stage("teacher", *callbacks, steps=64, data={"held_out": held_out, "duplication": []})
+    return stage("teacher", {"max_steps": 64, "callbacks": list(callbacks)}, {"held_out": held_out}, sampler_points=4)
 
 
 def judge(name: str, **options) -> dict:
@@ -57,9 +57,9 @@ def test_onset_is_logged_once_and_kept(tmp_path, capsys):
     """Also by a run that goes on: it remembers what it saw."""
     settings, run = teacher(MEASURES, judge("OnsetCallback"), CHECKPOINTS), tmp_path / "run"
     assert fit(tmp_path, settings) == 0
-    rows, before = logged(run), read(run / "onset.json")
-    assert len([r for r in rows if "onset/tau_mem" in r]) == 1
-    steps = [r["step"] for r in rows if "memorization/f_mem" in r]
+    logged, before = rows(run), read(run / "onset.json")
+    assert len([r for r in logged if "onset/tau_mem" in r]) == 1
+    steps = [r["step"] for r in logged if "memorization/f_mem" in r]
     assert steps == [1, 8, 64]
     assert before["tau_mem"]["between"] == [None, 1] and before["bar"] == 0
     assert capsys.readouterr().out.count("tau_mem =") == 1
@@ -68,7 +68,7 @@ def test_onset_is_logged_once_and_kept(tmp_path, capsys):
     assert fit(tmp_path, settings, "--ckpt_path", "last") == 0
     assert "onset:" not in capsys.readouterr().out
     assert read(run / "onset.json") == before
-    assert [r["step"] for r in logged(run) if "memorization/f_mem" in r] == steps
+    assert [r["step"] for r in rows(run) if "memorization/f_mem" in r] == steps
     saved = torch.load(run / "checkpoints/last.ckpt", weights_only=True)["callbacks"]
     state = next(v for k, v in saved.items() if k.startswith("OnsetCallback"))
     fresh = OnsetCallback()
@@ -110,11 +110,11 @@ def test_impossible_settings_are_one_line(tmp_path, capsys, callbacks, words):
 
 
 def test_a_study_goes_on_after_a_stopped_stage(tmp_path, capsys):
-    stages = (
-        teacher(MEASURES, judge("MemorizationStopping", threshold=0.1), held_out=16),
-        stage("student", MEASURES, steps=4, data={"held_out": 16, "duplication": []}, points=4),
-    )
+    stages = {
+        "teacher": teacher(MEASURES, judge("MemorizationStopping", threshold=0.1), held_out=16),
+        "student": stage("student", {"max_steps": 4, "callbacks": [MEASURES]}, points=4),
+    }
     for words in ("training stops here", "stopped before, at step 1"):
-        assert study(tmp_path, *stages, {"samples": 16}) == 0 and words in capsys.readouterr().out
+        assert study(tmp_path, {"samples": 16}, **stages) == 0 and words in capsys.readouterr().out
     assert [read(tmp_path / f"run/{name}/finished.json")["step"] for name in ("teacher", "student")] == [1, 4]
     assert (tmp_path / "run/audit/summary.json").is_file()

@@ -27,7 +27,7 @@ from cdmem.study.plan import PlanSettings, count_devices, plan_study
 from cdmem.study.stage import build
 from cdmem.study.study import Study
 from cdmem.training.datamodule import MemorizationDataModule
-from support.settings import callback, cdmem, tiny_stage, write_study
+from support.stages import callback, cdmem, stage, write_study
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 
@@ -53,7 +53,7 @@ def planned_stage(name: str) -> dict:
     """Three steps; those of the Heun student are of two batches."""
     trainer = {"max_steps": 3, "callbacks": CALLBACKS, "accumulate_grad_batches": 2 if name == "heun" else 1}
     role = "teacher" if name == "teacher" else "student"
-    return tiny_stage(role, trainer, {"held_out": 20}, ema_half_lives=[2, 5], **MODELS[name])
+    return stage(role, trainer, {"held_out": 20}, ema_half_lives=[2, 5], **MODELS[name])
 
 
 @pytest.fixture(scope="module")
@@ -191,10 +191,10 @@ def test_shipped_studies(name, capsys, tmp_path):
     common = ["--config", CONFIGS / f"{name}.yaml", "--devices", 2, "--tflops", 100]
     plan = plan_json(capsys, *common)
     assert [s["name"] for s in plan["stages"]] == ["teacher", *content["students"]]
-    for stage, file in zip(plan["stages"], [content["teacher"], *content["students"].values()]):
+    for planned, file in zip(plan["stages"], [content["teacher"], *content["students"].values()]):
         given = yaml.safe_load((CONFIGS / file).read_text())["trainer"]
-        assert stage["steps"] == given["max_steps"]
-        assert stage["batch"] == 2 * stage["micro_batch"] * given.get("accumulate_grad_batches", 1)
+        assert planned["steps"] == given["max_steps"]
+        assert planned["batch"] == 2 * planned["micro_batch"] * given.get("accumulate_grad_batches", 1)
     parts = [*plan["stages"], plan["audit"]]
     for key in ("flops", "hours", "device_hours"):
         assert plan["total"][key] == pytest.approx(sum(part[key] for part in parts))
@@ -243,10 +243,10 @@ def shares(monkeypatch):
 
 def test_hours_follow_measured_seconds(run, shares, capsys):
     plan = plan_json(capsys, "--config", run.folder / "study.yaml")
-    for stage in plan["stages"]:
-        seconds = 3.0 * stage["images_seen"] + 2.0 * stage["evaluations"]["count"]
-        assert stage["hours"] == pytest.approx(seconds / 3600)
-        assert stage["rates"]["source"] == "measured here (cpu) in 20 steps of 2 images, scaled to 4"
+    for planned in plan["stages"]:
+        seconds = 3.0 * planned["images_seen"] + 2.0 * planned["evaluations"]["count"]
+        assert planned["hours"] == pytest.approx(seconds / 3600)
+        assert planned["rates"]["source"] == "measured here (cpu) in 20 steps of 2 images, scaled to 4"
     assert plan["audit"]["hours"] == pytest.approx(2.0 * plan["audit"]["evaluations"] / 3600)
     assert shares == [20.0] * 3  # of a minute
 

@@ -2,8 +2,11 @@
 
 import hashlib
 import json
-import os
 import pickle
+import tarfile
+import threading
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 
 import numpy as np
 import pytest
@@ -14,6 +17,7 @@ from cdmem.data import cifar10 as cifar
 from cdmem.data import pixels
 from cdmem.data.sources import load_source
 from cdmem.errors import InputError
+from cdmem.io import download
 from support.pools import check, grey_levels, key_of
 
 # the table of sources
@@ -173,25 +177,52 @@ def test_cifar_refuses_altered_and_missing_batches(batches):
         load_source("cifar10", str(folder))
 
 
-def test_cifar_downloads_only_what_is_missing_and_reads_it(batches, monkeypatch):
-    import torchvision.datasets.utils as utils
-
+@pytest.fixture
+def server(batches, monkeypatch):
+    """The official address: an HTTP server with the batches as its archive, and what it was asked for."""
     folder, _ = batches
-    calls = []
+    place, asked = folder / "server", []
+    place.mkdir()
+    with tarfile.open(place / "cifar-10-binary.tar.gz", "w:gz") as tar:
+        for name in cifar.MD5:
+            tar.add(folder / name, f"{cifar.FOLDER}/{name}")
+    content = (place / "cifar-10-binary.tar.gz").read_bytes()
 
-    def fetch(url, root, md5):
-        calls.append((url, md5))
-        if len(calls) == 1:
-            raise OSError("no route to host")
-        os.rename(folder, os.path.join(root, cifar.FOLDER))
+    class Handler(SimpleHTTPRequestHandler):
+        def log_message(self, *args):
+            asked.append(self.path)
 
-    monkeypatch.setattr(utils, "download_and_extract_archive", fetch)
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(Handler, directory=str(place))) as http:
+        threading.Thread(target=http.serve_forever, daemon=True).start()
+        monkeypatch.setattr(cifar, "URL", f"http://127.0.0.1:{http.server_port}/cifar-10-binary.tar.gz")
+        monkeypatch.setattr(cifar, "ARCHIVE_MD5", hashlib.md5(content).hexdigest())
+        monkeypatch.setattr(download, "CHUNK", len(content) // 25)
+        yield asked
+        http.shutdown()
+
+
+def test_cifar_downloads_only_what_is_missing_and_reads_it(batches, server, capsys):
+    folder, records = batches
     load_source("cifar10", str(folder), download=True)
-    assert calls == []
-    with pytest.raises(InputError, match=r"^data\.download=.*no route to host"):
-        load_source("cifar10", str(folder / "new"), download=True)
-    assert calls == [(cifar.URL, "c32a1d4ab5d03f1284b67883e8d87530")]
-    assert len(load_source("cifar10", str(folder.parent / "fresh"), download=True)) == 20
+    assert not server
+    pool = load_source("cifar10", str(folder / "fresh"), download=True)
+    assert np.array_equal(pool.labels.numpy(), records[:, 0]) and len(server) == 1
+    said = capsys.readouterr().err
+    assert "\r" not in said and len(said.splitlines()) == 10 and said.startswith("CIFAR-10:  10 %")
+    # An archive that is there is unpacked again, not fetched.
+    (folder / "fresh" / cifar.FOLDER / "data_batch_2.bin").unlink()
+    assert len(load_source("cifar10", str(folder / "fresh"), download=True)) == 20 and len(server) == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "problem"), [("URL", "x", "Connection|404|refused"), ("ARCHIVE_MD5", "0", "MD5")]
+)
+def test_a_failed_download_is_one_line_and_leaves_no_archive(batches, server, monkeypatch, name, value, problem):
+    monkeypatch.setattr(cifar, name, f"{cifar.URL}.{value}" if name == "URL" else value)
+    place = batches[0] / "new"
+    with pytest.raises(InputError, match=rf"^data\.download=.*{problem}"):
+        load_source("cifar10", str(place), download=True)
+    assert not list(place.iterdir())
 
 
 # celeba

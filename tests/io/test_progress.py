@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from cdmem.io.progress import ProgressLines
-from support.stages import cdmem, config, write
+from cdmem.theory.experiment import Progress
+from support.stages import cdmem, stage, write
 
 
 @pytest.mark.parametrize(("total", "step", "lines"), [(2000, 1, 10), (7, 1, 7), (3, 2, 1), (1, 1, 1)])
@@ -35,9 +36,16 @@ def test_nothing_is_said_without_a_total_or_when_disabled():
     assert out.getvalue() == ""
 
 
+def test_the_laboratories_of_theory_write_lines(capsys):
+    assert list(Progress().bar(range(40), "work")) == list(range(40))
+    said = capsys.readouterr().err
+    assert "\r" not in said and len(said.splitlines()) == 10 and said.splitlines()[-1].startswith("work: 100 % (40/40)")
+    assert list(Progress(quiet=True).bar([1], "work")) == [1] and capsys.readouterr().err == ""
+
+
 def test_a_resumed_stage_knows_its_total(tmp_path, capsys):
     for steps in (20, 40):
-        content = config("teacher", {"max_steps": steps, "enable_progress_bar": True})
+        content = stage("teacher", {"max_steps": steps, "enable_progress_bar": True}, lr_schedule="constant")
         assert cdmem("fit", "--config", write(tmp_path / "t.yaml", content), "--run_dir", tmp_path / "r") == 0
     said = capsys.readouterr().out
     shares = [line for line in said.splitlines() if line.startswith("teacher: ")]

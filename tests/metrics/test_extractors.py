@@ -17,6 +17,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from cdmem.errors import InputError
+from cdmem.io import download
 from cdmem.metrics.quality import efficientnet, inception
 from cdmem.metrics.quality.efficientnet import (
     EfficientNetLite0,
@@ -318,7 +319,7 @@ def test_download_is_checked_and_whole(stand_in, monkeypatch):
         calls.append(url)
         return io.BytesIO(content)
 
-    monkeypatch.setattr(inception.urllib.request, "urlopen", answer)
+    monkeypatch.setattr(download.urllib.request, "urlopen", answer)
     with pytest.raises(InputError, match="SHA-256"):
         InceptionFeatures(download=True)
     assert not list(inception.hub_file().parent.iterdir())
@@ -332,7 +333,7 @@ def test_failed_download_says_so(monkeypatch):
     def refuse(url, timeout):
         raise urllib.error.URLError("no network")
 
-    monkeypatch.setattr(inception.urllib.request, "urlopen", refuse)
+    monkeypatch.setattr(download.urllib.request, "urlopen", refuse)
     with pytest.raises(InputError, match=r"no network.*CDMEM_INCEPTION"):
         InceptionFeatures(download=True)
 
@@ -340,7 +341,7 @@ def test_failed_download_says_so(monkeypatch):
 def test_only_rank_zero_downloads(stand_in, monkeypatch):
     path, digest = stand_in
     os.chdir(path.parent.parent)
-    monkeypatch.setattr(inception.urllib.request, "urlopen", lambda *a, **k: pytest.fail("downloaded"))
+    monkeypatch.setattr(download.urllib.request, "urlopen", lambda *a, **k: pytest.fail("downloaded"))
     monkeypatch.setenv("RANK", "1")
     with pytest.raises(InputError, match=r"within 0\.2 s"):
         inception.fetch_weights(digest, wait=0.2)

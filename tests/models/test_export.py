@@ -29,7 +29,7 @@ from cdmem.models.load import load_model
 from cdmem.networks.unet import UNet
 from cdmem.training.checkpoint import weights_digest
 from support.diffusers_alone import SCRIPT
-from support.settings import cdmem
+from support.stages import cdmem
 
 SMALL = UNet(channels=[8, 16], layers=1, norm_groups=4)
 SEEDS = [3, 1_000_004, 7]

@@ -27,7 +27,7 @@ from cdmem.models.load import load_model
 from cdmem.networks.diffusers import DiffusersUNet
 from cdmem.training.checkpoint import weights_digest
 from support.folders import make_unet, saved
-from support.settings import cdmem, tiny_stage
+from support.stages import cdmem, stage
 
 SEEDS = [3, 1_000_004, 7]
 BETAS = {
@@ -247,7 +247,7 @@ def test_the_command_line_from_folder_to_audit_and_export(tmp_path, unet, capsys
     """fit, fit again with ``--ckpt_path last``, another folder refused, audit against the folder, export."""
     folder = saved(tmp_path / "teacher", unet, DDPMScheduler())
     other = saved(tmp_path / "other", make_unet(seed=1), DDPMScheduler())
-    config = tiny_stage("student", {"max_steps": 2}, {"held_out": 8}, lr_schedule="constant")
+    config = stage("student", {"max_steps": 2}, {"held_out": 8}, lr_schedule="constant")
     (tmp_path / "student.yaml").write_text(yaml.safe_dump(config))
     run, out, report = tmp_path / "run", tmp_path / "out", tmp_path / "audit.json"
     fit = ["fit", "--config", tmp_path / "student.yaml", "--run_dir", run, "--model.teacher"]

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from cdmem.models.load import load_model
-from support.settings import cdmem
+from support.stages import cdmem
 
 ROOT = Path(__file__).resolve().parents[2]
 OLD, CONFIGS = ROOT / "tests/fixtures/old_run", ROOT / "configs"

@@ -20,7 +20,7 @@ from cdmem.report.build import write_report
 from cdmem.report.compare import differing, over_seeds, prepare_comparison, studies_below
 from cdmem.report.run_data import read_run
 from support.report import HOSTILE, make_study_folder
-from support.tiny import command
+from support.stages import cdmem
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -112,7 +112,7 @@ def test_folders_without_a_study_are_refused(tmp_path, capsys):
     (run / "audit/summary.json").write_text(json.dumps({"models": []}))
     with pytest.raises(InputError, match="torn or empty"):
         read_run(run)
-    assert command("report", tmp_path / "none") == 2 and "runs=" in capsys.readouterr().err
+    assert cdmem("report", tmp_path / "none") == 2 and "runs=" in capsys.readouterr().err
 
 
 def test_several_runs_are_compared(tmp_path):
@@ -125,7 +125,7 @@ def test_several_runs_are_compared(tmp_path):
     assert "6 studies" in html and "Against data.n" in html and html.count('class="chart"') == 2
     rows = list(csv.DictReader((tmp_path / "sweep/report/f_mem_against_data_n.csv").open(encoding="utf-8")))
     assert len(rows) == 9  # three sizes, three models
-    assert command("report", tmp_path / "sweep/data.n=16") == 0
+    assert cdmem("report", tmp_path / "sweep/data.n=16") == 0
     assert (folders[0] / "report.html").is_file() and (folders[1] / "report.html").is_file()
     assert 'href="seed=0/report.html"' in (tmp_path / "sweep/data.n=16/comparison.html").read_text(encoding="utf-8")
 

@@ -5,21 +5,19 @@ from __future__ import annotations
 import json
 import math
 import shutil
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
 
-from support.stages import OPTIMIZER, cdmem, checkpoint, config, rows, same_weights, write
+from support.stages import cdmem, checkpoint, fit, rows, same_weights, stage, write_study
 
+OPTIMIZER = {"class_path": "torch.optim.Adam", "init_args": {"lr": 0.01}}
+config = partial(stage, optimizer=OPTIMIZER, lr_schedule="constant")
 LR = "model.init_args.optimization.optimizer.init_args.lr"
 OPTION = "--model.optimization.optimizer.init_args.lr"
-
-
-def fit(folder: Path, content: dict, *args: object, name: str = "r") -> int:
-    file = write(folder / "t.yaml", content)
-    return cdmem("fit", "--config", file, "--run_dir", folder / name, *args)
 
 
 def changes(folder: Path) -> list[dict]:
@@ -39,40 +37,40 @@ def half(tmp_path) -> Path:
 
 def test_longer_is_what_one_long_run_gives(half):
     assert fit(half, config("teacher")) == 0
-    assert fit(half, config("teacher"), name="whole") == 0
-    assert same_weights(half / "r", half / "whole") and rows(half / "r") == rows(half / "whole")
-    assert changes(half / "r") == [{"step": 3, "key": "trainer.max_steps", "old": 3, "new": 6}]
-    assert settings(half / "r")["trainer"]["max_steps"] == 6
+    assert fit(half, config("teacher"), run="whole") == 0
+    assert same_weights(half / "run", half / "whole") and rows(half / "run") == rows(half / "whole")
+    assert changes(half / "run") == [{"step": 3, "key": "trainer.max_steps", "old": 3, "new": 6}]
+    assert settings(half / "run")["trainer"]["max_steps"] == 6
 
 
 def test_another_rate_is_applied_and_recorded(half, capsys):
     assert fit(half, config("teacher"), OPTION, 0.5) == 0
-    assert {r["step"]: r["train/lr"] for r in rows(half / "r") if "train/lr" in r} == dict.fromkeys(
+    assert {r["step"]: r["train/lr"] for r in rows(half / "run") if "train/lr" in r} == dict.fromkeys(
         range(3), 0.01
     ) | dict.fromkeys(range(3, 6), 0.5)
-    assert {"step": 3, "key": LR, "old": 0.01, "new": 0.5} in changes(half / "r")
+    assert {"step": 3, "key": LR, "old": 0.01, "new": 0.5} in changes(half / "run")
     assert f"from step 3 on: {LR}: 0.01 -> 0.5" in capsys.readouterr().out
-    group = checkpoint(half / "r")["optimizer_states"][0]["param_groups"][0]
+    group = checkpoint(half / "run")["optimizer_states"][0]["param_groups"][0]
     assert (
         group["lr"] == 0.5
-        and settings(half / "r")["model"]["init_args"]["optimization"]["optimizer"]["init_args"]["lr"] == 0.5
+        and settings(half / "run")["model"]["init_args"]["optimization"]["optimizer"]["init_args"]["lr"] == 0.5
     )
-    assert fit(half, config("teacher"), name="whole") == 0
-    assert not same_weights(half / "r", half / "whole")
+    assert fit(half, config("teacher"), run="whole") == 0
+    assert not same_weights(half / "run", half / "whole")
 
 
 def test_a_checkpoint_elsewhere_takes_the_settings_it_is_given(half):
     """The same weights whatever the rate, and a record that says otherwise, is what must not be."""
     runs = {}
     for rate in (0.01, 0.1):
-        old = half / "r/checkpoints/last.ckpt"
-        assert fit(half, config("teacher"), OPTION, rate, "--ckpt_path", old, name=f"new{rate}") == 0
+        old = half / "run/checkpoints/last.ckpt"
+        assert fit(half, config("teacher"), OPTION, rate, "--ckpt_path", old, run=f"new{rate}") == 0
         runs[rate] = half / f"new{rate}"
     assert not same_weights(*runs.values())
     assert [c["key"] for c in changes(runs[0.1])] == [LR, "trainer.max_steps"]
     assert [c["key"] for c in changes(runs[0.01])] == ["trainer.max_steps"]
     assert fit(half, config("teacher")) == 0
-    assert same_weights(half / "r", runs[0.01])
+    assert same_weights(half / "run", runs[0.01])
 
 
 @pytest.mark.parametrize("name", ["betas", "weight_decay"])
@@ -80,7 +78,7 @@ def test_every_hyperparameter_is_applied(name, half):
     value = [0.5, 0.6] if name == "betas" else 0.25
     optimizer = {"class_path": "torch.optim.Adam", "init_args": {"lr": 0.01, name: value}}
     assert fit(half, config("teacher", optimizer=optimizer)) == 0
-    group = checkpoint(half / "r")["optimizer_states"][0]["param_groups"][0]
+    group = checkpoint(half / "run")["optimizer_states"][0]["param_groups"][0]
     assert list(torch.as_tensor(group[name]).reshape(-1).tolist()) == pytest.approx(
         list(torch.as_tensor(value).reshape(-1).tolist())
     )
@@ -131,23 +129,25 @@ def cosine(step: int, start: int, end: int) -> float:
 def test_a_cosine_must_be_told_how(tmp_path, capsys):
     short = config("teacher", {"max_steps": 4}, lr_schedule="cosine")
     assert fit(tmp_path, short) == 0
-    before = (tmp_path / "r/checkpoints/last.ckpt").read_bytes()
+    before = (tmp_path / "run/checkpoints/last.ckpt").read_bytes()
     longer = config("teacher", {"max_steps": 8}, lr_schedule="cosine")
     assert fit(tmp_path, longer) == 2
     said = capsys.readouterr().err
     assert said.startswith("cdmem: error: trainer.max_steps=8") and "longer restart" in said
-    assert (tmp_path / "r/checkpoints/last.ckpt").read_bytes() == before and not (tmp_path / "r/changes.json").exists()
-    shutil.copytree(tmp_path / "r", tmp_path / "held")
+    assert (tmp_path / "run/checkpoints/last.ckpt").read_bytes() == before and not (
+        tmp_path / "run/changes.json"
+    ).exists()
+    shutil.copytree(tmp_path / "run", tmp_path / "held")
     assert fit(tmp_path, longer, "--model.optimization.longer", "restart") == 0
-    rates = {r["step"]: r["train/lr"] for r in rows(tmp_path / "r") if "train/lr" in r}
+    rates = {r["step"]: r["train/lr"] for r in rows(tmp_path / "run") if "train/lr" in r}
     assert rates == pytest.approx({s: cosine(s, 0, 4) if s < 4 else cosine(s, 4, 8) for s in range(8)}, rel=1e-12)
-    assert fit(tmp_path, longer, "--model.optimization.longer", "constant_at_end", name="held") == 0
+    assert fit(tmp_path, longer, "--model.optimization.longer", "constant_at_end", run="held") == 0
     rates = {r["step"]: r["train/lr"] for r in rows(tmp_path / "held") if "train/lr" in r}
     assert rates == pytest.approx({s: cosine(min(s, 3), 0, 4) for s in range(8)}, rel=1e-12)
     # A third part: the schedule of the second stays where it was.
     longest = config("teacher", {"max_steps": 10}, lr_schedule="cosine")
     assert fit(tmp_path, longest, "--model.optimization.longer", "restart") == 0
-    rates = {r["step"]: r["train/lr"] for r in rows(tmp_path / "r") if "train/lr" in r}
+    rates = {r["step"]: r["train/lr"] for r in rows(tmp_path / "run") if "train/lr" in r}
     assert [rates[8], rates[9]] == pytest.approx([0.01, 0.005])
 
 
@@ -166,28 +166,28 @@ def test_a_cosine_must_be_told_how(tmp_path, capsys):
     ],
 )
 def test_what_cannot_change_is_refused_with_the_command_that_does_it(args, key, half, capsys):
-    before = {p: p.read_bytes() for p in (half / "r").rglob("*") if p.is_file() and p.name != ".lock"}
+    before = {p: p.read_bytes() for p in (half / "run").rglob("*") if p.is_file() and p.name != ".lock"}
     assert fit(half, config("teacher"), *args) == 2
     said = capsys.readouterr().err.strip()
     assert said.startswith(f"cdmem: error: {key}=") and len(said.splitlines()) == 1
-    assert f"--run_dir {half / 'r'}-2" in said and "python -m cdmem fit" in said
+    assert f"--run_dir {half / 'run'}-2" in said and "python -m cdmem fit" in said
     assert all(p.read_bytes() == content for p, content in before.items())
 
 
 def test_another_run_is_not_overwritten(half, capsys):
-    assert fit(half, config("teacher"), name="other") == 0
-    before = (half / "r/checkpoints/last.ckpt").read_bytes()
+    assert fit(half, config("teacher"), run="other") == 0
+    before = (half / "run/checkpoints/last.ckpt").read_bytes()
     assert fit(half, config("teacher"), "--ckpt_path", half / "other/checkpoints/last.ckpt") == 2
     assert "would overwrite" in capsys.readouterr().err
-    assert (half / "r/checkpoints/last.ckpt").read_bytes() == before
+    assert (half / "run/checkpoints/last.ckpt").read_bytes() == before
 
 
 def test_a_refused_restore_changes_nothing(half):
     """A checkpoint whose optimizer state cannot be loaded: everything in the folder stays as it was."""
-    state = checkpoint(half / "r")
+    state = checkpoint(half / "run")
     state["optimizer_states"][0]["param_groups"] = []
-    torch.save(state, half / "r/checkpoints/last.ckpt")
-    before = {p: p.read_bytes() for p in (half / "r").rglob("*") if p.is_file()}
+    torch.save(state, half / "run/checkpoints/last.ckpt")
+    before = {p: p.read_bytes() for p in (half / "run").rglob("*") if p.is_file()}
     assert fit(half, config("teacher"), OPTION, 0.3) == 2
     assert {p: p.read_bytes() for p in before} == before
 
@@ -195,8 +195,8 @@ def test_a_refused_restore_changes_nothing(half):
 def test_weights_of_another_run(half):
     """Evaluated weights only: averages start there too, step and moments anew; the origin is recorded."""
     content = config("teacher", {"max_steps": 1}, optimizer=OPTIMIZER | {"init_args": {"lr": 1e-30}}, training_seed=5)
-    assert fit(half, content, "--weights_from", half / "r", name="new") == 0
-    old, new = checkpoint(half / "r")["state_dict"], checkpoint(half / "new")["state_dict"]
+    assert fit(half, content, "--weights_from", half / "run", run="new") == 0
+    old, new = checkpoint(half / "run")["state_dict"], checkpoint(half / "new")["state_dict"]
     names = [k.removeprefix("raw.network.") for k in new if k.startswith("raw.network.")]
     average = next(k for k in old if k.startswith("ema.copies.0."))
     assert names and average
@@ -208,31 +208,29 @@ def test_weights_of_another_run(half):
     # Given again, the command goes on with its own state.
     longer = json.loads(json.dumps(content))
     longer["trainer"]["max_steps"] = 2
-    assert fit(half, longer, "--weights_from", half / "r", name="new") == 0
+    assert fit(half, longer, "--weights_from", half / "run", run="new") == 0
     assert checkpoint(half / "new")["global_step"] == 2
 
 
 def test_weights_of_another_network_are_refused(half, capsys):
     network = {"class_path": "cdmem.networks.MLP", "init_args": {"width": 12, "depth": 1}}
-    assert fit(half, config("teacher", network=network), "--weights_from", half / "r", name="new") == 2
+    assert fit(half, config("teacher", network=network), "--weights_from", half / "run", run="new") == 2
     assert capsys.readouterr().err.startswith("cdmem: error: weights_from=") and not (half / "new").exists()
 
 
 def test_a_growing_curriculum_has_its_length(tmp_path, capsys):
-    assert fit(tmp_path, config("teacher"), name="teacher") == 0
+    assert fit(tmp_path, config("teacher"), run="teacher") == 0
     flat = {"points": 8, "start_points": 2, "curriculum": "doubling"}
     teacher = ["--model.teacher", tmp_path / "teacher"]
-    assert fit(tmp_path, config("student", {"max_steps": 4}, **flat), *teacher, name="s") == 0
-    assert fit(tmp_path, config("student", {"max_steps": 8}, **flat), *teacher, name="s") == 2
+    assert fit(tmp_path, config("student", {"max_steps": 4}, **flat), *teacher, run="s") == 0
+    assert fit(tmp_path, config("student", {"max_steps": 8}, **flat), *teacher, run="s") == 2
     assert "curriculum was laid out for 4 steps" in capsys.readouterr().err
 
 
 def test_a_study_is_lengthened_and_audited_anew(tmp_path, capsys):
-    write(tmp_path / "teacher.yaml", config("teacher"))
-    write(tmp_path / "student.yaml", config("student", points=5))
-    content = {"teacher": "teacher.yaml", "students": {"student": "student.yaml"}}
-    content["audit"] = {"samples": 8, "metrics": ["memorization"]}
-    command = ["study", "--config", write(tmp_path / "s.yaml", content), "--run_dir", tmp_path / "study"]
+    audit = {"samples": 8, "metrics": ["memorization"]}
+    file = write_study(tmp_path, audit, teacher=config("teacher"), student=config("student", points=5))
+    command = ["study", "--config", file, "--run_dir", tmp_path / "study"]
     assert cdmem(*command) == 0
     stages = {name: tmp_path / "study" / name / "checkpoints/last.ckpt" for name in ("teacher", "student")}
     before = {name: file.read_bytes() for name, file in stages.items()}

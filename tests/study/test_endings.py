@@ -10,7 +10,7 @@ import lightning.pytorch as pl
 import pytest
 
 from cdmem.run.ending import Ending, read_ending
-from support.stages import cdmem, checkpoint, config, rows, same_weights, write
+from support.stages import cdmem, checkpoint, rows, same_weights, stage, write, write_study
 
 EARLY = {
     "class_path": "lightning.pytorch.callbacks.EarlyStopping",
@@ -64,11 +64,9 @@ def ending(folder: Path) -> Ending:
 
 
 def study_file(tmp_path: Path, teacher: dict, student: dict | None = None) -> list[object]:
-    write(tmp_path / "teacher.yaml", teacher)
-    write(tmp_path / "student.yaml", student or config("student", points=5))
     audit = {"samples": 8, "metrics": ["memorization"]}
-    content = {"teacher": "teacher.yaml", "students": {"student": "student.yaml"}, "audit": audit}
-    return ["study", "--config", write(tmp_path / "s.yaml", content), "--run_dir", tmp_path / "study"]
+    file = write_study(tmp_path, audit, teacher=teacher, student=student or stage("student", points=5))
+    return ["study", "--config", file, "--run_dir", tmp_path / "study"]
 
 
 @pytest.mark.parametrize(
@@ -85,7 +83,7 @@ def study_file(tmp_path: Path, teacher: dict, student: dict | None = None) -> li
 )
 def test_how_a_run_ended(callbacks, wanted, tmp_path):
     trainer = {"callbacks": callbacks, "val_check_interval": 3 if EARLY in callbacks else None}
-    file = write(tmp_path / "t.yaml", config("teacher", trainer))
+    file = write(tmp_path / "t.yaml", stage("teacher", trainer))
     assert cdmem("fit", "--config", file, "--run_dir", tmp_path / "r") == 0
     end = ending(tmp_path / "r")
     assert (end.ended, end.by) == wanted[:2] and wanted[2] in (end.why or "")
@@ -96,14 +94,14 @@ def test_how_a_run_ended(callbacks, wanted, tmp_path):
 @pytest.mark.parametrize(("how", "by"), [("error", "RuntimeError"), ("signal", "SIGTERMException")])
 def test_an_interruption_is_written_down_and_forgotten(how, by, tmp_path):
     trainer = {"callbacks": [callback(RaiseAt, step=3, how=how)]}
-    file = write(tmp_path / "t.yaml", config("teacher", trainer))
+    file = write(tmp_path / "t.yaml", stage("teacher", trainer))
     with pytest.raises((RuntimeError, SystemExit)):
         from cdmem.cli.main import main
 
         main(["fit", "--config", file, "--run_dir", str(tmp_path / "r")])
     end = ending(tmp_path / "r")
     assert (end.ended, end.by) == ("interrupted", by) and not end.complete
-    again = write(tmp_path / "t.yaml", config("teacher"))
+    again = write(tmp_path / "t.yaml", stage("teacher"))
     assert cdmem("fit", "--config", again, "--run_dir", tmp_path / "r") == 0
     assert ending(tmp_path / "r").ended == "max_steps"
 
@@ -118,7 +116,7 @@ def test_old_records_are_read():
 
 def test_the_time_limit_counts_per_job(tmp_path, monkeypatch, capsys):
     """Two jobs out of time and a third without a limit make the weights and lines of one run."""
-    file = write(tmp_path / "t.yaml", config("teacher"))
+    file = write(tmp_path / "t.yaml", stage("teacher"))
     fit = ["fit", "--config", file, "--run_dir", tmp_path / "r"]
     clock(monkeypatch, 2)
     for step in (2, 4):
@@ -136,13 +134,13 @@ def test_the_time_limit_counts_per_job(tmp_path, monkeypatch, capsys):
 
 
 def test_min_steps_outlast_a_stop(tmp_path):
-    file = write(tmp_path / "t.yaml", config("teacher", {"callbacks": [callback(StopAt, step=2)], "min_steps": 4}))
+    file = write(tmp_path / "t.yaml", stage("teacher", {"callbacks": [callback(StopAt, step=2)], "min_steps": 4}))
     assert cdmem("fit", "--config", file, "--run_dir", tmp_path / "r") == 0
     assert ending(tmp_path / "r").step >= 4
 
 
 def test_a_study_distils_what_was_stopped_on_purpose(tmp_path, capsys):
-    command = study_file(tmp_path, config("teacher", {"callbacks": [callback(StopAt, step=3)]}))
+    command = study_file(tmp_path, stage("teacher", {"callbacks": [callback(StopAt, step=3)]}))
     assert cdmem(*command) == 0
     first = checkpoint(tmp_path / "study/teacher")
     assert first["global_step"] == 3
@@ -156,7 +154,7 @@ def test_a_study_distils_what_was_stopped_on_purpose(tmp_path, capsys):
 
 
 def test_a_study_waits_for_what_ran_out_of_time(tmp_path, monkeypatch, capsys):
-    command = study_file(tmp_path, config("teacher"))
+    command = study_file(tmp_path, stage("teacher"))
     clock(monkeypatch, 4)
     limited = [*command, "--teacher.trainer.max_time", "00:00:10:00"]
     assert cdmem(*limited) == 2
@@ -167,7 +165,7 @@ def test_a_study_waits_for_what_ran_out_of_time(tmp_path, monkeypatch, capsys):
 
 
 def test_an_unfinished_teacher_is_left_alone_once_distilled(tmp_path, monkeypatch, capsys):
-    command = study_file(tmp_path, config("teacher"))
+    command = study_file(tmp_path, stage("teacher"))
     clock(monkeypatch, 4)
     limited = [*command, "--teacher.trainer.max_time", "00:00:10:00"]
     assert cdmem(*limited, "--allow_unfinished") == 0

@@ -16,7 +16,7 @@ from PIL import Image
 
 from cdmem.cli.main import main
 from cdmem.seeds import first_sample, generator_seed
-from support.settings import callback, cdmem, mlp, tiny_stage, write_study
+from support.stages import callback, cdmem, checkpoint, mlp, rows, same_weights, stage, write, write_study
 
 STEPS = 8
 CALLBACKS = [
@@ -35,31 +35,11 @@ MODELS = {
 def config(role: str, callbacks: list | None = None, **model) -> dict:
     """A stage of the study, or one a little different."""
     trainer = {"max_steps": STEPS, "log_every_n_steps": 2, "callbacks": CALLBACKS if callbacks is None else callbacks}
-    return tiny_stage(role, trainer, DATA, **(MODELS[role] | model))
+    return stage(role, trainer, DATA, **(MODELS[role] | model))
 
 
 def run(*args: object) -> None:
     assert cdmem(*args) == 0
-
-
-def write(path: Path, content: dict) -> str:
-    path.write_text(yaml.safe_dump(content))
-    return str(path)
-
-
-def rows(folder: Path) -> list[dict]:
-    """The metrics record without its times."""
-    records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in record.items() if k != "time"} for record in records]
-
-
-def checkpoint(folder: Path) -> dict:
-    return torch.load(folder / "checkpoints/last.ckpt", weights_only=True)
-
-
-def same_weights(folder: Path, other: Path) -> bool:
-    a, b = (checkpoint(f)["state_dict"] for f in (folder, other))
-    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
 
 
 @pytest.fixture(scope="module")
@@ -77,9 +57,9 @@ def study(tmp_path_factory):
 def test_the_run_folder_is_complete(study):
     runs = study[0] / "runs/tiny"
     expected = ["config.yaml", "training_set.json", "environment.json", "audit/summary.json"]
-    for stage in ("teacher", "student"):
+    for role in MODELS:
         names = ["config.yaml", "training_set.json", "metrics.jsonl", "checkpoints/last.ckpt", "finished.json"]
-        expected += [f"{stage}/{name}" for name in names]
+        expected += [f"{role}/{name}" for name in names]
     for name in expected:
         assert (runs / name).is_file(), name
     assert list((runs / "teacher/panels").glob("*.png")) and list((runs / "student/evaluations").glob("*.npz"))

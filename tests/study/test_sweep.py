@@ -11,15 +11,15 @@ import yaml
 from cdmem.errors import InputError
 from cdmem.study.config import read_study
 from cdmem.study.sweep import cells_of, parse_grid, read_sweep, run_sweep, split_arguments
-from support.settings import callback, cdmem, tiny_stage, write_study
+from support.stages import callback, cdmem, stage, write_study
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture
 def config(tmp_path):
-    trainer = {"callbacks": [callback("cdmem.training.RunCheckpoint", every_n_steps=4)]}
-    teacher, student = tiny_stage("teacher", trainer, sampler_points=4), tiny_stage("student", trainer, points=5)
+    trainer = {"max_steps": 4, "callbacks": [callback("cdmem.training.RunCheckpoint", every_n_steps=4)]}
+    teacher, student = stage("teacher", trainer, sampler_points=4), stage("student", trainer, points=5)
     audit = {"samples": 16, "metrics": ["memorization", "quality"]}
     return write_study(tmp_path, audit, teacher=teacher, student=student)
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from cdmem.study.trainer_options import HARMLESS, HONOURED, REFUSED
-from support.stages import TRAINER, cdmem, config, rows, same_weights, write
+from support.stages import TRAINER, cdmem, rows, same_weights, stage, write
 
 ARGUMENTS = set(inspect.signature(pl.Trainer.__init__).parameters) - {"self"}
 TESTS = Path(__file__).resolve().parents[1]
@@ -75,7 +75,7 @@ def test_defaults_are_not_refused():
 
 @pytest.mark.parametrize(("name", "value", "hint"), REFUSALS)
 def test_what_cannot_be_done_is_refused_before_training(name, value, hint, tmp_path, capsys):
-    file = write(tmp_path / "t.yaml", config("teacher"))
+    file = write(tmp_path / "t.yaml", stage("teacher"))
     assert cdmem("fit", "--config", file, "--run_dir", tmp_path / "r", f"--trainer.{name}", value) == 2
     said = capsys.readouterr().err.strip()
     assert said.startswith(f"cdmem: error: trainer.{name}=") and hint in said and len(said.splitlines()) == 1
@@ -83,7 +83,7 @@ def test_what_cannot_be_done_is_refused_before_training(name, value, hint, tmp_p
 
 
 def fit(tmp_path: Path, *args: object) -> Path:
-    file = write(tmp_path / "t.yaml", config("teacher"))
+    file = write(tmp_path / "t.yaml", stage("teacher"))
     assert cdmem("fit", "--config", file, "--run_dir", tmp_path / "r", *args) == 0
     return tmp_path / "r"
 
@@ -111,14 +111,13 @@ def test_validation_while_training(tmp_path):
     run = fit(tmp_path / "a", "--trainer.val_check_interval", 2)
     losses = [r["validate/loss_train"] for r in rows(run) if "validate/loss_train" in r]
     assert len(losses) == 3
-    file = write(tmp_path / "n.yaml", config("teacher") | {"data": {"n": 80, "held_out": 70, "batch_size": 4}})
-    for command in ("validate", "test"):
+    file = write(tmp_path / "n.yaml", stage("teacher") | {"data": {"n": 80, "held_out": 70, "batch_size": 4}})
+    for command, name in (("validate", "limit_val_batches"), ("test", "limit_test_batches")):
         values = []
         for batches in (1.0, 1):
-            args = [f"--trainer.limit_{'val' if command == 'validate' else 'test'}_batches", batches]
             out = tmp_path / f"{command}{batches}"
             assert cdmem("fit", "--config", file, "--run_dir", out) == 0
-            assert cdmem(command, "--config", file, "--run_dir", out, *args) == 0
+            assert cdmem(command, "--config", file, "--run_dir", out, f"--trainer.{name}", batches) == 0
             values.append(json.loads((out / command / "step=00000006.json").read_text())["validate/loss_train"])
         assert values[0] != values[1]
 
@@ -132,7 +131,7 @@ def test_predicted_batches(tmp_path):
 
 
 def test_a_dry_run_writes_nothing(tmp_path):
-    file = write(tmp_path / "t.yaml", config("teacher"))
+    file = write(tmp_path / "t.yaml", stage("teacher"))
     assert cdmem("fit", "--config", file, "--run_dir", tmp_path / "r", "--trainer.fast_dev_run", "true") == 0
     assert not (tmp_path / "r").exists()
 

@@ -94,7 +94,7 @@ LABORATORIES: dict[str, dict[str, object]] = {
 OPTIONS = {
     "audit": "generator training_set held_out teacher samples seed nfe weights out fail_above gate threshold "
     "near_duplicates flip features metrics data_path batch_size device quiet resolution crop grayscale skip_unreadable",
-    "sample": "checkpoint samples nfe weights seed batch_size device out",
+    "sample": "checkpoint samples classes nfe weights seed batch_size device out",
     "export": "checkpoint out weights audit licence",
     "report": "out runs",
     "plan": "config devices tflops teacher_config json sweep data.n seed trainer.devices trainer.num_nodes",

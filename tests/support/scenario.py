@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from support.killing import Mortals, Outcome
-from support.settings import callback, mlp, tiny_stage, write_study
+from support.stages import callback, mlp, stage, write_study
 
 CALLBACKS = [
     callback("MemorizationCallback", samples=12, points=3),
@@ -19,7 +19,7 @@ CALLBACKS = [
     callback("OnsetCallback"),
     callback("cdmem.training.RunCheckpoint", every_n_steps=5, keep_all=True),
 ]
-TRAINER = {"max_steps": 14, "log_every_n_steps": 1, "accumulate_grad_batches": 2, "callbacks": CALLBACKS}
+TRAINER = {"max_steps": 14, "accumulate_grad_batches": 2, "callbacks": CALLBACKS}
 TEACHER = {"network": mlp(dropout=0.2), "ema_half_lives": [2, 5], "sampler_points": 4, "warmup_steps": 3}
 STUDENT = {"points": 8, "start_points": 3, "curriculum": "sqrt", "mu": "adaptive", "dropout": 0.2}
 STUDENT |= {"data": "teacher_samples"}
@@ -30,7 +30,7 @@ STATE = ("state_dict", "optimizer_states", "lr_schedulers", "callbacks", "global
 def write_configs(folder: Path) -> None:
     """``teacher.yaml``, ``student.yaml`` and ``study.yaml``: everything that keeps a state takes part."""
     stages = {"teacher": TEACHER, "student": STUDENT}
-    made = {role: tiny_stage(role, TRAINER, {"flip": True}, **settings) for role, settings in stages.items()}
+    made = {role: stage(role, TRAINER, {"flip": True}, **settings) for role, settings in stages.items()}
     write_study(folder, {"samples": 12, "metrics": ["memorization"]}, **made)
 
 

@@ -1,4 +1,4 @@
-"""Stages of a second: configs of tiny models, the command line, and what a run folder holds."""
+"""Stages that train in a second: their configs, the command line in process, and what a run folder holds."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ import yaml
 from cdmem.cli.main import main
 from support.settings import nested
 
-OPTIMIZER = {"class_path": "torch.optim.Adam", "init_args": {"lr": 0.01}}
+CLASSES = {"teacher": "cdmem.training.DiffusionTeacher", "student": "cdmem.training.Student"}
+DATA = {"n": 8, "held_out": 16, "batch_size": 4}
 TRAINER = {
     "accelerator": "cpu",
     "max_steps": 6,
@@ -23,16 +24,27 @@ TRAINER = {
 }
 
 
-def config(role: str, trainer: dict[str, Any] | None = None, **flat: Any) -> dict[str, Any]:
-    """Settings of a teacher or a student of 8 digits; ``flat`` as for :func:`support.settings.nested`."""
-    usual = {"ema_half_lives": [2], "optimizer": OPTIMIZER, "lr_schedule": "constant"}
-    if role == "teacher":
-        usual["network"] = {"class_path": "cdmem.networks.MLP", "init_args": {"width": 8, "depth": 1}}
-    kind = "DiffusionTeacher" if role == "teacher" else "Student"
+def mlp(**options: Any) -> dict[str, Any]:
+    return {"class_path": "cdmem.networks.MLP", "init_args": {"width": 16, "depth": 1} | options}
+
+
+def callback(
+    name: str, samples: int | None = None, points: int = 1, spacing: str = "linear", **options: Any
+) -> dict[str, Any]:
+    """An entry of ``trainer.callbacks``, with a cadence if samples are given."""
+    cadence = {} if samples is None else {"cadence": {"samples": samples, "points": points, "spacing": spacing}}
+    return {"class_path": name if "." in name else f"callbacks.{name}", "init_args": options | cadence}
+
+
+def stage(
+    role: str, trainer: dict[str, Any] | None = None, data: dict[str, Any] | None = None, /, **model: Any
+) -> dict[str, Any]:
+    """The config of a teacher (an MLP on eight digits) or a student; ``model`` goes to :func:`nested`."""
+    usual = {"ema_half_lives": [2]} | ({"network": mlp()} if role == "teacher" else {})
     return {
         "threads": 1,
-        "data": {"n": 8, "held_out": 12, "batch_size": 4},
-        "model": {"class_path": f"cdmem.training.{kind}", "init_args": nested(role, **usual | flat)},
+        "data": DATA | (data or {}),
+        "model": {"class_path": CLASSES[role], "init_args": nested(role, **(usual | model))},
         "trainer": TRAINER | (trainer or {}),
     }
 
@@ -44,11 +56,39 @@ def write(path: Path, content: dict[str, Any]) -> str:
     return str(path)
 
 
+def write_study(folder: Path, audit: dict[str, Any], **stages: dict[str, Any]) -> str:
+    """study.yaml and the config of every stage, the teacher first; the path of the former."""
+    files = {name: f"{name}.yaml" for name in stages}
+    study = {"teacher": files.pop("teacher"), "students": files, "audit": audit}
+    for name, content in {**stages, "study": study}.items():
+        write(folder / f"{name}.yaml", content)
+    return str(folder / "study.yaml")
+
+
 def cdmem(*args: object) -> int:
-    """The command line's exit code."""
+    """The exit code of a command."""
     with pytest.raises(SystemExit) as stop:
-        main([str(a) for a in args])
+        main([str(arg) for arg in args])
     return int(stop.value.code or 0)
+
+
+def fit(folder: Path, content: dict[str, Any], *args: object, run: str = "run") -> int:
+    """Train a config in ``folder / run``."""
+    return cdmem("fit", "--config", write(folder / "stage.yaml", content), "--run_dir", folder / run, *args)
+
+
+def study(folder: Path, audit: dict[str, Any], *args: object, **stages: dict[str, Any]) -> int:
+    """Train and audit in ``folder / "run"``."""
+    return cdmem("study", "--config", write_study(folder, audit, **stages), "--run_dir", folder / "run", *args)
+
+
+def last_line(capsys: pytest.CaptureFixture) -> str:
+    """What was said last on stderr."""
+    return capsys.readouterr().err.strip().splitlines()[-1]
+
+
+def read(file: Path) -> Any:
+    return json.loads(file.read_text())
 
 
 def rows(folder: Path) -> list[dict[str, Any]]:

@@ -8,8 +8,8 @@ from html import unescape
 
 import pytest
 
+from cdmem.audit.result import plain
 from cdmem.cli import theory as theory_command
-from cdmem.theory.experiment import plain
 from support.breaking import BOMB
 from support.laboratory import succeed
 from support.untrusted import refused

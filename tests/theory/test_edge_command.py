@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from cdmem.audit.result import plain
 from cdmem.errors import InputError
 from cdmem.theory.edge.capacity_sweep import Measurement
 from cdmem.theory.edge.distillation import Distillation, Teachers, consistency, regression, sample, training_of
@@ -17,7 +18,7 @@ from cdmem.theory.edge.mixture import grid
 from cdmem.theory.edge.sampling import integrate
 from cdmem.theory.edge.scaling_law import Grid
 from cdmem.theory.edge.training import Learned, Training
-from cdmem.theory.experiment import Table, plain
+from cdmem.theory.experiment import Table
 from support.laboratory import QUIET, tensor
 
 SMALL = Settings(

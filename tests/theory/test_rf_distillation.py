@@ -10,7 +10,13 @@ import numpy as np
 import pytest
 from scipy.integrate import solve_ivp
 
-from cdmem.theory.random_features.distillation.experiment import Distillation, chain_of, decide, measure
+from cdmem.theory.random_features.distillation.experiment import (
+    Distillation,
+    chain_of,
+    decide,
+    measure,
+    measure_times,
+)
 from cdmem.theory.random_features.distillation.laboratory import run
 from cdmem.theory.random_features.distillation.leakage import (
     Transport,
@@ -34,6 +40,7 @@ from cdmem.theory.random_features.distillation.student import (
     visited,
 )
 from cdmem.theory.random_features.flow import flow_filter, modes, ridge_filter
+from cdmem.theory.random_features.laboratory import Settings, check
 from cdmem.theory.random_features.model import Network, gaussian_data, make_features
 from cdmem.theory.random_features.moments import drawn_moments
 from support.laboratory import QUIET
@@ -290,3 +297,20 @@ def test_the_same_seed_gives_the_same_numbers_and_the_keys_are_there():
 def test_seeds_are_networks_of_their_own():
     a, b = (chain_of(TINY, 5, seed)[0] for seed in (0, 1))
     assert not np.allclose(a.features.weights, b.features.weights) and not np.allclose(a.data, b.data)
+
+
+@pytest.mark.parametrize("t", [0.01, 0.05, 0.1, 0.5])
+def test_every_published_time_has_a_step_below_it(t):
+    check(Settings(t=t))
+    leak = run(replace(NETWORK, t=t), replace(TINY, seeds=1, t_next=None), 0, QUIET).results["leak"]
+    assert leak["t"] == t and leak["t_next"] == pytest.approx(t / 10)
+
+
+def test_times_that_fall_off_a_measurement_are_those_measured_alone():
+    assert measure(TINY, 6, 0).times == measure_times(TINY, 6, 0)
+
+
+def test_features_are_those_of_all_points_at_once():
+    features = make_features(7, 3, np.random.default_rng(0))
+    x = np.random.default_rng(1).standard_normal((1300, 3))
+    np.testing.assert_allclose(features(x), np.tanh(x @ features.weights.T / np.sqrt(3)), rtol=1e-13)

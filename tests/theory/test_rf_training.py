@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 from scipy.integrate import solve_ivp
 
+from cdmem.audit.result import plain
 from cdmem.theory.curves import power_law_of_seeds
-from cdmem.theory.experiment import plain, write_outcome
+from cdmem.theory.experiment import write_outcome
 from cdmem.theory.random_features.flow import curve, flow_filter, modes, ridge_filter, truncation_filter
 from cdmem.theory.random_features.laboratory import Distillation, Settings, run
 from cdmem.theory.random_features.model import constants, delta, gaussian_data, make_features

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import struct
+import subprocess
+import sys
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,23 +19,26 @@ from PIL import Image
 from cdmem.run.folder import RunFolder
 from cdmem.tracking.wandb import PAIR_COLUMNS, SafeWandbLogger, group_name, run_tags
 from cdmem.tracking.workspace import LAYOUT
-from support import tiny
-from support.tiny import callback, stage
+from support import stages
+from support.stages import callback, cdmem, stage
 
 DOCS = Path(__file__).resolve().parents[2] / "docs/wandb.md"
 STEPS = 6
 CALLBACKS = [
-    callback("callbacks.MemorizationCallback", 24),
-    callback("callbacks.QualityCallback", 24),
-    callback("callbacks.SampleGridCallback", 4, columns=4),
-    callback("callbacks.NeighborPanelCallback", 24, shown=6),
-    callback("callbacks.OnsetCallback"),
+    callback("MemorizationCallback", 24, 2, "log"),
+    callback("QualityCallback", 24, 2, "log"),
+    callback("SampleGridCallback", 4, 2, "log", columns=4),
+    callback("NeighborPanelCallback", 24, 2, "log", shown=6),
+    callback("OnsetCallback"),
     callback("cdmem.training.RunCheckpoint", every_n_steps=3),
 ]
+TRAINER = {"max_steps": STEPS, "log_every_n_steps": 2, "callbacks": CALLBACKS}
+MODELS = {"teacher": {"sampler_points": 4}, "student": {"points": 5}}
 
 
 def fit(folder: Path, name: str, *words: object) -> None:
-    assert tiny.fit(folder, stage(name, *CALLBACKS, steps=STEPS), "--seed", 0, *words, run=f"study/{name}") == 0
+    content = stage(name, TRAINER, {"held_out": 32}, **MODELS[name])
+    assert stages.fit(folder, content, "--seed", 0, *words, run=f"study/{name}") == 0
 
 
 def records(file: Path) -> Iterator[Any]:
@@ -185,8 +191,8 @@ def test_a_broken_wandb_is_told_once_and_ends_nothing(tmp_path, monkeypatch):
 
 def test_what_is_refused_leaves_no_run_id(tmp_path, monkeypatch):
     monkeypatch.setenv("WANDB_MODE", "offline")
-    wrong = stage("teacher", data={"duplication": [{"fraction": float("nan"), "copies": 2}]})
-    assert tiny.fit(tmp_path, wrong) == 2 and not (tmp_path / "run").exists()
+    wrong = stage("teacher", None, {"duplication": [{"fraction": float("nan"), "copies": 2}]})
+    assert stages.fit(tmp_path, wrong) == 2 and not (tmp_path / "run").exists()
 
 
 def test_later_parts_count_on(tmp_path, monkeypatch):
@@ -196,6 +202,24 @@ def test_later_parts_count_on(tmp_path, monkeypatch):
     logger.experiment.finish()
     (row,) = [r for r in history(list(records(parts(tmp_path)[0]))) if "a" in r]
     assert row["_step"] >= 20_000_000 and row["trainer/global_step"] == 3
+
+
+def test_an_offline_run_names_its_viewer_and_warns_of_nothing(tmp_path, monkeypatch, capsys):
+    """wandb's own reader finds the run at the path that ``fit`` ends with."""
+    import wandb
+
+    said: list[str] = []
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setattr(wandb, "termwarn", lambda text, **_: said.append(text))
+    assert stages.fit(tmp_path, stage("teacher", {"max_steps": 1}), run="a run") == 0
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("curves:")]
+    words = shlex.split(line)
+    assert words[1:4] == ["wandb", "leet", "run"] and not said
+    shown = [sys.executable, "-m", "wandb", "leet", "inspect", "--summary", words[4]]
+    assert RunFolder(tmp_path / "a run").wandb_id() in subprocess.run(shown, capture_output=True, text=True).stdout
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+    assert stages.fit(tmp_path, stage("teacher", {"max_steps": 1}), run="b") == 0
+    assert "curves:" not in capsys.readouterr().out
 
 
 def test_groups_and_tags():
@@ -212,6 +236,6 @@ def test_the_workspace_shows_documented_keys():
 def test_without_login_the_workspace_is_one_line(tmp_path, monkeypatch, capsys):
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
     monkeypatch.setenv("HOME", str(tmp_path))
-    assert tiny.command("wandb-workspace", "--project", "p") == 2
+    assert cdmem("wandb-workspace", "--project", "p") == 2
     error = capsys.readouterr().err.strip()
     assert "login" in error and len(error.splitlines()) == 1

@@ -9,9 +9,7 @@ from __future__ import annotations
 import io
 import os
 import platform
-import shutil
 import time
-import urllib.request
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from cdmem.errors import InputError
+from cdmem.io.download import fetch
 from cdmem.metrics.quality.weights import checked_bytes, named_file
 
 FILE = "inception-2015-12-05.pt"
@@ -89,8 +88,7 @@ def _download(target: Path, sha256: str) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     part = target.with_suffix(f".{os.getpid()}.part")
     try:
-        with urllib.request.urlopen(inception_url, timeout=60) as response, part.open("wb") as file:
-            shutil.copyfileobj(response, file)
+        fetch(inception_url, part, FILE)
         checked_bytes(KEY, part, sha256, OTHER)
         part.replace(target)
     except OSError as error:

@@ -156,7 +156,8 @@ def distilled(s: Settings, sweep: CapacitySweep, progress: Progress) -> Outcome:
     chosen = [k for k, m in enumerate(sweep.capacities) if m in steps_of(n, s.measurement.capacities)]
     capacities = [sweep.capacities[k] for k in chosen]
     progress(f"distilling {len(capacities)} models, {max(steps)} steps per level")
-    bar = iter(progress.bar(range(25 * len(steps)), "levels"))
+    bar = progress.bar(range(25 * len(steps)), "levels")
+    next(bar)
     models = [sweep.models[0][k] for k in chosen]
     curves = compare(models, sweep.problems[0], s.distillation, s.training.draws, lambda: next(bar, None))
     rows = curve_numbers(curves, capacities, n)

@@ -23,6 +23,7 @@ ACTIVATIONS: dict[str, Activation] = {
 }
 KINKED = frozenset({"relu"})  # not smooth at 0
 REACH = 10.0  # standard deviations; beyond it the Gaussian weighs 1e-22
+ROWS = 512  # points at a time: what lies between data and features stays in the cache
 NODES, WEIGHTS = np.polynomial.legendre.leggauss(96)
 
 
@@ -147,7 +148,11 @@ class Features:
 
     def __call__(self, x: np.ndarray) -> np.ndarray:
         """Features (N, p) of x (N, d)."""
-        return ACTIVATIONS[self.activation](x @ (self.weights.T / math.sqrt(self.d)))
+        weights, apply = self.weights.T / math.sqrt(self.d), ACTIVATIONS[self.activation]
+        phi = np.empty((len(x), self.p))
+        for k in range(0, len(x), ROWS):
+            phi[k : k + ROWS] = apply(x[k : k + ROWS] @ weights)
+        return phi
 
 
 def make_features(p: int, d: int, rng: np.random.Generator, activation: str = "tanh") -> Features:

@@ -89,7 +89,7 @@ def run(settings: Settings, progress: Progress) -> Outcome:
 
 def _train(plan: Plan, settings: Settings, progress: Progress) -> Trained:
     """A training and the onset of each member."""
-    bar = iter(progress.bar(plan.steps, "measurements"))
+    bar = progress.bar(plan.steps, "measurements")
     next(bar)
     run = train(plan, settings, lambda: next(bar, None))
     if not np.isfinite(run.kl[-1]).all():

@@ -40,7 +40,7 @@ class Distillation:
 
     Attributes:
         seeds: weights and training sets of leak and laboratory; 0 leaves both out.
-        t_next: time to which the leak's distillation step goes.
+        t_next: time to which the leak's distillation step goes; t / 10 if null.
         teacher_tau: training time of the leak's teacher.
         leak_draws: noises per point of the leak.
         d: dimension of the laboratory for f_mem.
@@ -52,7 +52,7 @@ class Distillation:
     """
 
     seeds: int = number(3, 0)
-    t_next: float = number(0.01, 0, open=True)
+    t_next: float | None = number(None, 0, open=True)
     teacher_tau: float = number(3e4, 0, open=True)
     leak_draws: int = number(60, 1)
     d: int = number(20, 2)
@@ -64,14 +64,16 @@ class Distillation:
 
 
 Row = dict[str, float]  # f_mem and variance of one sampler
+Times = dict[str, float | None]  # see student_times
 
 
 @dataclass(frozen=True)
 class Samplers:
-    """Of one seed: sampler -> row, and family -> rows along gamma, tau or rank, in their order."""
+    """Of one seed: sampler -> row; family -> rows along gamma, tau or rank, in their order; and the student's times."""
 
     rows: dict[str, Row]
     along: dict[str, list[Row]]
+    times: Times
 
 
 def chain_of(s: Distillation, n: int, seed: int) -> tuple[Chain, np.random.Generator]:
@@ -134,23 +136,33 @@ def measure(
         "teacher_ridge": [teacher(lambda _, gamma=gamma: ridge_filter(gamma)) for gamma in gammas],
         "teacher_truncated": [teacher(lambda _, rank=rank: truncation_filter(rank)) for rank in ranks(s.d, n)],
     }
-    return Samplers(rows, along)
+    return Samplers(rows, along, student_times(chain, taus, [r["f_mem"] for r in along["student_flow_2"]]))
 
 
-def student_onsets(s: Distillation, n: int, seed: int) -> dict[str, float | None]:
+def measure_times(s: Distillation, n: int, seed: int) -> Times:
+    """:func:`student_times` alone; :func:`measure` gives the same."""
+    chain, rng = chain_of(s, n, seed)
+    noise, renoise = rng.standard_normal((2, s.samples, s.d))
+    values = [f_mem(student_samples(chain, B, noise, renoise), chain.data) for B in flow_student(chain, TAUS)]
+    return student_times(chain, TAUS, values)
+
+
+def student_times(chain: Chain, taus: Sequence[float], values: Sequence[float]) -> Times:
     """tau_mem of the student, two steps (one step copies too little to time), and its own spectrum's two times.
 
     ``mem_linear`` and ``gen_linear`` are psi_p / (2 Delta lambda) at the middle time, for the median lambda of the n
     Mem and of the d Gen directions: the times at which the student's filter opens for them.
+
+    Args:
+        chain: teacher and pairs.
+        taus: training times.
+        values: f_mem of the student in two steps at each.
     """
-    chain, rng = chain_of(s, n, seed)
-    noise, renoise = rng.standard_normal((2, s.samples, s.d))
-    values = [f_mem(student_samples(chain, B, noise, renoise), chain.data) for B in flow_student(chain, TAUS)]
     level = chain.levels[len(chain.times) // 2 - 1]
     lam, scale = level.eigenvalues, chain.features.psi_p / (2 * delta(level.t))
-    blocks = blocks_by_index(len(lam), s.d, n)
+    blocks = blocks_by_index(len(lam), chain.features.d, len(chain.data))
     return {
-        "tau_mem": crossing(TAUS, values, values[-1] / 2, log_x=True) if values[-1] > 0 else None,
+        "tau_mem": crossing(taus, values, values[-1] / 2, log_x=True) if values[-1] > 0 else None,
         "f_mem": values[-1],
         "gen_linear": scale / float(np.median(lam[blocks.gen])),
         "mem_linear": scale / float(np.median(lam[blocks.mem])),

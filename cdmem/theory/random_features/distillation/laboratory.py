@@ -14,7 +14,14 @@ from cdmem.theory.curves import power_law
 from cdmem.theory.experiment import Outcome, Progress
 from cdmem.theory.measures import Interval, mean_interval
 from cdmem.theory.random_features.distillation import experiment
-from cdmem.theory.random_features.distillation.experiment import Distillation, Row, Samplers, few, ranks, student_onsets
+from cdmem.theory.random_features.distillation.experiment import (
+    Distillation,
+    Row,
+    Samplers,
+    few,
+    measure_times,
+    ranks,
+)
 from cdmem.theory.random_features.distillation.leakage import (
     Leak,
     blocks_by_gap,
@@ -33,8 +40,13 @@ GAMMAS = (0.0, *np.geomspace(0.003, 10, 22).round(6).tolist())
 
 def check(network: Network, s: Distillation) -> None:
     """Raises InputError for a leak whose step does not lead down."""
-    if not s.t_next < network.t:
+    if s.t_next is not None and not s.t_next < network.t:
         raise InputError("distillation.t_next", s.t_next, "is not below t", f"give a time below t = {network.t}")
+
+
+def next_time(network: Network, s: Distillation) -> float:
+    """To which the leak's step goes."""
+    return network.t / 10 if s.t_next is None else s.t_next
 
 
 @dataclass(frozen=True)
@@ -63,7 +75,7 @@ def leakage(network: Network, s: Distillation, seed: int) -> Leakage:
     noise = rng.standard_normal((s.leak_draws, n, d))
     teacher = modes(drawn_moments(features, data, t, noise), t)
     readout, weak = (teacher.readout(flow_filter(tau, t, psi_p)) for tau in (s.teacher_tau, 30.0))
-    step = transport(features, data, t, s.t_next, readout, noise)
+    step = transport(features, data, t, next_time(network, s), readout, noise)
     cuts = {"index": blocks_by_index(p, d, n), "gap": blocks_by_gap(step.eigenvalues, constants(t).s2)}
     ridges, flows = [ridge_filter(gamma) for gamma in GAMMAS], [flow_filter(tau, t, psi_p) for tau in taus_of(network)]
     leaks = {
@@ -88,7 +100,7 @@ def leak_results(network: Network, s: Distillation, seeds: Sequence[Leakage]) ->
         return [mean_interval(values) for values in zip(*rows)]
 
     out: dict[str, Any] = {"status": "reconstruction", "gamma": list(GAMMAS), "seeds": len(seeds)}
-    out |= {"teacher_tau": s.teacher_tau, "t": network.t, "t_next": s.t_next, "tau": taus_of(network)}
+    out |= {"teacher_tau": s.teacher_tau, "t": network.t, "t_next": next_time(network, s), "tau": taus_of(network)}
     for cut in ("index", "gap"):
         entry: dict[str, Any] = {"sizes": seeds[0].sizes[cut]}
         for key in ("mem", "null", "mem_null", "gen", "back"):
@@ -130,9 +142,10 @@ def student_results(s: Distillation, n: int, seeds: Sequence[Samplers]) -> dict[
 
 
 def stopping_results(
-    s: Distillation, seeds: Sequence[int], f_mem: dict[str, Any], progress: Progress
+    s: Distillation, seeds: Sequence[int], f_mem: dict[str, Any], measured: Sequence[Samplers], progress: Progress
 ) -> dict[str, Any]:
-    """Is the suppression distillation's or the stopping's? And the student's own times against n."""
+    """Is the suppression distillation's or the stopping's? And the student's own times against n, of which those at
+    the n of ``f_mem`` are ``measured``."""
     teacher = f_mem[f"teacher_{s.levels}"]["per_seed"]
     flow, ridge = f_mem["student_flow"], f_mem["student_matched_ridge"]
     gap = [a["mean"] - b["mean"] for a, b in zip(flow, ridge)]
@@ -142,7 +155,7 @@ def stopping_results(
     rms, largest = float(np.sqrt(np.mean(np.square(gap)))), max(row["mean"] for row in flow)
     out["ridge_against_flow"] = {"rms": rms, "largest_f_mem": largest}
     rows = out["times"] = [
-        {"n": n, "seed": k, **student_onsets(s, n, seed)}
+        {"n": n, "seed": k, **(measured[k].times if n == f_mem["n"] else measure_times(s, n, seed))}
         for n in progress.bar(sorted(s.n), "student's times")
         for k, seed in enumerate(seeds)
     ]
@@ -160,9 +173,10 @@ def run(network: Network, s: Distillation, seed: int, progress: Progress) -> Out
     leaks = [leakage(network, s, k) for k in progress.bar(seeds, "leakage")]
     progress("distillation: teacher and students")
     n = sorted(s.n)[len(s.n) // 2]
-    f_mem = student_results(s, n, [experiment.measure(s, n, k) for k in progress.bar(seeds, "seeds")])
+    measured = [experiment.measure(s, n, k) for k in progress.bar(seeds, "seeds")]
+    f_mem = student_results(s, n, measured)
     progress("distillation: the student's own times")
-    stopping = stopping_results(s, seeds, f_mem, progress)
+    stopping = stopping_results(s, seeds, f_mem, measured, progress)
     parts = (leak_results(network, s, leaks), f_mem, stopping)
     results = dict(zip(("leak", "f_mem", "stopping"), parts))
     return Outcome(lead(*parts), {"status": {"distillation": "reconstruction"}, **results}, sections(*parts))

@@ -14,6 +14,7 @@ from torch import Tensor
 from cdmem.audit.distillation_curve import distillation_record
 from cdmem.audit.reference_sets import AS_STORED, read_images
 from cdmem.audit.settings import AuditSettings
+from cdmem.audit.teachers import find_teacher
 from cdmem.data.pixels import PixelOptions
 from cdmem.data.subset import UNRECORDED, TrainingSet
 from cdmem.errors import InputError
@@ -22,7 +23,7 @@ from cdmem.models.pipelines import CONSISTENCY, load_pipeline, only_a_teacher
 from cdmem.models.strangers import refuse_stranger
 from cdmem.run.folder import CONFIG, RunFolder
 from cdmem.training.checkpoint import weights_digest
-from cdmem.training.record import RECORDED, ModelRecord
+from cdmem.training.record import RECORDED
 from cdmem.training.student import Student
 from cdmem.training.teacher import DiffusionTeacher
 
@@ -152,58 +153,6 @@ def study_generators(
         raise InputError("generator", folder, problem, "audit one student's folder at a time")
     # The reference is what was distilled; another choice of weights is for the students.
     return with_teacher(_weights(teacher, next(iter(used), weights)), audited)
-
-
-def _weights_by_digest(teacher: DiffusionTeacher) -> dict[str, str]:
-    # Young averages can be equal: the checkpoint's own choice comes last and names them.
-    return {weights_digest(teacher.function(w).network): w for w in ("raw", *teacher.ema.names(), teacher.weights)}
-
-
-def find_teacher(
-    path: str | None,
-    record: ModelRecord,
-    places: Sequence[str | Path] = (),
-    parameterization: str | None = None,
-) -> tuple[DiffusionTeacher | None, list[str]]:
-    """The teacher of a student: the one named, or one found that has the very weights it was distilled from.
-
-    Args:
-        path: what the user named, or None.
-        record: the student's own.
-        places: where to look without ``path``, besides the place that the record names.
-        parameterization: of a network without a scheduler.
-
-    Returns:
-        the teacher or None, and why what lies at those places cannot be read.
-
-    Raises:
-        InputError: a named teacher that is not the one the student was distilled from.
-    """
-    if path is not None:
-        module = _teacher_at(path, record, parameterization)
-        if module is None:
-            raise InputError("teacher", path, "is not the teacher this student was distilled from", "give that teacher")
-        return module, []
-    named = [record.teacher] if record.teacher and not record.teacher.startswith("analytic:") else []
-    refusals = []
-    for place in (place for place in (*places, *named) if Path(place).exists()):
-        try:
-            module = _teacher_at(place, record, parameterization)
-        except InputError as error:  # nobody asked for this one
-            refusals.append(str(error))
-            continue
-        if module is not None:
-            return module, []
-    return None, refusals
-
-
-def _teacher_at(path: str | Path, record: ModelRecord, parameterization: str | None = None) -> DiffusionTeacher | None:
-    """The teacher at a place, with the weights that were distilled; None if it has not got them."""
-    module = load_model(path, "teacher", parameterization if is_foreign(path) else None)
-    if not isinstance(module, DiffusionTeacher):
-        raise InputError("teacher", path, f"is a {module.role}", "give the teacher's checkpoint")
-    digest, known = record.teacher_digest, _weights_by_digest(module)
-    return None if digest and digest not in known else _weights(module, known.get(digest or ""))
 
 
 def stage_generators(

@@ -163,7 +163,7 @@ def run_sample(args: Sequence[str]) -> int:
         print(f"images: {out}/{seeds[0]:09d}.png and so on, named by their seeds")
         return 0
     if kind == ".npz":
-        labels = NoiseSource(seeds, sampler.shape).labels(sampler.num_classes, sampler.classes)
+        labels = NoiseSource(seeds, sampler.shape).labels(sampler.num_classes, getattr(sampler, "classes", ()))
         more = {} if labels is None else {"labels": labels.numpy()}
         with replacing(out) as temporary:
             rows = images.permute(0, 2, 3, 1).numpy()

@@ -14,7 +14,7 @@ from torch import Tensor
 from cdmem.audit.distillation_curve import distillation_record
 from cdmem.audit.reference_sets import AS_STORED, read_images
 from cdmem.audit.settings import AuditSettings
-from cdmem.audit.teachers import find_teacher
+from cdmem.audit.teachers import find_teacher, weights_by_digest, with_weights
 from cdmem.data.pixels import PixelOptions
 from cdmem.data.subset import UNRECORDED, TrainingSet
 from cdmem.errors import InputError
@@ -91,12 +91,6 @@ def _about(module: DiffusionModule) -> tuple[str, int | None, str, DiffusionModu
     return module.weights, module.record.step, weights_digest(module.function().network), module
 
 
-def _weights(module: DiffusionModule, weights: str | None) -> DiffusionModule:
-    if weights is not None:
-        module.select_weights(weights)
-    return module
-
-
 def teacher_generators(module: DiffusionTeacher, nfe: Sequence[int] | None = None) -> list[Generator]:
     """The teacher at full cost, and at each further ``nfe``."""
     full = Generator("teacher", "teacher", module.sampling.solver, module.sampler(), *_about(module))
@@ -132,11 +126,11 @@ def study_generators(
     if not isinstance(teacher, DiffusionTeacher):
         raise InputError("generator", f"{folder}/teacher", f"is a {teacher.role}", "give the folder of a whole study")
     teacher.to(device)
-    known, used = _weights_by_digest(teacher), set()
+    known, used = weights_by_digest(teacher), set()
     audited: list[Generator] = []
     for name in students:
         place = f"{folder}/{name}"
-        student = _weights(load_model(place), weights)
+        student = with_weights(load_model(place), weights)
         if not isinstance(student, Student):
             raise InputError("generator", place, f"is a {student.role}", "give the folder of a whole study")
         digest = student.record.teacher_digest
@@ -152,7 +146,7 @@ def study_generators(
         problem = f"its students were distilled from different weights of the teacher: {', '.join(sorted(used))}"
         raise InputError("generator", folder, problem, "audit one student's folder at a time")
     # The reference is what was distilled; another choice of weights is for the students.
-    return with_teacher(_weights(teacher, next(iter(used), weights)), audited)
+    return with_teacher(with_weights(teacher, next(iter(used), weights)), audited)
 
 
 def stage_generators(
@@ -171,7 +165,7 @@ def stage_generators(
         the generators, and notes for people.
     """
     own = parameterization if is_foreign(path) else None
-    module = _weights(load_model(path, "generator", own), weights)
+    module = with_weights(load_model(path, "generator", own), weights)
     module.to(device)
     if isinstance(module, DiffusionTeacher):
         if parameterization is not None and own is None:

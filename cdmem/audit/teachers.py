@@ -8,11 +8,18 @@ from pathlib import Path
 from cdmem.errors import InputError
 from cdmem.models.load import is_foreign, load_model
 from cdmem.training.checkpoint import weights_digest
+from cdmem.training.module import DiffusionModule
 from cdmem.training.record import ModelRecord
 from cdmem.training.teacher import DiffusionTeacher
 
 
-def _weights_by_digest(teacher: DiffusionTeacher) -> dict[str, str]:
+def with_weights(module: DiffusionModule, weights: str | None) -> DiffusionModule:
+    if weights is not None:
+        module.select_weights(weights)
+    return module
+
+
+def weights_by_digest(teacher: DiffusionTeacher) -> dict[str, str]:
     # Young averages can be equal: the checkpoint's own choice comes last and names them.
     return {weights_digest(teacher.function(w).network): w for w in ("raw", *teacher.ema.names(), teacher.weights)}
 
@@ -60,5 +67,5 @@ def _teacher_at(path: str | Path, record: ModelRecord, parameterization: str | N
     module = load_model(path, "teacher", parameterization if is_foreign(path) else None)
     if not isinstance(module, DiffusionTeacher):
         raise InputError("teacher", path, f"is a {module.role}", "give the teacher's checkpoint")
-    digest, known = record.teacher_digest, _weights_by_digest(module)
-    return None if digest and digest not in known else _weights(module, known.get(digest or ""))
+    digest, known = record.teacher_digest, weights_by_digest(module)
+    return None if digest and digest not in known else with_weights(module, known.get(digest or ""))

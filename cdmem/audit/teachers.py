@@ -14,12 +14,14 @@ from cdmem.training.teacher import DiffusionTeacher
 
 
 def with_weights(module: DiffusionModule, weights: str | None) -> DiffusionModule:
+    """The model with the named weights chosen; None leaves its own choice."""
     if weights is not None:
         module.select_weights(weights)
     return module
 
 
 def weights_by_digest(teacher: DiffusionTeacher) -> dict[str, str]:
+    """Names of all weights that a teacher's file holds, by their digest."""
     # Young averages can be equal: the checkpoint's own choice comes last and names them.
     return {weights_digest(teacher.function(w).network): w for w in ("raw", *teacher.ema.names(), teacher.weights)}
 

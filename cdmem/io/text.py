@@ -72,14 +72,14 @@ def parse_yaml(text: str) -> Any:
         raise ValueError(f"is no plain YAML ({type(error).__name__})") from None
 
 
-def parse_settings(text: str) -> dict[str, Any]:
-    """A mapping from the YAML text of a config.
+def parse_settings(text: str, lists: bool = False) -> Any:
+    """A mapping from the YAML text of a config; with ``lists`` also a list, as files of callbacks hold.
 
     Raises:
         ValueError: as :func:`parse_yaml`; no mapping, or a key that is there twice, of which one would be ignored.
     """
     content = parse_yaml(text)
-    if not isinstance(content, dict):
+    if not isinstance(content, dict | list if lists else dict):
         raise ValueError("is empty" if content is None else "is no mapping: write SETTING: VALUE, with a colon")
     _refuse_twice(yaml.compose(text, yaml.SafeLoader))
     return content

@@ -150,7 +150,7 @@ def _changes(file: Path, notes: list[str]) -> list[dict[str, Any]]:
     """Entries of ``changes.json`` that are what a run writes."""
     text = _text(file)
     try:
-        entries = parse_json(text) if text is not None else []
+        entries = parse_json(text) if text else []
         return [e for e in entries if isinstance(e["step"], int) and isinstance(e["key"], str)]
     except (ValueError, TypeError, KeyError) as error:
         notes.append(f"{file.name} could not be read ({type(error).__name__})")

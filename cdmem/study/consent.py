@@ -49,7 +49,7 @@ def checked_configs() -> Iterator[None]:
             check_consent(path.absolute)
             text = read(path)
             try:
-                parse_settings(text)
+                parse_settings(text, lists=True)
             except ValueError as error:
                 hint = "see configs/quickstart/teacher.yaml"
                 raise InputError("config", path.relative, str(error), hint) from None

@@ -6,7 +6,7 @@ import contextlib
 import io
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -90,12 +90,14 @@ class Stage(LightningCLI):
         said: the command line as the user gave it, where it is another one (a study's).
 
     Attributes:
+        begun: called once training has really started; nothing was written before.
         leave_distilled: a run that a student was distilled from is left as it is, not refused.
 
     Construction only parses, checks and builds; :meth:`execute` runs (a study checks all of its stages first).
     """
 
     leave_distilled = False
+    begun: Callable[[], object] | None = None
 
     def __init__(self, command: str, args: Sequence[str], said: Sequence[str] | None = None) -> None:
         self.command, self.said = command, list(said or [command, *args])
@@ -247,7 +249,6 @@ class Stage(LightningCLI):
 
     @property
     def folder(self) -> RunFolder:
-        """The run folder."""
         return RunFolder(self.settings.run_dir)
 
     def check_folder(self) -> None:
@@ -280,7 +281,7 @@ class Stage(LightningCLI):
                 check_length(start, self.model, max_steps, folder, self.said)
                 check_not_distilled(folder, start, max_steps, self.said)
                 self.model.settings = self.record
-                record = StartRecord(folder, self.record, self.datamodule.training_set, start)
+                record = StartRecord(folder, self.record, self.datamodule.training_set, start, self.begun)
                 self.trainer.callbacks.insert(0, record)
             self._hand_over(folder, start)
 

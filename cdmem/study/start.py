@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -160,10 +160,9 @@ def check_changes(start: Start, folder: RunFolder, settings: Mapping[str, Any], 
     Raises:
         InputError: one of them cannot change on the way.
     """
-    old = start.checkpoint.get("settings") if start.checkpoint else None
+    recorded = folder.read_config() if (folder / CONFIG).is_file() else None
+    old = (start.checkpoint or {}).get("settings") or recorded
     made = f"the run folder {folder.path}" if start.path is None or folder.path in start.path.parents else start.path
-    if old is None and (folder / CONFIG).is_file():
-        old = folder.read_config()
     if not isinstance(old, dict):
         return []
     return changed_settings(old, settings, str(made), f"use that value; {anew(folder, said)}")
@@ -213,10 +212,19 @@ class StartRecord(Callback):
         settings: all of them, resolved.
         training_set: T and H.
         start: where it starts.
+        begun: called once it has started.
     """
 
-    def __init__(self, folder: RunFolder, settings: dict[str, Any], training_set: TrainingSet, start: Start) -> None:
+    def __init__(
+        self,
+        folder: RunFolder,
+        settings: dict[str, Any],
+        training_set: TrainingSet,
+        start: Start,
+        begun: Callable[[], object] | None = None,
+    ) -> None:
         self.folder, self.settings, self.training_set, self.start = folder, settings, training_set, start
+        self.begun = begun
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not trainer.is_global_zero or trainer.fast_dev_run:
@@ -235,6 +243,8 @@ class StartRecord(Callback):
                 print(f"      from step {start.step} on: {change}", flush=True)
         if start.changes or not (folder / CONFIG).is_file():
             folder.write_text(CONFIG, yaml.safe_dump(self.settings, sort_keys=False))
+        if self.begun is not None:
+            self.begun()
         if getattr(pl_module, "teacher_name", None):
             mark_distilled(folder, pl_module.teacher_name)
         last = folder.last_checkpoint

@@ -74,8 +74,8 @@ class Study:
 
     def run(self) -> AuditResult:
         """All stages, then the audit; finished parts are skipped."""
-        if self.stages["teacher"].trainer.is_global_zero and not (self.folder / CONFIG).is_file():
-            self._write_settings()  # for whoever goes on before the first stage has ended
+        if not (self.folder / CONFIG).is_file():
+            self.stages["teacher"].begun = self._write_settings  # for whoever goes on before this stage has ended
         for number, (name, stage) in enumerate(self.stages.items(), 1):
             print(f"[{number}/{len(self.stages) + 1}] {name}", flush=True)
             stage.execute()

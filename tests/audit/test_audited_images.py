@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from support.pools import grey_levels
-from support.tiny import command, read
+from support.stages import cdmem, read
 
 
 def save(path, array):
@@ -34,7 +34,7 @@ def audit(place, *more, generator="copies", training_set="train", held_out="held
     names = {"--generator": generator, "--training_set": training_set, "--held_out": held_out}
     (place / "out.json").unlink(missing_ok=True)
     options = [part for name, value in names.items() if value for part in (name, place / value)]
-    code = command("audit", "--quiet", *options, "--metrics", "memorization", "--out", out, *more)
+    code = cdmem("audit", "--quiet", *options, "--metrics", "memorization", "--out", out, *more)
     return code, read(out) if code < 2 else None
 
 

@@ -15,25 +15,27 @@ from cdmem.diffusion.sampling import ConsistencySampler, OdeSampler
 from cdmem.metrics.whitebox.record import IMAGES, POINTS
 from cdmem.models.pipelines import PipelineSampler
 from support.folders import make_unet, saved
-from support.tiny import command, fit, read, stage
+from support.stages import cdmem, fit, read, stage
 
 UNET = {"class_path": "cdmem.networks.UNet", "init_args": {"channels": [8, 16], "layers": 1, "norm_groups": 4}}
+STEPS = {"max_steps": 2}
 FAST = ["--samples", 24, "--metrics", "memorization"]
 
 
 def audit(*args: object) -> int:
-    return command("audit", *args)
+    return cdmem("audit", *args)
 
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
     """Teachers by Heun and by Euler, a student, each as run and as exported folder; pipelines of others."""
     folder = tmp_path_factory.mktemp("forms")
-    assert fit(folder, stage("teacher", network=UNET, steps=2), run="heun") == 0
-    assert fit(folder, stage("teacher", network=UNET, steps=2, solver="euler"), run="euler") == 0
-    assert fit(folder, stage("student", steps=2, teacher=str(folder / "heun"), mid_sigmas=[2.0, 0.5]), run="run") == 0
+    assert fit(folder, stage("teacher", STEPS, network=UNET, sampler_points=4), run="heun") == 0
+    assert fit(folder, stage("teacher", STEPS, network=UNET, sampler_points=4, solver="euler"), run="euler") == 0
+    student = stage("student", STEPS, points=5, teacher=str(folder / "heun"), mid_sigmas=[2.0, 0.5])
+    assert fit(folder, student, run="run") == 0
     for run in ("heun", "euler", "run"):
-        assert command("export", "--checkpoint", folder / run, "--out", folder / f"{run}_out") == 0
+        assert cdmem("export", "--checkpoint", folder / run, "--out", folder / f"{run}_out") == 0
     saved(folder / "ddim", make_unet(), DDIMScheduler(), DDIMPipeline)
     shutil.copytree(folder / "run_out", folder / "cm")
     (folder / "cm/cdmem.json").unlink()
@@ -69,7 +71,7 @@ def test_sample_and_audit_take_the_same_evaluations(form, tmp_path, capsys):
     for nfe in (0, 1, 2, 3, 4):
         asked = ["--nfe", nfe]
         samples, out = tmp_path / f"{nfe}.npz", tmp_path / f"{nfe}.json"
-        codes = [command("sample", "--checkpoint", form, "--samples", 2, "--seed", 0, "--out", samples, *asked)]
+        codes = [cdmem("sample", "--checkpoint", form, "--samples", 2, "--seed", 0, "--out", samples, *asked)]
         generator = ["--generator", form, "--training_set", "run", "--samples", 2, "--metrics", "memorization"]
         codes.append(audit(*generator, "--quiet", "--out", out, *asked))
         error = capsys.readouterr().err

@@ -10,14 +10,14 @@ from cdmem.audit.gate import DETECTORS, Detector, detectors, judge_gate
 from cdmem.data.sources import load_source
 from cdmem.data.subset import SubsetSpec, choose
 from cdmem.metrics.statistics import newcombe_difference, wilson_interval
-from support.tiny import command, read
+from support.stages import cdmem, read
 
 COMMON = ["--training_set", "train.npz", "--metrics", "memorization"]
 H = ["--held_out", "held.npz"]
 
 
 def audit(*args: object) -> int:
-    return command("audit", "--quiet", *args)
+    return cdmem("audit", "--quiet", *args)
 
 
 @pytest.fixture(scope="module")

@@ -32,7 +32,7 @@ from cdmem.errors import InputError
 from cdmem.models.load import load_model
 from support.folders import make_unet, saved
 from support.parts import make_data, rng
-from support.settings import cdmem, tiny_stage
+from support.stages import cdmem, stage
 
 SAMPLERS = [
     PNDMScheduler,
@@ -139,7 +139,7 @@ def test_what_is_missing_or_needless_is_one_line(tmp_path, unet):
 def test_a_bare_network_through_the_commands(tmp_path, unet, capsys):
     """Distilled, audited with its student and alone, sampled; each time only with the word that is missing."""
     bare, run = place(tmp_path / "bare", unet, "."), tmp_path / "run"
-    config = tiny_stage("student", {"max_steps": 1}, {"held_out": 8}, lr_schedule="constant")
+    config = stage("student", {"max_steps": 1}, {"held_out": 8}, lr_schedule="constant")
     (tmp_path / "student.yaml").write_text(yaml.safe_dump(config))
     fit = ["fit", "--config", tmp_path / "student.yaml", "--run_dir", run, "--model.teacher", bare]
     assert cdmem(*fit) == 2 and "--model.teacher_parameterization vp" in capsys.readouterr().err

@@ -27,7 +27,7 @@ COMMANDS = {
     "audited teacher": (
         "audit --generator run/student --training_set run/teacher --teacher x.ckpt", "x.ckpt", "teacher"
     ),
-    "audited run": ("audit --generator run --training_set run/teacher", f"run/student/{LAST}", "checkpoint"),
+    "audited run": ("audit --generator run --training_set run/teacher", f"run/student/{LAST}", "generator"),
     "ckpt_path": (f"fit --config own.yaml --run_dir new {RESUMED}", "x.ckpt", "ckpt_path"),
     "validate": (f"validate --config own.yaml --run_dir new {RESUMED}", "x.ckpt", "ckpt_path"),
     "predict": (f"predict --config own.yaml --run_dir new {RESUMED}", "x.ckpt", "ckpt_path"),

@@ -92,18 +92,18 @@ def moved(before: dict, after: dict) -> float:
 
 def test_clipping_is_applied(half):
     """Adam's step is lr m / (sqrt(v) + eps): moments of before decay, gradients of 1e-30 add nothing."""
-    before = checkpoint(half / "r")
+    before = checkpoint(half / "run")
     optimizer = {"class_path": "torch.optim.Adam", "init_args": {"lr": 0.01, "betas": [0.0, 0.0]}}
     assert fit(half, config("teacher", {"gradient_clip_val": 1e-30}, optimizer=optimizer)) == 0
-    assert moved(before, checkpoint(half / "r")) < 1e-12
-    assert {"trainer.gradient_clip_val"} < {c["key"] for c in changes(half / "r")}
+    assert moved(before, checkpoint(half / "run")) < 1e-12
+    assert {"trainer.gradient_clip_val"} < {c["key"] for c in changes(half / "run")}
 
 
 def test_precision_is_applied(half):
     assert fit(half, config("teacher", {"precision": "bf16-mixed"})) == 0
-    assert {"step": 3, "key": "trainer.precision", "old": None, "new": "bf16-mixed"} in changes(half / "r")
-    assert fit(half, config("teacher"), name="whole") == 0
-    later = [[r["train/loss"] for r in rows(half / name) if r["step"] >= 3] for name in ("r", "whole")]
+    assert {"step": 3, "key": "trainer.precision", "old": None, "new": "bf16-mixed"} in changes(half / "run")
+    assert fit(half, config("teacher"), run="whole") == 0
+    later = [[r["train/loss"] for r in rows(half / name) if r["step"] >= 3] for name in ("run", "whole")]
     assert later[0] != later[1] and later[0] == pytest.approx(later[1], rel=0.05)
 
 
@@ -111,14 +111,14 @@ def test_another_cadence_is_applied(half):
     cadence = {"cadence": {"samples": 4, "points": 6, "spacing": "linear"}}
     callback = {"class_path": "callbacks.MemorizationCallback", "init_args": cadence}
     assert fit(half, config("teacher", {"callbacks": [callback]})) == 0
-    assert [r["step"] for r in rows(half / "r") if "memorization/f_mem" in r] == [4, 5, 6]
-    assert [c["key"] for c in changes(half / "r")] == ["trainer.callbacks", "trainer.max_steps"]
+    assert [r["step"] for r in rows(half / "run") if "memorization/f_mem" in r] == [4, 5, 6]
+    assert [c["key"] for c in changes(half / "run")] == ["trainer.callbacks", "trainer.max_steps"]
 
 
 def test_a_cosine_becomes_constant(tmp_path):
     assert fit(tmp_path, config("teacher", {"max_steps": 4}, lr_schedule="cosine")) == 0
     assert fit(tmp_path, config("teacher", {"max_steps": 6})) == 0
-    rates = {r["step"]: r["train/lr"] for r in rows(tmp_path / "r") if "train/lr" in r}
+    rates = {r["step"]: r["train/lr"] for r in rows(tmp_path / "run") if "train/lr" in r}
     assert rates == pytest.approx({s: cosine(s, 0, 4) for s in range(4)} | {4: 0.01, 5: 0.01}, rel=1e-12)
 
 

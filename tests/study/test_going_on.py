@@ -7,14 +7,14 @@ import shutil
 import pytest
 import yaml
 
-from support.stages import cdmem, checkpoint, config, write
+from support.stages import cdmem, checkpoint, stage, write
 
 
 @pytest.fixture
 def place(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    write(tmp_path / "mine/teacher.yaml", config("teacher"))
-    write(tmp_path / "mine/student.yaml", config("student"))
+    write(tmp_path / "mine/teacher.yaml", stage("teacher"))
+    write(tmp_path / "mine/student.yaml", stage("student"))
     audit = {"samples": 8, "metrics": ["memorization"], "nfe": [1]}
     study = {"teacher": "teacher.yaml", "students": {"student": "student.yaml"}, "audit": audit, "wandb": False}
     write(tmp_path / "mine/study.yaml", study)

@@ -26,7 +26,8 @@ from cdmem.study.stage import build
 from cdmem.study.trial import try_study
 from cdmem.training.student import Student
 from cdmem.training.teacher import DiffusionTeacher
-from support.settings import cdmem, tiny_stage, write_study
+from support.stages import cdmem, write_study
+from support.stages import stage as tiny_stage
 
 HERE = __name__
 

@@ -13,7 +13,7 @@ from cdmem.data.pixels import as_channels
 from cdmem.data.sources import load_source
 from cdmem.data.subset import SubsetSpec, choose
 from support.pools import grey_levels
-from support.tiny import command, fit, last_line, read, stage
+from support.stages import cdmem, fit, last_line, read, stage
 
 OWN = {"source": "folder", "n": 8, "held_out": 4, "duplication": None}
 
@@ -34,7 +34,7 @@ def photos(tmp_path):
 
 def test_a_run_records_what_was_read(photos, capsys):
     data = OWN | {"path": str(photos / "photos"), "held_out_path": str(photos / "others")}
-    assert fit(photos, stage("teacher", data=data)) == 0
+    assert fit(photos, stage("teacher", None, data)) == 0
     record = read(photos / "run" / "training_set.json")
     assert record["shape"] == [1, 6, 6]  # grey pictures train one channel
     about = record["provenance"]
@@ -47,14 +47,14 @@ def test_a_run_records_what_was_read(photos, capsys):
     printed = capsys.readouterr().out
     assert f"data.path: {read_of_t}" in printed and "data.held_out_path: 16 images read (16 GIF)" in printed
     generator = ["--generator", photos / "others", "--training_set", photos / "run", "--metrics", "memorization"]
-    assert command("audit", *generator, "--quiet", "--skip_unreadable") == 0
+    assert cdmem("audit", *generator, "--quiet", "--skip_unreadable") == 0
     lone = ["--generator", photos / "run", "--training_set", photos / "run", "--samples", 4, "--crop", 4]
-    assert command("audit", *lone, "--quiet") == 2  # nothing there that it would crop
+    assert cdmem("audit", *lone, "--quiet") == 2  # nothing there that it would crop
 
 
 def test_an_unreadable_picture_stops_a_run_before_it_begins(photos, capsys):
     (photos / "photos" / "torn.png").write_bytes(b"torn")
-    config = stage("teacher", data=OWN | {"path": str(photos / "photos")})
+    config = stage("teacher", None, OWN | {"path": str(photos / "photos")})
     assert fit(photos, config) == 2 and not (photos / "run").exists()
     assert "data.skip_unreadable=true" in last_line(capsys)
     assert fit(photos, config, "--data.skip_unreadable", "true") == 0
@@ -68,7 +68,7 @@ def test_parts_are_refused_before_a_run_begins(photos, capsys, key):
     (photos / "both").mkdir()
     (photos / "others").rename(photos / "both" / "train")
     save(photos / "both" / "test" / "0.png", grey_levels(6, 6))
-    assert fit(photos, stage("teacher", data=OWN | {"path": str(photos / "photos"), key: str(photos / "both")})) == 2
+    assert fit(photos, stage("teacher", None, OWN | {"path": str(photos / "photos"), key: str(photos / "both")})) == 2
     error = last_line(capsys)
     assert f"data.{key}=both" in error and "test, train" in error and "held_out_path" in error
 

@@ -13,8 +13,8 @@ from support.stages import cdmem, checkpoint, stage, write
 @pytest.fixture
 def place(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    write(tmp_path / "mine/teacher.yaml", stage("teacher"))
-    write(tmp_path / "mine/student.yaml", stage("student"))
+    write(tmp_path / "mine/teacher.yaml", stage("teacher", lr_schedule="constant"))
+    write(tmp_path / "mine/student.yaml", stage("student", lr_schedule="constant"))
     audit = {"samples": 8, "metrics": ["memorization"], "nfe": [1]}
     study = {"teacher": "teacher.yaml", "students": {"student": "student.yaml"}, "audit": audit, "wandb": False}
     write(tmp_path / "mine/study.yaml", study)

@@ -128,6 +128,9 @@ def _goes_on(args: list[str]) -> bool:
     return args[0] == "study" or args[:3] == ["fit", "--config", "run/teacher/config.yaml"]
 
 
+MARK = "run/teacher/distilled.json"  # where a teacher's students are noted
+
+
 class Sandbox:
     """A furnished folder; :meth:`attempt` runs one command on a broken copy of some of its files.
 
@@ -148,7 +151,7 @@ class Sandbox:
         A valid run, or exit 2 with one line on stderr that names a key, the value and a hint. Nothing that was there
         is changed, whatever the end, and after a refusal nothing new is there either.
         """
-        kept = {name: (self.folder / name).read_bytes() for name in broken if (self.folder / name).is_file()}
+        kept = {n: (self.folder / n).read_bytes() for n in {*broken, MARK} if (self.folder / n).is_file()}
         for name, content in broken.items():
             (self.folder / name).unlink(missing_ok=True)
             if content is not None:
@@ -182,6 +185,8 @@ class Sandbox:
         changed = {name.removeprefix(self.prefix) for name, digest in start.items() if now.get(name) != digest}
         if code == 0 and args[0] == "report":  # the page is what it writes
             changed = {name for name in changed if not name.startswith(("run/report.html", "run/report/"))}
+        if code in (0, "reached"):
+            changed.discard(MARK)
         if code in (0, "reached") and _goes_on(args):  # from an older checkpoint if the last is torn
             changed = {name for name in changed if not name.startswith("run/")}
         assert not changed, f"{args} changed {sorted(changed)}"

@@ -16,6 +16,7 @@ import yaml
 from test_ddp import CONFIG, TWO, environment
 
 from cdmem.errors import RunFailure
+from cdmem.run.folder import RunFolder
 from cdmem.training.engine import watching_peers
 
 BOUND = 60  # s; gloo needs one, Lightning's observer five
@@ -80,7 +81,8 @@ def test_both_ranks_end_and_the_same_command_goes_on(rank, how, tmp_path):
         assert first.returncode == 143 and "run again, it goes on from step" in log, log
         stopped, kept = re.search(r"stopped at step (\d+); run again, it goes on from step (\d+)", log).groups()
         assert stopped == kept and int(kept) % 10 == 0
-    assert not (run / "finished.json").exists()
+    ending = RunFolder(run).ending()  # none after a kill without warning
+    assert ending is None or ending.ended == "interrupted"
     assert start(run).wait(120) == 0, (tmp_path / "log").read_text()
     losses = [json.loads(line)["step"] for line in rows.read_text().splitlines()]
     assert losses == list(range(STEPS))  # neither gaps nor doubles

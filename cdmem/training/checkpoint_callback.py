@@ -147,6 +147,9 @@ class RunCheckpoint(Checkpoint):
         if self._saved < 0 and self._from_last(trainer):  # nothing was left to train
             self._saved = trainer.global_step
         self._number(trainer)
+        if self.dirpath and trainer.is_global_zero and not trainer.fast_dev_run:
+            for part in Path(self.dirpath).glob(".*.part.ckpt"):  # of a write that a kill cut short
+                part.unlink(missing_ok=True)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Keep what is complete, and say where the run will go on."""

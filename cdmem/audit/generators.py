@@ -19,8 +19,8 @@ from cdmem.data.pixels import PixelOptions
 from cdmem.data.subset import UNRECORDED, TrainingSet
 from cdmem.errors import InputError
 from cdmem.models.load import is_foreign, is_model_folder, is_pipeline_of_others, load_model, load_record, load_trained
+from cdmem.models.other_projects import refuse_other_project
 from cdmem.models.pipelines import CONSISTENCY, load_pipeline, only_a_teacher
-from cdmem.models.strangers import refuse_stranger
 from cdmem.run.folder import CONFIG, RunFolder
 from cdmem.training.checkpoint import weights_digest
 from cdmem.training.record import RECORDED
@@ -232,7 +232,7 @@ def _open(
 ) -> tuple[list[Generator], dict[str, Any], list[str]]:
     if not path.exists():
         raise InputError("generator", path, "no such file or folder", "give a checkpoint, run, pipeline or images")
-    refuse_stranger(path, "generator")
+    refuse_other_project(path, "generator")
     if is_pipeline_of_others(path) and not only_a_teacher(path):
         _refuse_needless("a pipeline", weights=weights, parameterization=parameterization)
         return _open_pipeline(path, training_set, settings, teacher)

@@ -29,7 +29,7 @@ def counted(
 
 
 def _clean(counts: Mapping[str, int]) -> dict[str, int]:
-    """Sorted; reasons that hold a stranger's names are short and move no cursor."""
+    """Sorted; reasons that repeat names from untrusted files are short and move no cursor."""
     whole: Counter[str] = Counter()
     for name, count in counts.items():
         whole["".join(c if c.isprintable() else "?" for c in name)[:60]] += count

@@ -16,7 +16,7 @@ import torch
 from cdmem.data.counts import counted
 from cdmem.data.image_arrays import read_labels
 from cdmem.data.pixels import SKIP, ImagePool, PixelOptions, decode
-from cdmem.errors import InputError
+from cdmem.errors import InputError, brief
 from cdmem.io.text import parse_json
 
 IMAGES = ("image", "img", "images", "picture")
@@ -40,7 +40,7 @@ def read_parquet(files: Sequence[Path], options: PixelOptions) -> ImagePool:
     try:
         rows, labels, classes, skipped = _rows(files, options.skip_unreadable)
     except (pyarrow.ArrowException, OSError, ValueError, KeyError, TypeError, MemoryError) as error:
-        reason = " ".join(str(error).split())[:160] or type(error).__name__
+        reason = brief(error) or type(error).__name__
         problem = f"not readable as Parquet with a column of pictures ({reason})"
         raise InputError("data.path", files[0].name, problem, f"give a shard that datasets wrote, {SKIP}") from None
     names = [f"row {k}" for k in range(len(rows))]

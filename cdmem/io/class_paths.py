@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from cdmem.errors import InputError
+from cdmem.errors import InputError, brief
 
 PATH = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
 INSTALL = re.compile(r"pip install (?:-U )?['\"`]*([A-Za-z0-9][\w.\-]*)")
@@ -51,7 +51,7 @@ def find_class(key: str, path: str, kind: type, home: str = "") -> Any:
             raise missing_package(key, path, error) from None
         raise InputError(key, path, f"no module {error.name}", _other_module(path, error.name, kind, home)) from None
     except Exception as error:  # whatever a module does when it is imported
-        reason = " ".join(f"{type(error).__name__}: {error}".split())[:120]
+        reason = f"{type(error).__name__}: {brief(error)}"
         raise InputError(key, path, f"{module} cannot be imported ({reason})", "correct it") from None
     try:
         found = getattr(holder, name)
@@ -71,7 +71,7 @@ def missing_package(key: str, value: object, error: ImportError) -> InputError:
     if name:
         hint = "it needs that package, which is not installed"
         return InputError(key, value, f"pip install {PACKAGES.get(name, name)}", hint)
-    reason = f"needs the module {module}" if module else f"cannot be imported ({' '.join(str(error).split())[:120]})"
+    reason = f"needs the module {module}" if module else f"cannot be imported ({brief(error)})"
     return InputError(key, value, f"{reason}, which is not there" if module else reason, "install what provides it")
 
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from cdmem.errors import InputError
+from cdmem.errors import InputError, brief
 
 FLAG = "--allow_code"
 PACKAGE = str(Path(__file__).parents[1])
@@ -125,4 +125,4 @@ def reason(error: BaseException) -> str:
     libraries = (PACKAGE, str(Path(traceback.__file__).parent), "<")
     own = [f for f in frames if not f.filename.startswith(libraries) and "site-packages" not in f.filename]
     where = f", {Path(own[-1].filename).name} line {own[-1].lineno}" if own else ""
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:160]}{where}"
+    return f"{type(error).__name__}: {brief(error)}{where}"

@@ -19,8 +19,8 @@ from cdmem.errors import InputError, brief
 from cdmem.io import own_code
 from cdmem.io.text import read_json
 from cdmem.models.foreign import foreign_record
+from cdmem.models.other_projects import refuse_other_project
 from cdmem.models.pipelines import INDEX, find_unet, is_pipeline, read_parts
-from cdmem.models.strangers import refuse_stranger
 from cdmem.networks import from_record
 from cdmem.networks.config import NetworkConfig
 from cdmem.networks.diffusers import DiffusersUNet, load_diffusers, read_config
@@ -87,7 +87,7 @@ def load_model(
     """
     path = Path(path)
     # Read before the guard: a checkpoint that cannot be read has a message of its own.
-    refuse_stranger(path, key)
+    refuse_other_project(path, key)
     checkpoint = None if is_model_folder(path) else read_checkpoint(path, key)
     if parameterization is not None and (checkpoint or (path / METADATA).is_file()):
         raise InputError("parameterization", parameterization, f"{path} says what it is", "leave it out")

@@ -8,13 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from support.pools import grey_levels
+from support.pools import grey_levels, save
 from support.stages import cdmem, read
-
-
-def save(path, array):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(array).save(path)
 
 
 @pytest.fixture

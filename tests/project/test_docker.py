@@ -234,6 +234,14 @@ def test_every_variable_of_compose_is_explained():
 # ---- the image, as far as it goes without Docker --------------------------------------------------------------------
 
 
+def test_pips_cache_is_where_pip_looks():
+    """Of another folder nothing would be kept between builds."""
+    text_ = text("Dockerfile")
+    (cache,) = re.findall(r"XDG_CACHE_HOME=(\S+)", text_)
+    targets = re.findall(r"--mount=type=cache,target=(\S+)", text_)
+    assert targets and set(targets) == {f"{cache}/pip"}
+
+
 @pytest.mark.slow
 def test_install_steps_of_the_image_work(tmp_path):
     """The context as it is sent, the files as they are copied, the RUN lines as they stand, in a new environment."""

@@ -80,7 +80,7 @@ def pictures(data, count=2):
 
 def linked(target):
     def make(folder, song):
-        for part in (folder, folder.parent / "home"):
+        for part in (folder, folder.parent / "aside"):
             part.mkdir()
             Image.new("L", (8, 8)).save(part / "a.png")
         (folder / "self").symlink_to(target)
@@ -160,7 +160,7 @@ ROWS = {
              "generator", ""),
     "many pictures of one colour": (pictures(ONE_COLOUR, 20), "pictures", "generator", "generator", "would unpack"),
     **{f"link to {target}": (linked(target), "pictures", "generator", "generator", LINK)
-       for target in ("../home", "../home/a.png", "/etc/hostname", "nowhere", "self")},
+       for target in ("../aside", "../aside/a.png", "/etc/hostname", "nowhere", "self")},
 }  # fmt: skip
 
 

@@ -20,6 +20,7 @@ ELSEWHERE = {
     "accumulate_grad_batches": "training/test_accumulation.py",
     "callbacks": "study/test_study.py",
     "devices": "training/test_ddp.py",
+    "fast_dev_run": "security/test_wrong_configs.py",
     "gradient_clip_val": "training/test_accumulation.py",
     "logger": "tracking/test_loggers.py",
     "max_time": "study/test_endings.py",
@@ -128,12 +129,6 @@ def test_predicted_batches(tmp_path):
     assert cdmem("predict", "--config", tmp_path / "t.yaml", "--run_dir", run, *args) == 0
     with np.load(run / "samples/predict.npz") as file:
         assert len(file["images"]) == 64
-
-
-def test_a_dry_run_writes_nothing(tmp_path):
-    file = write(tmp_path / "t.yaml", stage("teacher"))
-    assert cdmem("fit", "--config", file, "--run_dir", tmp_path / "r", "--trainer.fast_dev_run", "true") == 0
-    assert not (tmp_path / "r").exists()
 
 
 SWITCHES = {"deterministic": "true", "benchmark": "true", "detect_anomaly": "true", "sync_batchnorm": "true"}

@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from cdmem.data.sources import load_source
 from cdmem.errors import InputError
@@ -14,6 +15,12 @@ RNG = np.random.default_rng(0)
 
 def grey_levels(*shape):
     return RNG.integers(0, 256, shape, dtype=np.uint8)
+
+
+def save(path, array):
+    """A picture, in the format of the path's suffix."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(array).save(path)
 
 
 def key_of(*args, **more):

@@ -6,21 +6,15 @@ import json
 
 import pytest
 import torch
-from PIL import Image
 
 from cdmem.audit.reference_sets import load_references
 from cdmem.data.pixels import as_channels
 from cdmem.data.sources import load_source
 from cdmem.data.subset import SubsetSpec, choose
-from support.pools import grey_levels
+from support.pools import grey_levels, save
 from support.stages import cdmem, fit, last_line, read, stage
 
 OWN = {"source": "folder", "n": 8, "held_out": 4, "duplication": None}
-
-
-def save(path, array):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(array).save(path)
 
 
 @pytest.fixture

@@ -21,7 +21,7 @@ UNET2D = {"conv_in.weight", "time_embedding.linear_1.weight"}
 CONSISTENCY = ("cd_", "ct_")
 
 
-def refuse_stranger(path: str | Path, key: str) -> None:
+def refuse_other_project(path: str | Path, key: str) -> None:
     """Raises InputError for a file that is the model of another project, with the way to convert it.
 
     Args:

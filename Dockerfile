@@ -47,12 +47,16 @@ COPY pyproject.toml .ci/highest.txt ./
 RUN python -c "import tomllib; p = tomllib.load(open('pyproject.toml', 'rb'))['project']; print('\n'.join(p['dependencies'] + p['optional-dependencies']['efficientnet']))" > requirements.txt
 
 FROM base AS dependencies-gpu
+# The mount is pip's cache (XDG_CACHE_HOME), so the layer keeps none of it; the linter knows root's own only.
+# hadolint ignore=DL3042
 RUN --mount=type=cache,target=/cache/pip \
     pip install --requirement requirements.txt --constraint highest.txt
 
 FROM base AS dependencies-cpu
 # Wheels without CUDA. Another mirror: --build-arg CPU_INDEX=URL
 ARG CPU_INDEX=https://download.pytorch.org/whl/cpu
+# The mount is pip's cache (XDG_CACHE_HOME), so the layer keeps none of it; the linter knows root's own only.
+# hadolint ignore=DL3042
 RUN --mount=type=cache,target=/cache/pip \
     pip install --extra-index-url "${CPU_INDEX}" --requirement requirements.txt --constraint highest.txt
 

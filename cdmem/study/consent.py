@@ -37,10 +37,14 @@ def check_consent(file: str | Path) -> None:
 
 
 @contextmanager
-def checked_configs() -> Iterator[None]:
+def checked_configs(first: str | None) -> Iterator[None]:
     """Every config that the parser opens in this context, also by an include, is held to :func:`check_consent`.
 
-    One that is no mapping in YAML, or says a thing twice, is refused with the line.
+    One that is no mapping in YAML, or says a thing twice, is refused with the line; a file that another one includes
+    may be a list, of callbacks for example.
+
+    Args:
+        first: the config that the command line names.
     """
     read, refusals = jsonargparse.Path.read_text, []
 
@@ -49,7 +53,7 @@ def checked_configs() -> Iterator[None]:
             check_consent(path.absolute)
             text = read(path)
             try:
-                parse_settings(text, lists=True)
+                parse_settings(text, lists=first is None or path.absolute != os.path.abspath(first))
             except ValueError as error:
                 hint = "see configs/quickstart/teacher.yaml"
                 raise InputError("config", path.relative, str(error), hint) from None

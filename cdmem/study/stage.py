@@ -103,7 +103,7 @@ class Stage(LightningCLI):
         self.command, self.said = command, list(said or [command, *args])
         rest, _ = split_consent(args)
         self.config_file = config_file(rest)
-        with checked_configs():
+        with checked_configs(self.config_file):
             super().__init__(
                 model_class=DiffusionModule,
                 datamodule_class=MemorizationDataModule,

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from cdmem.audit.distillation_curve import distillation_record
-from cdmem.audit.reference_sets import AS_STORED, read_images
+from cdmem.audit.reference_sets import AS_STORED, read_images, read_seeds
 from cdmem.audit.settings import AuditSettings
 from cdmem.audit.teachers import find_teacher, weights_by_digest, with_weights
 from cdmem.data.pixels import PixelOptions
@@ -71,9 +71,15 @@ class Generator:
 
 @dataclass
 class GivenImages:
-    """A sampler over images that exist, uint8 (m, C, H, W): seed k is image k."""
+    """A sampler over images that exist.
+
+    Attributes:
+        images: uint8 (m, C, H, W).
+        seeds: that they were made from; their numbers where nobody says.
+    """
 
     images: Tensor
+    seeds: list[int]
     nfe: int = 0
 
     @property
@@ -83,7 +89,8 @@ class GivenImages:
 
     def __call__(self, seeds: Sequence[int], device: torch.device | str = "cpu") -> Tensor:
         """The images themselves, uint8, so that no rounding touches them."""
-        return self.images[list(seeds)].to(device)
+        place = {seed: k for k, seed in enumerate(self.seeds)}
+        return self.images[[place[seed] for seed in seeds]].to(device)
 
 
 def _about(module: DiffusionModule) -> tuple[str, int | None, str, DiffusionModule]:
@@ -246,12 +253,32 @@ def _open(
     stage = (path / "checkpoints").is_dir() or (path / "last.ckpt").is_file()
     if path.suffix == ".ckpt" or stage or is_model_folder(path):
         return _open_stage(path, training_set, settings, weights, teacher, parameterization)
-    _refuse_needless(
-        "images, made already", nfe=settings.nfe, weights=weights, teacher=teacher, parameterization=parameterization
-    )
+    _refuse_needless("images, made already", nfe=settings.nfe, weights=weights, parameterization=parameterization)
+    return _open_images(path, training_set, teacher, options)
+
+
+def _open_images(
+    path: Path, training_set: TrainingSet, teacher: str | None, options: PixelOptions
+) -> tuple[list[Generator], dict[str, Any], list[str]]:
+    """Images that exist, alone or beside the images of their teacher: by their seeds, or row by row."""
     notes: list[str] = []
-    given = _given_images(path, training_set, options, notes)
-    return [given], {}, [*notes, "images of unknown training: convergence is unknown"]
+    unknown = "images of unknown training: convergence is unknown"
+    given = _given_images(path, "generator", training_set, options, notes)
+    if teacher is None:
+        return [given], {}, [*notes, unknown]
+    original = _given_images(Path(teacher).expanduser(), "teacher", training_set, options, notes)
+    ours, theirs = (g.sampler.seeds for g in (given, original))  # type: ignore[attr-defined]
+    if len(ours) != len(theirs):
+        problem = f"holds {len(theirs)} images, the generator {len(ours)}"
+        raise InputError("teacher", teacher, problem, "give one image of each for every seed")
+    if set(ours) != set(theirs):
+        other = min(set(theirs) - set(ours))
+        problem = f"is of other seeds than the generator (such as {other})"
+        raise InputError(
+            "teacher", teacher, problem, "make both from the same seeds, or leave `seeds` out of both files"
+        )
+    pair = [replace(original, name="teacher", role="teacher"), replace(given, name="student", role="student")]
+    return pair, {}, [*notes, unknown]
 
 
 def _open_pipeline(
@@ -310,12 +337,17 @@ def _open_stage(
     return generators, records, notes + other
 
 
-def _given_images(path: Path, training_set: TrainingSet, options: PixelOptions, notes: list[str]) -> Generator:
-    images = read_images(path, "generator", options, notes, training_set.shape)
+def _given_images(
+    path: Path, key: str, training_set: TrainingSet, options: PixelOptions, notes: list[str]
+) -> Generator:
+    if not path.exists():
+        raise InputError(key, path, "no such file or folder", "give images: a folder or an .npz")
+    images = read_images(path, key, options, notes, training_set.shape)
     if len(images) < 2:
-        raise InputError("generator", path, f"holds {len(images)} image", "an audit needs at least 2")
+        raise InputError(key, path, f"holds {len(images)} image", "an audit needs at least 2")
     digest = hashlib.sha256(images.numpy().tobytes()).hexdigest()
-    return Generator("images", "images", "given", GivenImages(images), "given", None, digest)
+    sampler = GivenImages(images, read_seeds(path, key, len(images)))
+    return Generator("images", "images", "given", sampler, "given", None, digest)
 
 
 def _training_set_notes(generators: Sequence[Generator], training_set: TrainingSet) -> list[str]:

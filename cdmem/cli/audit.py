@@ -33,7 +33,9 @@ class AuditCommand(AuditSettings):
         generator: checkpoint, run folder, diffusers pipeline folder, or images.
         training_set: run folder, training_set.json, or images (folder, .zip, .npz, .npy, .parquet, idx).
         held_out: the same forms; images that were not trained on.
-        teacher: the student's teacher, for the paired comparison; looked for if null.
+        teacher: the student's teacher, for the paired comparison; looked for if null. Of images that were made
+            already: the teacher's images, paired by the `seeds` in both files, or else row by row.
+        converged: take the student as converged, on your word: what is seen now counts as the limit.
         parameterization: vp or edm, of a diffusers network without a scheduler.
         seed: sampling seed, which chooses the first sample seed.
         weights: raw or ema_<half-life>; the checkpoint's choice if null.
@@ -54,6 +56,7 @@ class AuditCommand(AuditSettings):
     training_set: str
     held_out: str | None = None
     teacher: str | None = None
+    converged: bool = False
     parameterization: Literal["vp", "edm"] | None = None
     seed: int = 0
     weights: str | None = None
@@ -136,7 +139,7 @@ def run_audit(args: Sequence[str]) -> int:
         raise InputError(key, error.value, error.problem, error.hint) from None
     command.refuse_idle_options(generators)
     command = with_samples(command, generators)
-    auditor = Auditor(training_set, command, command.seed, progress=not command.quiet)
+    auditor = Auditor(training_set, command, command.seed, None, not command.quiet, command.converged)
     held_out = len(training_set.held_out_images)
     looked = detectors(command.gate, auditor.suite, held_out)
     result = auditor.run(generators, distillation)

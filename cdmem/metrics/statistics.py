@@ -106,6 +106,11 @@ def mcnemar_exact(only_first: int, only_second: int) -> float:
     return 1.0 if total == 0 else float(stats.binomtest(only_first, total, 0.5).pvalue)
 
 
+def fisher_exact(yes1: int, n1: int, yes2: int, n2: int) -> float:
+    """Two-sided exact p value of two independent fractions being equal (Fisher 1934)."""
+    return float(stats.fisher_exact([[yes1, n1 - yes1], [yes2, n2 - yes2]]).pvalue)
+
+
 def holm(p_values: Sequence[float]) -> list[float]:
     """Holm's step-down adjustment (Holm 1979): adjusted p values in the given order, controlling the family's error."""
     order = sorted(range(len(p_values)), key=lambda k: p_values[k])

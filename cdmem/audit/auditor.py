@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from cdmem.audit.distillation_curve import ERROR
 from cdmem.audit.generators import Generator, GivenImages
 from cdmem.audit.pairs import Samples, Yardstick, pair_record
 from cdmem.audit.result import AuditResult
@@ -242,13 +243,13 @@ class Auditor:
         return values
 
     def pair(
-        self, teacher: Measured, student: Measured, cheap: Measured | None, entry: dict[str, Any]
+        self, teacher: Measured, student: Measured, cheap: Measured | None, entry: dict[str, Any], error: float
     ) -> dict[str, Any]:
         """The student against the teacher on the same seeds, see `cdmem.audit.pairs`."""
         # Seeds belong together where they reach the same image more often than unrelated ones would.
         belong = entry["same_basin_low"] > entry["same_basin_chance"]
         samples = [None if m is None else Samples(m.images, m.rows) for m in (teacher, student, cheap)]
-        return pair_record(samples[0], samples[1], self.yardstick, belong, samples[2])
+        return pair_record(samples[0], samples[1], self.yardstick, belong, samples[2], error)
 
     def control(self) -> dict[str, Any]:
         """Held-out images and T's own images in place of samples: what 'none' and 'all' look like here."""
@@ -291,7 +292,8 @@ class Auditor:
             if generator.role == "teacher" and generator.method == "euler" and _has_amplitude(entry):
                 cheap[generator.sampler.nfe] = m
             if generator.role == "student" and reference is not None:
-                entry["paired"] = self.pair(reference, m, cheap.get(generator.sampler.nfe), entry)
+                error = (distillation.get(generator.name) or {}).get("error", ERROR)
+                entry["paired"] = self.pair(reference, m, cheap.get(generator.sampler.nfe), entry, error)
                 comparisons.setdefault(generator.name, []).append(entry["paired"])
                 students[generator.name, generator.sampler.nfe] = m
             models.append(entry)

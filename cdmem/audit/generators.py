@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 from torch import Tensor
 
-from cdmem.audit.distillation_curve import distillation_record
+from cdmem.audit.distillation_curve import Copies, distillation_record, spent_error
 from cdmem.audit.reference_sets import AS_STORED, read_images, read_seeds
 from cdmem.audit.settings import AuditSettings
 from cdmem.audit.teachers import find_teacher, weights_by_digest, with_weights
 from cdmem.data.pixels import PixelOptions
 from cdmem.data.subset import UNRECORDED, TrainingSet
 from cdmem.errors import InputError
+from cdmem.metrics.neighbors.tolerant import tolerant_search
 from cdmem.models.load import is_foreign, is_model_folder, is_pipeline_of_others, load_model, load_record, load_trained
 from cdmem.models.other_projects import refuse_other_project
 from cdmem.models.pipelines import CONSISTENCY, load_pipeline, only_a_teacher
@@ -249,7 +250,11 @@ def _open(
         generators = study_generators(path, students, settings.nfe, settings.torch_device, weights)
         notes = _training_set_notes(generators, training_set)
         folders = {name: path / name for name in students}
-        return generators, {} if notes else _records(generators, settings, weights, folders), notes
+        return (
+            generators,
+            {} if notes else _records(generators, copies_of(settings, training_set), weights, folders),
+            notes,
+        )
     stage = (path / "checkpoints").is_dir() or (path / "last.ckpt").is_file()
     if path.suffix == ".ckpt" or stage or is_model_folder(path):
         return _open_stage(path, training_set, settings, weights, teacher, parameterization)
@@ -331,7 +336,7 @@ def _open_stage(
     folder, records = path if path.is_dir() else path.parent.parent, {}
     if generators[-1].role == "student" and not other:
         if (folder / CONFIG).is_file() and (folder / "evaluations").is_dir():
-            records = _records(generators, settings, weights, {"student": folder})
+            records = _records(generators, copies_of(settings, training_set), weights, {"student": folder})
         else:
             notes.append("no evaluations along the distillation: convergence is unknown")
     return generators, records, notes + other
@@ -361,13 +366,18 @@ def _training_set_notes(generators: Sequence[Generator], training_set: TrainingS
     return [f"{note}: convergence is unknown" if generators[-1].role == "student" else note]
 
 
+def copies_of(settings: AuditSettings, training_set: TrainingSet) -> Copies:
+    """What counts as a copy of this training set."""
+    return Copies(settings.threshold, tolerant_search(training_set, settings.near_duplicates).threshold)
+
+
 def _records(
-    generators: Sequence[Generator], settings: AuditSettings, weights: str | None, folders: Mapping[str, Path]
+    generators: Sequence[Generator], copies: Copies, weights: str | None, folders: Mapping[str, Path]
 ) -> dict[str, Any]:
     """What the folders tell of every student's distillation: of the weights and up to the step that are audited."""
     students = {g.name: g for g in generators if g.role == "student"}
     return {
-        name: distillation_record(RunFolder(folders[name]), settings.threshold, g.step)
+        name: distillation_record(RunFolder(folders[name]), copies, g.step, spent_error(RunFolder(folders[name])))
         for name, g in students.items()
         if not weights or g.weights == load_record(folders[name]).weights
     }

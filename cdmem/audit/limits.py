@@ -37,7 +37,9 @@ def _of_seeds(flags: Flags, seeds: Sequence[int]) -> np.ndarray:
     return np.array([by_seed[s] for s in seeds], dtype=np.int8)
 
 
-def limit_record(student: BySeed, teacher: Flags | None, phase: Sequence[int] | None, half_life: int) -> Any:
+def limit_record(
+    student: BySeed, teacher: Flags | None, phase: Sequence[int] | None, half_life: int, error: float
+) -> dict[str, Any] | str:
     """The limit of the difference along a constant-rate phase.
 
     Args:
@@ -45,12 +47,13 @@ def limit_record(student: BySeed, teacher: Flags | None, phase: Sequence[int] | 
         teacher: its copies on these seeds, or None if its samples were not kept.
         phase: first and last step at a constant rate, or None.
         half_life: of the evaluated average, in steps; 0 for raw weights.
+        error: of the intervals ``ci95`` (two-sided) and ``ci90`` (one-sided); 0.05 as their names say.
 
     Returns:
         record of `cdmem.metrics.comparison.limit.Limit`, or why there is none, as text.
     """
     if phase is None:
-        return "the learning rate was annealed from the start"
+        return "no stretch at a constant learning rate"
     if teacher is None:
         return "the teacher's samples were not kept along the distillation"
     inside = {step: rows for step, rows in student.items() if max(phase[0], 1) <= step <= phase[1]}
@@ -58,7 +61,7 @@ def limit_record(student: BySeed, teacher: Flags | None, phase: Sequence[int] | 
         return "no evaluations at a constant rate"
     steps, values = differences(inside, teacher)
     limit = fit_limit(steps, values, least_spacing=SPACING * half_life)
-    return limit if isinstance(limit, str) else limit.record()
+    return limit if isinstance(limit, str) else limit.record(error)
 
 
 def slow_phase_record(student: BySeed, teacher: Flags | None, phase: Sequence[int] | None) -> dict[str, Any] | None:

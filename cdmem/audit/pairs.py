@@ -59,7 +59,12 @@ class Yardstick:
 
 
 def pair_record(
-    teacher: Samples, student: Samples, yardstick: Yardstick, belong: bool, cheap: Samples | None = None
+    teacher: Samples,
+    student: Samples,
+    yardstick: Yardstick,
+    belong: bool,
+    cheap: Samples | None = None,
+    error: float = 0.05,
 ) -> dict[str, Any]:
     """Everything that is said of a student against its teacher.
 
@@ -69,6 +74,7 @@ def pair_record(
         yardstick: what counts as a copy.
         belong: whether a seed means the same for both: they share its nearest image more often than by chance.
         cheap: the teacher at the student's own cost, or None.
+        error: of the intervals, see :func:`~cdmem.metrics.comparison.paired.difference`.
 
     Returns:
         the record of `cdmem.metrics.comparison.paired.compare`, with ``seeds_belong_together``, ``tolerant``
@@ -76,15 +82,15 @@ def pair_record(
         they are too often damaged copies; None without pairs), ``images`` and ``equal_nfe``.
     """
     y = yardstick
-    pair = compare(teacher.rows, student.rows, y.threshold, belong)
+    pair = compare(teacher.rows, student.rows, y.threshold, belong, error)
     loose = [y.tolerant(s.rows) for s in (teacher, student)]
     matched = equal_noise(
-        teacher.images, student.images, teacher.rows, student.rows, y.search, y.threshold, y.control, belong
+        teacher.images, student.images, teacher.rows, student.rows, y.search, y.threshold, y.control, belong, error
     )
     copied = [s.rows["groups"][y.strict(s.rows), 0].numpy() for s in (teacher, student)]
     pair |= {
         "seeds_belong_together": belong,
-        "tolerant": None if loose[0] is None or loose[1] is None else difference(loose[0], loose[1], belong),
+        "tolerant": None if loose[0] is None or loose[1] is None else difference(loose[0], loose[1], belong, error),
         "matched": matched,
         "images": images_copied(*copied),
         "lost_seeds": None,

@@ -100,6 +100,7 @@ def equal_noise(
     threshold: float,
     control: Tensor | None,
     paired: bool = True,
+    error: float = 0.05,
 ) -> dict[str, Any]:
     """The comparison of the module's docstring.
 
@@ -112,6 +113,7 @@ def equal_noise(
         threshold: memorised means d1/d2 below it.
         control: d1/d2 of held-out images, or None.
         paired: whether the seeds belong together, see `cdmem.metrics.comparison.paired`.
+        error: of the intervals, see :func:`~cdmem.metrics.comparison.paired.difference`.
 
     Returns:
         ``recognised_at`` (threshold of step 1), ``recognised`` (difference of f_mem there), ``common`` (copies
@@ -122,7 +124,7 @@ def equal_noise(
     seen_t, seen_s = (memorized(r["squared"][:, 0], r["squared"][:, 1], loose) for r in (teacher, student))
     both = seen_t & seen_s & (teacher["groups"][:, 0] == student["groups"][:, 0])
     common = (both, both) if paired else (seen_t, seen_s)
-    record: dict[str, Any] = {"recognised_at": loose, "recognised": difference(seen_t, seen_s, paired)}
+    record: dict[str, Any] = {"recognised_at": loose, "recognised": difference(seen_t, seen_s, paired, error)}
     record |= {"common": min(int(c.sum()) for c in common)}
     record |= dict.fromkeys(("noised", "noise", "f_mem", "difference"))
     if record["common"] < MIN_SEEDS:
@@ -142,7 +144,7 @@ def equal_noise(
     hit = memorized(noisy.squared1.cpu(), noisy.squared2.cpu(), threshold)
     pair = (hit_t, hit) if sharper == "student" else (hit, hit_s)
     record |= {"noised": sharper, "noise": float(levels[seen].square().mean().sqrt())}
-    return record | {"f_mem": float(hit.double().mean()), "difference": difference(*pair, paired)}
+    return record | {"f_mem": float(hit.double().mean()), "difference": difference(*pair, paired, error)}
 
 
 def _level_at(squared: Tensor, known: Tensor, levels: Tensor, asked: Tensor) -> Tensor:

@@ -80,14 +80,16 @@ def identity_agreement(first: Tensor, second: Tensor) -> dict[str, Any] | None:
     return {"same": same / count, "ci95": list(wilson_interval(same, count)), "chance": chance, "kappa": kappa}
 
 
-def difference(teacher: Tensor, student: Tensor, paired: bool = True) -> dict[str, Any]:
+def difference(teacher: Tensor, student: Tensor, paired: bool = True, error: float = 0.05) -> dict[str, Any]:
     """f_mem of the student minus the teacher's, bool (m,) each; on the same seeds unless ``paired`` is False.
+
+    ``error`` is that of ``ci95``, two-sided, and of ``ci90``, one-sided: smaller where several looks share it.
 
     Returns:
         ``value``, ``ci95`` and ``ci90`` (Newcombe 1998, method 10, of pairs or of independent samples) and ``p_value``
         (two-sided: McNemar's exact test, or Fisher's).
     """
-    intervals = [difference_interval(teacher, student, c, paired) for c in (0.95, 0.9)]
+    intervals = [difference_interval(teacher, student, c, paired) for c in (1 - error, 1 - 2 * error)]
     if paired:
         p = mcnemar_exact(int((student & ~teacher).sum()), int((~student & teacher).sum()))
     else:
@@ -106,7 +108,11 @@ def difference_interval(teacher: Tensor, student: Tensor, confidence: float, pai
 
 
 def compare(
-    teacher: dict[str, Tensor], student: dict[str, Tensor], threshold: float, paired: bool = True
+    teacher: dict[str, Tensor],
+    student: dict[str, Tensor],
+    threshold: float,
+    paired: bool = True,
+    error: float = 0.05,
 ) -> dict[str, Any]:
     """The comparison of two models' rows of the same seeds.
 
@@ -115,6 +121,7 @@ def compare(
         student: the same columns for the same seeds.
         threshold: memorised means d1 / d2 below it.
         paired: whether a seed means the same for both models.
+        error: of the intervals, see :func:`difference`.
 
     Returns:
         ``difference``, ``transfer``, ``identity``, ``log_ratio`` (Wilcoxon on log d1/d2, student minus teacher),
@@ -132,7 +139,7 @@ def compare(
     floor = 1.0 / float(torch.maximum(teacher["squared"][:, 1].max(), student["squared"][:, 1].max())) ** 0.5
     logs = [np.log(np.maximum(ratios(r["squared"]).numpy(), floor)) for r in (teacher, student)]
     return {
-        "difference": difference(hit_t, hit_s, paired),
+        "difference": difference(hit_t, hit_s, paired, error),
         "transfer": transfer_table(hit_t, hit_s, groups_t, groups_s),
         "identity": identity_agreement(groups_t[both], groups_s[both]),
         "log_ratio": wilcoxon_signed_rank(logs[1] - logs[0]),

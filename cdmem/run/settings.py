@@ -74,6 +74,11 @@ def flatten(value: Any, prefix: str = "") -> dict[str, Any]:
     return {prefix: value}
 
 
+def deciding(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings, flat, without those that change where or how long a run executes."""
+    return {key: value for key, value in flatten(settings).items() if not _is_one_of(key, FREE_KEYS)}
+
+
 def changed_settings(old: Mapping[str, Any], new: Mapping[str, Any], made: str, hint: str) -> list[Change]:
     """What a run that goes on does otherwise than before.
 

@@ -19,6 +19,7 @@ from cdmem.audit.result import AuditResult
 from cdmem.data.counts import report
 from cdmem.errors import InputError
 from cdmem.run.folder import CONFIG, RunFolder
+from cdmem.run.settings import deciding
 from cdmem.study.config import UNFINISHED, StudyConfig, stage_arguments
 from cdmem.study.stage import Stage, build
 from cdmem.study.start import command_line
@@ -60,8 +61,9 @@ class Study:
 
     @property
     def digest(self) -> str:
-        """Of all settings of the stages and the audit: whether the same was asked for before."""
-        asked = {name: stage.record for name, stage in self.stages.items()} | {"audit": self.config.audit.asked()}
+        """Of all settings of the stages and the audit that decide what comes out: whether the same was asked before."""
+        asked = {name: deciding(stage.record) for name, stage in self.stages.items()}
+        asked["audit"] = self.config.audit.asked()
         return hashlib.sha256(json.dumps(asked, sort_keys=True, default=str).encode()).hexdigest()
 
     def _record(self) -> dict[str, Any]:

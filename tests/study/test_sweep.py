@@ -74,6 +74,11 @@ def test_a_sweep_runs_resumes_grows_and_compares(config, tmp_path, capsys):
     assert "=== 1/4" in capsys.readouterr().out
     assert cdmem(*longer, "data.n=8,12", "seed=0,1") == 0  # nothing is left to do
     assert "===" not in capsys.readouterr().out
+    folder = folder.rename(tmp_path / "moved")
+    moved = [part if part != tmp_path / "sweep" else folder for part in longer]
+    assert cdmem(*moved, "data.n=8,12", "seed=0,1") == 0  # wherever it lies
+    assert "===" not in capsys.readouterr().out
+    command = [part if part != tmp_path / "sweep" else folder for part in command]
     # Another sweep, or settings that cannot change on the way, have no place in this folder.
     assert cdmem(*command, "data.n=8") == 2 and "another sweep" in capsys.readouterr().err
     assert cdmem(*command[:-1], "--data.batch_size", 2, "--sweep", "data.n=8,12", "seed=0,1") == 2

@@ -10,19 +10,17 @@ distance is what y leaves unexplained of the contrast of x,
 with s_c^2 the variance of x and rho_c its correlation with y. What is flat in the overlap explains nothing and is
 explained by nothing: d = 1.
 
-The nearest image y_1 fixes mirror, shift and overlap. There x is split into its parts in the plane of y_1 and an image
-y_2 of another group, and the rest u that neither explains:
+The nearest image y_1 fixes mirror, shift and overlap. There R(y) is the sum of squares that an image leaves, and
+R(y_1, y_2) what two leave together, in a fit with gains of at least 0. The ratio is taken over images of other groups:
 
-.. math:: \frac{d_1^2}{d_2^2} = \max_{y_2} \frac{A + \kappa u}{B + \kappa u},\quad
-          A = \sum_c s_c^2 \frac{\max(\rho_2 - \rho_1 \rho_{12}, 0)^2}{1 - \rho_{12}^2},\quad
-          B = \sum_c s_c^2 \frac{\max(\rho_1 - \rho_2 \rho_{12}, 0)^2}{1 - \rho_{12}^2},
+.. math:: \frac{d_1^2}{d_2^2} = \max_{y_2} \frac{R(y_1) - (1 - \kappa) R(y_1, y_2)}{R(y_2) - (1 - \kappa) R(y_1, y_2)}
 
-A is what y_2 adds to y_1, and B what y_1 adds to y_2. With kappa = 1 these would be the distances of x itself, to which
-noise and artefacts add alike: a noisy copy would look like a blend, and by a threshold from held-out images half of the
-even blends of two training images would be copies. With kappa = 0 an image would be a copy that resembles one of few
-training images only. With a small kappa (:data:`REST`) a copy keeps a small ratio under noise, and a blend
-(1 - a) y_1 + a y_2 of unrelated images of one contrast reads about a / (1 - a), noisy or not, as under the strict
-ratio. An image within d = 0.1 of y_1 in that overlap is the same picture, and no second image.
+With kappa = 1 it would be R(y_1) / R(y_2), to both of which noise and artefacts add alike: a noisy copy would look like
+a blend, and by a threshold from held-out images half of the even blends of two training images would be copies. With
+kappa = 0 an image would be a copy that resembles one of few training images only. With a small kappa (:data:`REST`) a
+copy keeps a small ratio under noise, and a blend (1 - a) y_1 + a y_2 of unrelated images of one contrast reads about
+a / (1 - a), noisy or not, as under the strict ratio. An image within d = 0.1 of y_1 in that overlap is the same
+picture, and no second image.
 
 Every training image is compared where T is small (:data:`EXHAUSTIVE`). Otherwise the :data:`CANDIDATES` images with the
 largest correlation at 7x7 pixels are, over both mirrors and nine shifts. The second image is sought in all of T always.
@@ -48,7 +46,7 @@ EXHAUSTIVE = 2**21  # values of all training images up to which every one is com
 CANDIDATES = 64
 REST = 0.05  # weight in both distances of what neither image explains
 SAME = 0.01  # d^2 of two training images below which they are one picture up to gain and offset
-FALSE_POSITIVES = 0.01
+FALSE_POSITIVES, LEAST_HELD_OUT = 0.01, 99
 TABLE = 2**20  # entries of a block of float64 numbers: 8 MiB
 PIXELS = 2**22  # values of a block of images: 16 MiB in float32
 QUERIES, ROWS = 256, 2048  # images of a block of the search for the second image
@@ -237,10 +235,10 @@ class TolerantIndex:
             second, between = correlation.unbind(1)
             first, contrast = frame.near[:, c, None], frame.contrast[:, c, None]
             free = 1 - between.square()
-            weight = contrast / free.clamp_min(1e-9)
-            d1 += (second - first * between).clamp_min_(0).square_().mul_(weight)
-            d2 += (first - second * between).clamp_min_(0).square_().mul_(weight)
-            apart += free.mul_(contrast)
+            adds, leaves = _nonnegative_fit(first, second, between, free)
+            d1 += adds.mul_(contrast)
+            d2 += leaves.mul_(contrast)
+            apart += (1 - between.clamp_min_(0).square_()).mul_(contrast)
         rest = (frame.unexplained[:, None] - d1).clamp_min_(0).mul_(REST)
         d1, d2 = d1.add_(rest), d2.add_(rest)
         ratio = torch.where(d1 < d2, d1 / d2, (d1 > 0).double())
@@ -280,6 +278,20 @@ def _inverse_root(variance: Tensor) -> Tensor:
     return torch.where(variance > 0, 1 / variance.clamp_min(1).sqrt(), 0.0)
 
 
+def _nonnegative_fit(first: Tensor, second: Tensor, between: Tensor, free: Tensor) -> tuple[Tensor, Tensor]:
+    """What the second of two unit vectors adds to the square that the first explains of a third, and the first to the
+    second, with weights of at least 0: from their correlations rho_1, rho_2, rho_12 and 1 - rho_12^2."""
+    adds, leaves = second - first * between, first - second * between
+    both = (adds > 0) & (leaves > 0)
+    # Where only one has a positive weight, the better one alone is the fit.
+    alone = second.clamp_min(0).square() - first.clamp_min(0).square()
+    free = free.clamp_min(1e-9)
+    return (
+        torch.where(both, adds.square_() / free, alone.clamp_min(0)),
+        torch.where(both, leaves.square_() / free, (-alone).clamp_min_(0)),
+    )
+
+
 # ---- of a training set, with its held-out images --------------------------------------------------------------------
 
 
@@ -290,11 +302,13 @@ class TolerantSearch:
     Attributes:
         index: over the groups of T.
         control: neighbours of the held-out images.
+        control_squared: strict squared distances of the held-out images to their two nearest groups, int64 (h, 2).
         threshold: of the ratio, see :func:`tolerant_threshold`.
     """
 
     index: TolerantIndex
     control: TolerantNeighbors
+    control_squared: Tensor
     threshold: float | None
 
 
@@ -311,8 +325,9 @@ def tolerant_search(training_set: TrainingSet, near_duplicates: NearDuplicates =
     if near_duplicates not in known:
         search = group_index(training_set, near_duplicates)
         index = TolerantIndex(training_set.images, search).to(search.index.rows.device)
-        control = index.query(training_set.held_out_images)
-        known[near_duplicates] = TolerantSearch(index, control, tolerant_threshold(control.ratio))
+        held_out = training_set.held_out_images
+        control, squared = index.query(held_out), search.query(held_out, 2).squared
+        known[near_duplicates] = TolerantSearch(index, control, squared, tolerant_threshold(control.ratio))
     return known[near_duplicates]
 
 

@@ -4,18 +4,25 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
+import torch
+from torch import Tensor
+
 from callbacks.evaluation import Cadence, Evaluation, EvaluationCallback, Planned
 from cdmem.data.subset import TrainingSet
 from cdmem.images import to_uint8
 from cdmem.metrics.comparison.paired import PairedWithTeacher
-from cdmem.metrics.memorization.fraction import MemorizedFraction, disk_rows
+from cdmem.metrics.memorization.fraction import MemorizedFraction, RatioMetric, disk_rows
+from cdmem.metrics.memorization.tolerant import TolerantCopies
 from cdmem.metrics.neighbors.index import NearDuplicates, group_index
+from cdmem.metrics.neighbors.tolerant import LEAST_HELD_OUT
 from cdmem.training.module import DiffusionModule
 
 
 class MemorizationCallback(EvaluationCallback):
     """Logs ``memorization/f_mem`` (and ``f_mem_nfe2`` ...) with its 95 % interval; for a student also
-    ``distillation/rmse_to_teacher``, ``variance_ratio`` and ``same_basin`` on the same seeds.
+    ``distillation/rmse_to_teacher``, ``variance_ratio`` and ``same_basin`` on the same seeds. With 99 held-out images
+    or more also ``memorization/tolerant_copies`` (up to mirror, small shifts, gain and offset) with its interval.
 
     Per-seed rows go to ``evaluations/step=<step>_nfe=<nfe>.npz`` of the run folder: what paired statistics need.
 
@@ -50,14 +57,9 @@ class MemorizationCallback(EvaluationCallback):
         group_index(t, self.near_duplicates).index.to(device)
         for k, nfe in enumerate(self.nfes(module)):
             seeds, images = evaluation.samples(self.samples, nfe, self.weights)
-            metric = MemorizedFraction(self.threshold, self.near_duplicates).to(device).prepare(t)
-            metric.update(to_uint8(images), seeds)
-            result = metric.compute()
+            copies, rows = self._copies(t, device, seeds, to_uint8(images))
             suffix = "" if k == 0 else f"_nfe{nfe}"
-            for name in ("f_mem", "f_mem_low", "f_mem_high", "unique"):
-                values[f"memorization/{name}{suffix}"] = result[name]
-            # Gathers over processes, so every rank must ask for the rows, also those that write nothing.
-            rows = disk_rows(metric.rows())
+            values |= {f"memorization/{name}{suffix}": value for name, value in copies.items()}
             if teacher is not None:
                 paired = PairedWithTeacher(self.near_duplicates).to(device).prepare(t)
                 paired.update(images, teacher, seeds)
@@ -68,3 +70,19 @@ class MemorizationCallback(EvaluationCallback):
             if evaluation.is_writer:
                 evaluation.folder.write_arrays(f"evaluations/step={evaluation.step:08d}_nfe={nfe}.npz", **rows)
         return values
+
+    def _copies(
+        self, t: TrainingSet, device: torch.device, seeds: Tensor, images: Tensor
+    ) -> tuple[dict[str, float], dict[str, np.ndarray]]:
+        """What is logged of uint8 images (b, C, H, W), and the rows to keep."""
+        metric: RatioMetric = MemorizedFraction(self.threshold, self.near_duplicates).to(device).prepare(t)
+        metric.update(images, seeds)
+        result = metric.compute()
+        values = {name: result[name] for name in ("f_mem", "f_mem_low", "f_mem_high", "unique")}
+        if len(t.held_out_images) >= LEAST_HELD_OUT:
+            metric = TolerantCopies(self.threshold, self.near_duplicates).to(device).prepare(t)
+            metric.update(images, seeds)
+            result = metric.compute()
+            values |= {f"tolerant_copies{end}": result[f"copied{end}"] for end in ("", "_low", "_high")}
+        # Gathers over processes, so every rank must ask for the rows, also those that write nothing.
+        return values, disk_rows(metric.rows())

@@ -46,7 +46,8 @@ class AuditCommand(AuditSettings):
         grayscale: images as one channel.
         skip_unreadable: leave out pictures that cannot be read, and count them, instead of an error.
         fail_above: exit 1 when the upper 95 % bound of any copy detector exceeds this fraction.
-        gate: detectors that fail_above looks at, of f_mem, hog, efficientnet, inception; all that are measured if null.
+        gate: detectors that fail_above looks at, of f_mem, tolerant, hog, efficientnet, inception; all measured ones
+            if null.
         out: JSON file to write.
         quiet: no progress bars.
         allow_code: files may name code to run: networks and data sources of one's own.

@@ -100,6 +100,7 @@ def model_table(summary: Mapping[str, Any]) -> tuple[list[str], list[list[Cell]]
 
 SECOND_OPINIONS = (  # label, metric, its key, key of its value for held-out images, digits
     ("adaptive extraction", "adaptive_extraction", "extracted", None, 3),
+    ("tolerant copies", "tolerant_copies", "copied", "heldout_rate", 3),
     ("HOG copies", "copy_detection_hog", "copied", "heldout_rate", 3),
     ("EfficientNet copies", "copy_detection_efficientnet", "copied", "heldout_rate", 3),
     ("Inception copies", "copy_detection_inception", "copied", "heldout_rate", 3),

@@ -34,9 +34,12 @@ def fraction(hits: Tensor) -> dict[str, float | list[float]]:
 
 
 def disk_rows(rows: dict[str, Tensor]) -> dict[str, np.ndarray]:
-    """Rows as they are stored: ``seeds``, ``squared1``, ``squared2``, ``group1``, int64 (m,)."""
+    """Rows as they are stored: ``seeds``, ``squared1``, ``squared2``, ``group1``, int64 (m,); where tolerant copies
+    were looked for ``tolerant_ratio``, float64 (m,), and ``tolerant_group``, int64 (m,)."""
     columns = {"seeds": rows["seeds"], "squared1": rows["squared"][:, 0], "squared2": rows["squared"][:, 1]}
-    return {name: value.numpy() for name, value in (columns | {"group1": rows["groups"][:, 0]}).items()}
+    columns |= {"group1": rows["groups"][:, 0]}
+    columns |= {name: rows[name] for name in ("tolerant_ratio", "tolerant_group") if name in rows}
+    return {name: value.numpy() for name, value in columns.items()}
 
 
 class RatioMetric(NeighborMetric):

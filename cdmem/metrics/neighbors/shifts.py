@@ -1,4 +1,4 @@
-"""Images moved against each other by whole pixels: overlaps, exact sums over them, and small images to compare coarsely.
+"""Images moved against each other by whole pixels: overlaps, exact sums over them, small images to compare coarsely.
 
 Pixels are int8 (grey levels minus 128). Sums and products are integers that float64 holds, so blocks change no bit.
 """
@@ -21,7 +21,7 @@ def centred(images: Tensor) -> Tensor:
 
 
 def exact_products(a: Tensor, b: Tensor) -> Tensor:
-    """Integer products of whole numbers from -128 to 127: float32 (..., q, P) and (..., P, r) -> float64 (..., q, r)."""
+    """Products of whole numbers from -128 to 127, exact: float32 (..., q, P) and (..., P, r) -> float64 (..., q, r)."""
     with full_float32(a.device):
         # 1024 products of at most 128^2 sum to at most 2^24: exact in float32 in any order.
         parts = [(p @ q).double() for p, q in zip(a.split(BLOCK, -1), b.split(BLOCK, -2))]

@@ -10,15 +10,17 @@ distance is what y leaves unexplained of the contrast of x,
 with s_c^2 the variance of x and rho_c its correlation with y. What is flat in the overlap explains nothing and is
 explained by nothing: d = 1.
 
-The nearest image y_1 fixes mirror, shift and overlap. There d1 / d2 is taken *in the plane of two images*: d1 is what
-y_2 adds to y_1, d2 what y_1 adds to y_2, and y_2 the image of another group for which the ratio is largest,
+The nearest image y_1 fixes mirror, shift and overlap. There R(y) is the sum of squares that an image leaves, and
+R(y_1, y_2) what two leave together, in a fit with gains of at least 0. The ratio is taken over images of other groups:
 
-.. math:: \frac{d_1^2}{d_2^2} = \max_{y_2} \frac{\sum_c s_c^2 \max(\rho_2 - \rho_1 \rho_{12}, 0)^2 / (1 - \rho_{12}^2)}
-          {\sum_c s_c^2 \max(\rho_1 - \rho_2 \rho_{12}, 0)^2 / (1 - \rho_{12}^2)}.
+.. math:: \frac{d_1^2}{d_2^2} = \max_{y_2} \frac{R(y_1) - (1 - \kappa) R(y_1, y_2)}{R(y_2) - (1 - \kappa) R(y_1, y_2)}
 
-What neither image explains (noise, artefacts) is in neither distance. So a noisy copy keeps a small ratio, while a
-blend (1 - a) y_1 + a y_2 of unrelated images of one contrast reads a / (1 - a) whatever its noise, as under the strict
-ratio. An image that is y_1 up to gain and offset is no second image.
+With kappa = 1 it would be R(y_1) / R(y_2), to both of which noise and artefacts add alike: a noisy copy would look like
+a blend, and by a threshold from held-out images half of the even blends of two training images would be copies. With
+kappa = 0 an image would be a copy that resembles one of few training images only. With a small kappa (:data:`REST`) a
+copy keeps a small ratio under noise, and a blend (1 - a) y_1 + a y_2 of unrelated images of one contrast reads about
+a / (1 - a), noisy or not, as under the strict ratio. An image within d = 0.1 of y_1 in that overlap is the same
+picture, and no second image.
 
 Every training image is compared where T is small (:data:`EXHAUSTIVE`). Otherwise the :data:`CANDIDATES` images with the
 largest correlation at 7x7 pixels are, over both mirrors and nine shifts. The second image is sought in all of T always.
@@ -42,8 +44,9 @@ from cdmem.metrics.neighbors.shifts import Shifts, centred, exact_products, smal
 
 EXHAUSTIVE = 2**21  # values of all training images up to which every one is compared: 682 images of 32x32x3
 CANDIDATES = 64
-SAME = 1e-9  # 1 - rho^2 below which two images are one up to gain and offset
-FALSE_POSITIVES = 0.01
+REST = 0.05  # weight in both distances of what neither image explains
+SAME = 0.01  # d^2 of two training images below which they are one picture up to gain and offset
+FALSE_POSITIVES, LEAST_HELD_OUT = 0.01, 99
 TABLE = 2**20  # entries of a block of float64 numbers: 8 MiB
 PIXELS = 2**22  # values of a block of images: 16 MiB in float32
 QUERIES, ROWS = 256, 2048  # images of a block of the search for the second image
@@ -85,15 +88,15 @@ class TolerantIndex:
         if training_images.dtype != torch.uint8 or training_images.ndim != 4:
             given = f"{training_images.dtype} {tuple(training_images.shape)}"
             raise InputError("images", given, "must be uint8 (n, C, H, W)", "round")
-        content = group_ids(training_images)
         if isinstance(groups, GroupIndex):
-            groups, flip = groups.index.row_groups, groups.flip
-        groups = content if groups is None else groups
-        if len(groups.unique()) < 2:
-            problem = "a second neighbour needs two different images"
-            raise InputError("data.n (training_set)", len(groups.unique()), problem, "use n >= 2 distinct images")
+            groups, flip = groups.index.row_groups, bool(groups.flip)
+        content = group_ids(training_images)
         first = first_rows(content)
-        self.rows, self.groups, self.flip = centred(training_images[first]), groups[first], flip
+        self.groups = (content if groups is None else groups)[first]
+        if (count := len(self.groups.unique())) < 2:
+            problem = "a second neighbour needs two different images"
+            raise InputError("data.n (training_set)", count, problem, "use n >= 2 distinct images")
+        self.rows, self.flip = centred(training_images[first]), flip
         self.shape = tuple(training_images.shape[1:])
         self.shifts = Shifts(*self.shape[1:])
         # (C, S, n): of every channel and overlap.
@@ -126,7 +129,7 @@ class TolerantIndex:
             return self._last[2]
         parts = [self._query(centred(some.to(self.rows.device))) for some in images.split(QUERIES) if len(some)]
         empty = torch.zeros(0, dtype=torch.float64)
-        neighbors = TolerantNeighbors(*(torch.cat(part).cpu() for part in zip((empty, empty.long(), empty), *parts)))
+        neighbors = TolerantNeighbors(*(torch.cat(part) for part in zip((empty, empty.long(), empty), *parts)))
         self._last = (weakref.ref(images), version, neighbors)
         return neighbors
 
@@ -190,38 +193,84 @@ class TolerantIndex:
     # ---- the second image -------------------------------------------------------------------------------------------
 
     def _plane_ratio(self, x: Tensor, shift: Tensor, nearest: Tensor) -> Tensor:
-        """d1 / d2 in the plane of the nearest row (B,) and another group's image, of int8 (B, C, H, W), each at its
-        own shift (B,): float64 (B,)."""
-        moved = self.shifts.move_each(x, shift)
-        first = self.rows[nearest].flatten(2) * self.shifts.masks[shift].float()[:, None]
-        pair = torch.stack([moved, first], 2)  # (B, C, 2, P)
-        every = torch.arange(len(x), device=x.device)
-        of_x = [v[every, :, shift] for v in self.shifts.moments(x, moving=True)]
-        of_first = [v[:, shift, nearest].T for v in (self.sums, self.variances)]
-        sums, variances = (torch.stack(v, 2)[..., None] for v in zip(of_x, of_first))  # (B, C, 2, 1)
-        area = self.shifts.area[shift][:, None]
-        cross = area * (moved.double() * first).sum(2) - sums[:, :, 0, 0] * sums[:, :, 1, 0]
-        inverse = _inverse_root(variances)
-        near = cross * inverse[:, :, 0, 0] * inverse[:, :, 1, 0]  # (B, C)
+        """d1 / d2 of int8 (B, C, H, W), each at its own shift (B,), with its nearest row (B,): float64 (B,)."""
+        frame = self._frame(x, shift, nearest)
         largest = torch.zeros(len(x), dtype=torch.float64, device=x.device)
         for some in torch.arange(len(self.rows), device=x.device).split(ROWS):
             other = self.groups[some] != self.groups[nearest][:, None]
             for mirror in (False, True) if self.flip else (False,):
-                rows = self.rows[some].flip(-1) if mirror else self.rows[some]
-                place = self.shifts.mirrored[shift] if mirror else shift
-                d1, d2 = torch.zeros_like(other, dtype=torch.float64), torch.zeros_like(other, dtype=torch.float64)
-                for c in range(self.shape[0]):
-                    products = exact_products(pair[:, c].flatten(0, 1), rows[:, c].flatten(1).float().T)
-                    covariance = products.unflatten(0, (-1, 2)).mul_(area[..., None])
-                    covariance -= sums[:, c] * self.sums[c][place[:, None], some][:, None]
-                    covariance *= inverse[:, c]
-                    covariance *= _inverse_root(self.variances[c][place[:, None], some])[:, None]
-                    adds, leaves = _in_plane(near[:, c, None], *covariance.unbind(1))
-                    d1 += adds.mul_(variances[:, c, 0])
-                    d2 += leaves.mul_(variances[:, c, 0])
-                ratio = torch.where(d1 < d2, d1 / d2, (d1 > 0).double())
-                largest = torch.maximum(largest, ratio.mul_(other).amax(1))
+                ratio = self._ratio(frame, some, mirror).mul_(other)
+                largest = torch.maximum(largest, ratio.amax(1))
         return largest.sqrt()
+
+    def _frame(self, x: Tensor, shift: Tensor, nearest: Tensor) -> _Frame:
+        moved = self.shifts.move_each(x, shift)
+        first = self.rows[nearest].flatten(2) * self.shifts.masks[shift].float()[:, None]
+        of_x = [v[torch.arange(len(x)), :, shift] for v in self.shifts.moments(x, moving=True)]
+        of_first = [v[:, shift, nearest].T for v in (self.sums, self.variances)]
+        sums, variances = (torch.stack(v, 2)[..., None] for v in zip(of_x, of_first))
+        area, inverse = self.shifts.area[shift][:, None], _inverse_root(variances)
+        covariance = area * (moved.double() * first).sum(2) - sums.prod(2)[..., 0]
+        return _Frame(
+            torch.stack([moved, first], 2),
+            shift,
+            area,
+            sums,
+            variances[:, :, 0, 0],
+            inverse,
+            covariance * inverse.prod(2)[..., 0],
+        )
+
+    def _ratio(self, frame: _Frame, some: Tensor, mirror: bool) -> Tensor:
+        """(d1 / d2)^2 with each of some rows (k,) as the second image, 0 with the same picture: float64 (B, k)."""
+        place = self.shifts.mirrored[frame.shift] if mirror else frame.shift
+        rows = self.rows[some].flip(-1) if mirror else self.rows[some]
+        d1, d2, apart = torch.zeros(3, len(place), len(some), dtype=torch.float64, device=some.device)
+        for c in range(self.shape[0]):
+            products = exact_products(frame.pair[:, c].flatten(0, 1), rows[:, c].flatten(1).float().T)
+            correlation = products.unflatten(0, (-1, 2)).mul_(frame.area[..., None])
+            correlation -= frame.sums[:, c] * self.sums[c][place[:, None], some][:, None]
+            correlation *= frame.inverse[:, c]
+            correlation *= _inverse_root(self.variances[c][place[:, None], some])[:, None]
+            second, between = correlation.unbind(1)
+            first, contrast = frame.near[:, c, None], frame.contrast[:, c, None]
+            free = 1 - between.square()
+            adds, leaves = _nonnegative_fit(first, second, between, free)
+            d1 += adds.mul_(contrast)
+            d2 += leaves.mul_(contrast)
+            apart += (1 - between.clamp_min_(0).square_()).mul_(contrast)
+        rest = (frame.unexplained[:, None] - d1).clamp_min_(0).mul_(REST)
+        d1, d2 = d1.add_(rest), d2.add_(rest)
+        ratio = torch.where(d1 < d2, d1 / d2, (d1 > 0).double())
+        return ratio.mul_(apart > SAME * frame.contrast.sum(1)[:, None])
+
+
+@dataclass(frozen=True)
+class _Frame:
+    """Samples moved onto their nearest image.
+
+    Attributes:
+        pair: the sample and that image in the overlap, zero elsewhere, float32 (B, C, 2, P).
+        shift: index of the shift, int64 (B,).
+        area: pixels of the overlap, float64 (B, 1).
+        sums, inverse: of both images in the overlap their sum and variance^-1/2, float64 (B, C, 2, 1).
+        contrast: the sample's variance, float64 (B, C).
+        near: correlation of the two, float64 (B, C).
+    """
+
+    pair: Tensor
+    shift: Tensor
+    area: Tensor
+    sums: Tensor
+    contrast: Tensor
+    inverse: Tensor
+    near: Tensor
+
+    @property
+    def unexplained(self) -> Tensor:
+        """Contrast that the nearest image leaves, float64 (B,)."""
+        left = (1 - self.near.clamp_min(0).square()) * self.contrast
+        return sum(left.unbind(1)[1:], left[:, 0])
 
 
 def _inverse_root(variance: Tensor) -> Tensor:
@@ -229,13 +278,18 @@ def _inverse_root(variance: Tensor) -> Tensor:
     return torch.where(variance > 0, 1 / variance.clamp_min(1).sqrt(), 0.0)
 
 
-def _in_plane(near: Tensor, other: Tensor, between: Tensor) -> tuple[Tensor, Tensor]:
-    """Squared parts of a unit vector in the plane of two others: what the second adds to the first, and the first to
-    the second, each with a weight of at least 0, from the correlations rho_1, rho_2 and rho_12."""
-    free = 1 - between.square()
-    weight = torch.where(free > SAME, 1 / free.clamp_min(SAME), 0.0)
-    adds = (other - near * between).clamp_min_(0).square_().mul_(weight)
-    return adds, (near - other * between).clamp_min_(0).square_().mul_(weight)
+def _nonnegative_fit(first: Tensor, second: Tensor, between: Tensor, free: Tensor) -> tuple[Tensor, Tensor]:
+    """What the second of two unit vectors adds to the square that the first explains of a third, and the first to the
+    second, with weights of at least 0: from their correlations rho_1, rho_2, rho_12 and 1 - rho_12^2."""
+    adds, leaves = second - first * between, first - second * between
+    both = (adds > 0) & (leaves > 0)
+    # Where only one has a positive weight, the better one alone is the fit.
+    alone = second.clamp_min(0).square() - first.clamp_min(0).square()
+    free = free.clamp_min(1e-9)
+    return (
+        torch.where(both, adds.square_() / free, alone.clamp_min(0)),
+        torch.where(both, leaves.square_() / free, (-alone).clamp_min_(0)),
+    )
 
 
 # ---- of a training set, with its held-out images --------------------------------------------------------------------
@@ -248,11 +302,13 @@ class TolerantSearch:
     Attributes:
         index: over the groups of T.
         control: neighbours of the held-out images.
+        control_squared: strict squared distances of the held-out images to their two nearest groups, int64 (h, 2).
         threshold: of the ratio, see :func:`tolerant_threshold`.
     """
 
     index: TolerantIndex
     control: TolerantNeighbors
+    control_squared: Tensor
     threshold: float | None
 
 
@@ -269,8 +325,9 @@ def tolerant_search(training_set: TrainingSet, near_duplicates: NearDuplicates =
     if near_duplicates not in known:
         search = group_index(training_set, near_duplicates)
         index = TolerantIndex(training_set.images, search).to(search.index.rows.device)
-        control = index.query(training_set.held_out_images)
-        known[near_duplicates] = TolerantSearch(index, control, tolerant_threshold(control.ratio))
+        held_out = training_set.held_out_images
+        control, squared = index.query(held_out), search.query(held_out, 2).squared
+        known[near_duplicates] = TolerantSearch(index, control, squared, tolerant_threshold(control.ratio))
     return known[near_duplicates]
 
 

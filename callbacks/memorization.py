@@ -16,6 +16,7 @@ from cdmem.metrics.memorization.fraction import MemorizedFraction, RatioMetric, 
 from cdmem.metrics.memorization.tolerant import TolerantCopies
 from cdmem.metrics.neighbors.index import NearDuplicates, group_index
 from cdmem.metrics.neighbors.tolerant import LEAST_HELD_OUT
+from cdmem.seeds import first_sample
 from cdmem.training.module import DiffusionModule
 
 
@@ -24,7 +25,8 @@ class MemorizationCallback(EvaluationCallback):
     ``distillation/rmse_to_teacher``, ``variance_ratio`` and ``same_basin`` on the same seeds. With 99 held-out images
     or more also ``memorization/tolerant_copies`` (up to mirror, small shifts, gain and offset) with its interval.
 
-    Per-seed rows go to ``evaluations/step=<step>_nfe=<nfe>.npz`` of the run folder: what paired statistics need.
+    Per-seed rows go to ``evaluations/step=<step>_nfe=<nfe>.npz`` of the run folder, the teacher's for the same seeds to
+    ``evaluations/teacher.npz``: what paired statistics need.
 
     Args:
         threshold: memorised means d1 / d2 < threshold, over groups of T.
@@ -46,6 +48,7 @@ class MemorizationCallback(EvaluationCallback):
     ) -> None:
         super().__init__(cadence)
         self.threshold, self.near_duplicates, self.nfe, self.weights = threshold, near_duplicates, nfe, weights
+        self.teacher_kept = 0
 
     def planned(self, module: DiffusionModule, training_set: TrainingSet) -> Planned:
         """Samples, and the teacher's endpoints for them."""
@@ -55,6 +58,8 @@ class MemorizationCallback(EvaluationCallback):
         module, t, values = evaluation.module, evaluation.training_set, {}
         teacher, device = evaluation.teacher_endpoints(self.samples), module.device
         group_index(t, self.near_duplicates).index.to(device)
+        if teacher is not None:
+            self._keep_teacher(evaluation, teacher)
         for k, nfe in enumerate(self.nfes(module)):
             seeds, images = evaluation.samples(self.samples, nfe, self.weights)
             copies, rows = self._copies(t, device, seeds, to_uint8(images))
@@ -70,6 +75,17 @@ class MemorizationCallback(EvaluationCallback):
             if evaluation.is_writer:
                 evaluation.folder.write_arrays(f"evaluations/step={evaluation.step:08d}_nfe={nfe}.npz", **rows)
         return values
+
+    def _keep_teacher(self, evaluation: Evaluation, images: Tensor) -> None:
+        """The teacher's own rows for these seeds, once a run: what the limit of the paired difference needs."""
+        if self.teacher_kept >= self.samples:
+            return
+        start, world = first_sample(evaluation.module.sampling_seed), evaluation.trainer.world_size
+        seeds = start + evaluation.trainer.global_rank + world * torch.arange(len(images))
+        _, rows = self._copies(evaluation.training_set, evaluation.module.device, seeds, to_uint8(images))
+        self.teacher_kept = self.samples
+        if evaluation.is_writer:
+            evaluation.folder.write_arrays("evaluations/teacher.npz", **rows)
 
     def _copies(
         self, t: TrainingSet, device: torch.device, seeds: Tensor, images: Tensor

@@ -12,7 +12,7 @@ import torch
 from cdmem.errors import InputError
 from cdmem.io.arrays import UNREADABLE, read_arrays
 from cdmem.io.text import parse_yaml, read_text
-from cdmem.metrics.comparison.convergence import BySeed, convergence, extrapolate, rmse_convergence
+from cdmem.metrics.comparison.convergence import BySeed, rmse_convergence
 from cdmem.metrics.memorization.fraction import memorized
 from cdmem.run.folder import CONFIG, RunFolder
 from cdmem.run.metrics_log import MetricsRecord
@@ -88,19 +88,16 @@ def distillation_record(folder: RunFolder, threshold: float, until: int | None =
         until: the audited checkpoint's step; what came later says nothing about it.
 
     Returns:
-        ``curve``, ``f_mem_trend``, ``rmse_trend`` and ``extrapolation`` by NFE (None where they cannot be judged) and
+        ``curve``, ``rmse_trend`` by NFE (None where they cannot be judged) and
         ``lr_schedule``.
     """
     rows = (row for row in MetricsRecord(folder).rows() if isinstance(row, dict) and "step" in row)
     shown = ("memorization/f_mem", "distillation/")
     curve = [{k: v for k, v in row.items() if k == "step" or k.startswith(shown)} for row in rows]
     flags, errors = _rows_by_nfe(folder, threshold, until)
-    f_mem = {nfe: convergence(by_step) for nfe, by_step in sorted(flags.items())}
-    rmse = {nfe: rmse_convergence(errors.get(nfe, {})) for nfe in f_mem}
+    rmse = {nfe: rmse_convergence(errors.get(nfe, {})) for nfe in sorted(flags)}
     return {
         "curve": [point for point in curve if len(point) > 1],
-        "f_mem_trend": {str(nfe): None if c is None else c.record() for nfe, c in f_mem.items()},
         "rmse_trend": {str(nfe): None if c is None else c.record() for nfe, c in rmse.items()},
-        "extrapolation": {str(nfe): extrapolate(flags[nfe], errors.get(nfe, {})) for nfe in f_mem},
         "lr_schedule": _lr_schedule(folder),
     }

@@ -9,13 +9,14 @@ import pytest
 import yaml
 
 from cdmem import seeds
+from cdmem.audit import pairs
 from cdmem.data.stream import BatchStream
 from cdmem.data.subset import SubsetSpec
 from cdmem.diffusion import ddpm, losses, noise, preconditioning, sampling
 from cdmem.distillation import ConsistencyDistillation
 from cdmem.images import HALF_RANGE
 from cdmem.metrics import statistics
-from cdmem.metrics.comparison import convergence, equal_noise, paired, verdict
+from cdmem.metrics.comparison import claims, convergence, equal_noise, images_copied, lost_seeds, paired, verdict
 from cdmem.metrics.memorization import (
     authenticity,
     copy_detection,
@@ -100,9 +101,25 @@ DEFAULTS = [
     (statistics.wilson_interval, {"confidence": 0.95}),
     (statistics.newcombe_paired_difference, {"confidence": 0.95}),
     (statistics.mean_interval, {"confidence": 0.95}),
-    (convergence.classify, {"margin": 0.03}),
-    (convergence.extrapolate, {"draws": 400, "seed": 0}),
-    (verdict.judge, {"equal_nfe": None, "as_real": None}),
+    (statistics.newcombe_difference, {"confidence": 0.95}),
+    (paired.difference, {"paired": True}),
+    (paired.compare, {"paired": True}),
+    (equal_noise.equal_noise, {"paired": True}),
+    (pairs.pair_record, {"cheap": None}),
+    (
+        verdict.Evidence,
+        {
+            "control_ci95": None,
+            "pair": None,
+            "limit": None,
+            "slow_phase": None,
+            "rmse_trend": None,
+            "converged": False,
+            "as_real": None,
+            "equal_nfe": None,
+            "specific": None,
+        },
+    ),
 ]
 
 
@@ -114,8 +131,9 @@ def test_documented_defaults(made, values):
 
 def test_documented_constants():
     """Rules of the verdict and of the measurements, as docs and reports state them."""
-    assert (convergence.MARGIN, convergence.RMSE_MARGIN) == (0.03, 0.05)
-    assert (verdict.AMPLITUDE, verdict.SIGNIFICANT, verdict.HORIZON) == ((0.9, 1.1), 0.05, 3)
+    assert (claims.MARGIN, claims.LIMIT_MARGIN, convergence.RMSE_MARGIN) == (0.03, 0.05, 0.05)
+    assert (verdict.AMPLITUDE, verdict.SIGNIFICANT, images_copied.FEWER) == ((0.9, 1.1), 0.05, 0.8)
+    assert (lost_seeds.MOST_DAMAGED, lost_seeds.LEAST_LOST) == (0.1, 20)
     assert fraction.THRESHOLDS == (1 / 2, 1 / 3, 1 / 4)
     assert (near_duplicates.AUTO, near_duplicates.MOST) == (0.5, 8)
     assert (equal_noise.WITHOUT_CONTROL, equal_noise.FALSE_POSITIVES, equal_noise.MIN_SEEDS) == (0.5, 0.01, 20)

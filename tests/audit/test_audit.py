@@ -163,12 +163,18 @@ def test_the_same_student_is_kept_and_a_forgetful_one_loses(result, t):
     assert smooth["transfer"]["lost"] > 0.8 * SAMPLES and smooth["difference"]["ci95"][1] < -0.8
     assert sum(smooth["transfer"].values()) == SAMPLES
     # Nobody followed these students along a distillation.
-    assert twins.models[1]["verdict"]["reason"] == "convergence unknown"
+    assert twins.models[1]["verdict"]["reason"] == "no limit (no evaluations along the distillation)"
     assert result.models[1]["verdict"]["claim"] in ("not_distilled", "undecided")
 
 
 def test_a_converged_twin_is_unchanged(t):
-    still = {"trend": "stopped", "change": 0.0, "low": -0.01, "high": 0.01, "from_step": 1, "to_step": 2, "samples": 9}
-    record = {"twin": {"f_mem_trend": {"35": still}, "rmse_trend": {"35": still}, "lr_schedule": "constant"}}
-    twins = auditor(t).run([subject(empirical(t)), subject(empirical(t), "twin", "student")], record)
-    assert twins.models[1]["verdict"]["claim"] == "unchanged"
+    """By a limit that its distillation gave, or on the user's word."""
+    pair = [subject(empirical(t)), subject(empirical(t), "twin", "student")]
+    zero = {"value": 0.0, "ci90": [-0.02, 0.02], "ci95": [-0.03, 0.03], "from_step": 5}
+    record = {"limit": {"35": {"strict": zero, "tolerant": zero}}, "length": "9 steps"}
+    verdict = auditor(t).run(pair, {"twin": record}).models[1]["verdict"]
+    assert verdict["claim"] == "unchanged" and "after 9 steps" in verdict["statement"]
+    assert verdict["limit"] == zero and verdict["coverage"]["student"] == 12 and verdict["lost_seeds"]["count"] == 0
+    given = Auditor(t, AuditSettings(samples=SAMPLES), progress=False, converged=True).run(pair)
+    assert given.models[1]["verdict"]["claim"] == "unchanged" and given.settings["converged"] == "given by the user"
+    assert "taken as given" in given.models[1]["verdict"]["statement"]

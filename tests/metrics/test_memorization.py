@@ -168,6 +168,6 @@ def test_numpy_rows_read_the_same():
 
 
 def test_what_a_report_needs_loads_no_torch():
-    names = ("statistics", "memorization.ratio", "comparison.verdict", "comparison.convergence")
+    names = ("statistics", "memorization.ratio", "comparison.verdict", "comparison.convergence", "comparison.specific")
     code = f"import sys, {', '.join(f'cdmem.metrics.{n}' for n in names)}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[2], timeout=60).returncode == 0

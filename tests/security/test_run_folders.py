@@ -185,11 +185,13 @@ def evaluated(folder, **columns):
 
 
 def test_evaluations_after_the_audited_checkpoint_do_not_count(tmp_path):
-    folder = evaluated(tmp_path)
+    folder = evaluated(tmp_path, squared_error=np.arange(1.0, 6))
     (tmp_path / "evaluations/step=x_nfe=1.npz").write_bytes(b"")
     (tmp_path / "metrics.jsonl").write_bytes(b'\xff\n5\n[]\n{"a": 1}\n')
-    assert distillation_record(folder, 1 / 3)["f_mem_trend"]["1"]["to_step"] == 9
-    assert distillation_record(folder, 1 / 3, until=6)["f_mem_trend"]["1"] is None  # step 3 is not in its last third
+    for until, ends in ((None, (6, 9)), (8, (3, 6)), (6, (3, 6))):
+        trend = distillation_record(folder, 1 / 3, until=until)["rmse_trend"]["1"]
+        assert (trend["from_step"], trend["to_step"]) == ends
+    assert distillation_record(folder, 1 / 3, until=5)["rmse_trend"]["1"] is None
 
 
 COLUMNS = {

@@ -88,7 +88,7 @@ def test_summary_follows_its_schema(study):
     assert summary["models"][0]["rmse_to_teacher"] == 0 and summary["models"][0]["variance_ratio"] == 1
     assert summary["control"]["heldout_f_mem"]["samples"] == 32
     assert summary["control"]["copycat"]["f_mem"]["value"] == 1
-    assert set(summary["distillation"]["student"]["f_mem_trend"]) == {"1", "2"}
+    assert set(summary["distillation"]["student"]["rmse_trend"]) == {"1", "2"}
 
 
 def test_audit_numbers_are_those_of_the_stored_images(study):

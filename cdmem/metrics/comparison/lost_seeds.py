@@ -16,7 +16,7 @@ from cdmem.metrics.comparison.paired import chance_agreement
 from cdmem.metrics.memorization.ratio import memorized, ratios
 from cdmem.metrics.statistics import fraction
 
-MOST_DAMAGED = 0.1  # share of the lost seeds; above it a reduction is not claimed
+MOST_DAMAGED = 0.2  # share of the lost seeds; above it a reduction is not claimed
 LEAST_LOST = 20  # seeds; a share of fewer says nothing
 
 
@@ -51,8 +51,9 @@ def lost_seeds(
 
 
 def blocks(record: dict[str, Any] | None) -> bool | None:
-    """Whether so many of the lost seeds are damaged copies that no reduction can be claimed: the lower bound of their
-    share lies above :data:`MOST_DAMAGED`. None where too few seeds were lost to tell."""
+    """Whether so many of the lost seeds are damaged copies that no reduction can be claimed: more than
+    :data:`MOST_DAMAGED` of them; None where too few seeds were lost to tell. Of copies that were zoomed, rotated or
+    recoloured 42 to 92 % are, of mixtures of two training images about 10 %, of new images none."""
     if record is None or record["count"] < LEAST_LOST:
         return None
     return record["damaged"]["value"] > MOST_DAMAGED

@@ -14,11 +14,14 @@ from cdmem.io.arrays import UNREADABLE, read_arrays
 from cdmem.io.text import parse_yaml, read_text
 from cdmem.metrics.comparison.convergence import BySeed, convergence, extrapolate, rmse_convergence
 from cdmem.metrics.memorization.fraction import memorized
-from cdmem.run.folder import CONFIG, RunFolder
+from cdmem.run.folder import CHANGES, CONFIG, RunFolder
 from cdmem.run.metrics_log import MetricsRecord
+from cdmem.training.checkpoint import read_checkpoint
+from cdmem.training.settings import constant_phase, read_phases
 
 NAME = re.compile(r"step=(\d{1,15})_nfe=(\d{1,6})\.npz")
 COLUMNS = ("seeds", "squared1", "squared2")
+OPTIMIZER = "model.init_args.optimization.optimizer"
 
 
 def _rows_by_nfe(folder: RunFolder, threshold: float, until: int | None) -> tuple[dict[int, BySeed], dict[int, BySeed]]:
@@ -79,6 +82,25 @@ def _lr_schedule(folder: RunFolder) -> str | None:
         raise InputError("config", file, problem, "restore the config.yaml that the run wrote") from None
 
 
+def _constant_phase(folder: RunFolder) -> list[int] | None:
+    """Steps [from, to] of the last stretch at a constant full rate, by the checkpoint's own schedule; None without one.
+
+    Raises:
+        InputError: a checkpoint or changes.json that cannot be read.
+    """
+    if not folder.last_checkpoint.is_file():
+        return None
+    try:
+        phase = constant_phase(read_phases(read_checkpoint(folder.last_checkpoint).get("schedule") or ()))
+        changes = folder.read_json(CHANGES) if (folder / CHANGES).is_file() else []
+        # Another rate within the phase begins a new one.
+        rates = [int(change["step"]) for change in changes if str(change["key"]).startswith(OPTIMIZER)]
+    except (TypeError, ValueError, KeyError, AttributeError) as error:
+        problem = f"its learning rate cannot be read ({type(error).__name__})"
+        raise InputError("changes", folder / CHANGES, problem, "restore what the run wrote") from None
+    return None if phase is None else [max([phase[0], *(step for step in rates if step < phase[1])]), phase[1]]
+
+
 def distillation_record(folder: RunFolder, threshold: float, until: int | None = None) -> dict[str, Any]:
     """The student's curve along distillation, and by NFE whether f_mem and rmse had stopped changing.
 
@@ -88,8 +110,8 @@ def distillation_record(folder: RunFolder, threshold: float, until: int | None =
         until: the audited checkpoint's step; what came later says nothing about it.
 
     Returns:
-        ``curve``, ``f_mem_trend``, ``rmse_trend`` and ``extrapolation`` by NFE (None where they cannot be judged) and
-        ``lr_schedule``.
+        ``curve``, ``f_mem_trend``, ``rmse_trend`` and ``extrapolation`` by NFE (None where they cannot be judged),
+        ``lr_schedule``, and ``constant_phase``: the steps [from, to] of its last stretch at the full rate, or None.
     """
     rows = (row for row in MetricsRecord(folder).rows() if isinstance(row, dict) and "step" in row)
     shown = ("memorization/f_mem", "distillation/")
@@ -103,4 +125,5 @@ def distillation_record(folder: RunFolder, threshold: float, until: int | None =
         "rmse_trend": {str(nfe): None if c is None else c.record() for nfe, c in rmse.items()},
         "extrapolation": {str(nfe): extrapolate(flags[nfe], errors.get(nfe, {})) for nfe in f_mem},
         "lr_schedule": _lr_schedule(folder),
+        "constant_phase": _constant_phase(folder),
     }

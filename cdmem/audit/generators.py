@@ -45,8 +45,9 @@ class Generator:
     """A generator under audit.
 
     Attributes:
-        name: ``teacher``, ``student`` or the name of one of several students.
-        role: ``teacher``, ``student``, ``generator`` (somebody else's) or ``images`` (made elsewhere).
+        name: ``teacher``, ``student`` or the name of one of several students, or ``ceiling of`` one.
+        role: ``teacher``, ``student``, ``ceiling`` (of a student, see :mod:`cdmem.distillation.ceiling`), ``generator``
+            (somebody else's) or ``images`` (made elsewhere).
         method: how it samples: ``heun``, ``euler``, ``consistency``, a diffusers scheduler, or ``given``.
         sampler: seed -> image.
         weights: ``raw``, ``ema_<half-life>`` or where they come from.
@@ -104,14 +105,27 @@ def student_generators(name: str, module: Student, nfe: Sequence[int] | None = N
     return [Generator(name, "student", "consistency", module.sampler(k), *about) for k in nfe or module.default_nfe]
 
 
+def ceiling_generators(teacher: DiffusionTeacher, students: Sequence[Generator]) -> list[Generator]:
+    """Of every student with a ceiling, at every NFE: what it would give if it had learned its recipe perfectly."""
+    weights, step, digest, _ = _about(teacher)
+    found = []
+    for g in students:
+        sampler = g.module.ceiling(teacher.function(), g.sampler.nfe) if isinstance(g.module, Student) else None
+        if sampler is not None:
+            method = sampler.consistency.solver
+            found.append(Generator(f"ceiling of {g.name}", "ceiling", method, sampler, weights, step, digest))
+    return found
+
+
 def with_teacher(teacher: DiffusionTeacher, students: Sequence[Generator]) -> list[Generator]:
-    """The teacher at full cost, the teacher by Euler steps at the students' own levels, then the students."""
+    """The teacher at full cost, the teacher by Euler steps at the students' own levels, the ceilings of the students,
+    then the students."""
     (full,) = teacher_generators(teacher)
     levels = dict.fromkeys(tuple(s.sampler.mid_sigmas) for s in students)  # type: ignore[attr-defined]
     # A student from elsewhere may start above its teacher: then those steps do not exist.
     levels = [mids for mids in levels if not mids or mids[0] < teacher.sigma_max]
     cheap = [replace(full, method="euler", sampler=teacher.few_step_sampler(mids)) for mids in levels]
-    return [full, *cheap, *students]
+    return [full, *cheap, *ceiling_generators(teacher, students), *students]
 
 
 def study_generators(

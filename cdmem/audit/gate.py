@@ -15,7 +15,7 @@ from typing import Any
 from cdmem.errors import InputError
 from cdmem.metrics.statistics import Estimate, fraction, newcombe_difference
 
-REFERENCES = ("teacher", "ceiling")  # roles of models that others are compared with
+REFERENCES = ("teacher", "teacher_ladder", "ceiling")  # roles of models that others are compared with
 CALIBRATION = 99  # held-out images that a false-positive rate of 1 % needs
 
 
@@ -191,7 +191,7 @@ class Gate:
 
 
 def judge_gate(models: Sequence[Mapping[str, Any]], held_out: int, looked: Sequence[Detector], limit: float) -> Gate:
-    """Judge an audit's models; teachers beside a student, and ceilings, do not count."""
+    """Judge an audit's models; beside a student its teacher, early or late, and its ceiling do not count."""
     bounds, missing = [], {}
     for m in [m for m in models if m["role"] not in REFERENCES] or models:
         name = f"{m['name']} {m['nfe']} NFE"

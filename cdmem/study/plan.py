@@ -20,6 +20,7 @@ from cdmem.study.stage import Stage, build
 from cdmem.study.study import check_parts
 from cdmem.training.engine import NAMES as PRECISION_NAMES
 from cdmem.training.frozen_teacher import ANALYTIC
+from cdmem.training.ladder import ladder_steps
 from cdmem.training.student import DistillationData, Student
 from cdmem.training.teacher import DiffusionTeacher
 
@@ -224,6 +225,8 @@ def plan_study(config: StudyConfig, settings: PlanSettings) -> tuple[list[dict[s
     check_parts(stages)
     share = replace(settings, seconds=settings.seconds / len(stages))
     teacher: DiffusionTeacher = stages["teacher"].model
+    run = stages["teacher"].trainer
+    rungs = {step for c in run.callbacks for step in ladder_steps(run.max_steps, getattr(c, "keep_ladder", 0))}
     plans = {"teacher": plan_stage("teacher", stages.pop("teacher"), share)}
     plans |= {name: plan_stage(name, stage, share, teacher) for name, stage in stages.items()}
     samples, mids, nfes, ceilings = config.audit.samples, set(), {"teacher": [teacher.sampler().nfe]}, []
@@ -234,6 +237,7 @@ def plan_study(config: StudyConfig, settings: PlanSettings) -> tuple[list[dict[s
     # The teacher by Euler steps at every student's own levels, and down every student's own grid.
     nfes["teacher"] += [teacher.few_step_sampler(levels).nfe for levels in mids]
     nfes["teacher"] += [sampler.evaluations for sampler in ceilings if sampler is not None]
+    nfes["teacher"] += [teacher.sampler().nfe] * len(rungs)
     work = {name: samples * sum(nfe) * plans[name]["evaluation_flops"] for name, nfe in nfes.items()}
     hours = sum(work[name] / plan["rates"]["evaluation"] for name, plan in plans.items()) / TERA_HOUR
     audit = {"samples": samples, "evaluations": samples * sum(map(sum, nfes.values())), "work": work}

@@ -57,7 +57,8 @@ class Student(DiffusionModule):
             model; or ``analytic:empirical``, ``analytic:gaussian``, ``analytic:partial:FRACTION``.
         method: how it learns, for example ``cdmem.distillation.ConsistencyDistillation``; or a file:
             ``configs/methods/small.yaml`` (stable at small batch; the defaults), ``configs/methods/cm.yaml`` (CIFAR-10
-            of Song et al. 2023, with l2) or ``configs/methods/ict.yaml`` (Song & Dhariwal 2023, growing curriculum).
+            of Song et al. 2023, with l2) or ``configs/methods/ict.yaml`` (Song & Dhariwal 2023, growing curriculum); or
+            a control, ``configs/methods/regression.yaml`` or ``cdmem.distillation.ConsistencyTraining``.
         network: for a student from random weights; None starts from the teacher's network and weights.
         teacher_weights: which of the teacher's weights to distil; None is the teacher's own choice.
         teacher_parameterization: ``vp`` (DDPM, linear betas, epsilon) or ``edm``, of a diffusers network without a

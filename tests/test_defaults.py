@@ -13,7 +13,7 @@ from cdmem.audit import pairs
 from cdmem.data.stream import BatchStream
 from cdmem.data.subset import SubsetSpec
 from cdmem.diffusion import ddpm, losses, noise, preconditioning, sampling
-from cdmem.distillation import ConsistencyDistillation
+from cdmem.distillation import ConsistencyDistillation, TrajectoryRegression
 from cdmem.images import HALF_RANGE
 from cdmem.metrics import statistics
 from cdmem.metrics.comparison import claims, convergence, equal_noise, images_copied, lost_seeds, paired, verdict
@@ -43,13 +43,15 @@ DEFAULTS = [
     (Student, {"method": ConsistencyDistillation(), "data": DistillationData("same", None)}),
     *((model, {"optimization": Optimization(), "averaging": Averaging()}) for model in (DiffusionTeacher, Student)),
     *((model, {"seeds": Seeds(), "compile": False}) for model in (DiffusionTeacher, Student)),
-    (Optimization, {"optimizer": None, "schedule": "cosine", "warmup_steps": 0}),
+    (Optimization, {"optimizer": None, "schedule": "cosine", "warmup_steps": 0, "longer": None}),
+    (Optimization, {"cooldown_steps": 0, "cooldown_to": 0.1}),
     (Averaging, {"half_lives": (200,), "ramp": 0.05, "weights": None}),
     (Seeds, {"training": None, "sampling": None}),
     # Stable at small batch; the intervals' law is that of Song & Dhariwal 2023, table 1.
     (ConsistencyDistillation, {"points": 18, "start_points": 2, "curriculum": "fixed", "solver": "heun"}),
     (ConsistencyDistillation, {"weighting": "uniform", "intervals": "lognormal", "p_mean": -1.1, "p_std": 2.0}),
     (ConsistencyDistillation, {"mu": 0.95, "mu_start": 0.95, "dropout": 0.0}),
+    (TrajectoryRegression, {"points": 18, "solver": "heun", "weighting": "uniform", "reuse": None, "dropout": 0.0}),
     (noise.karras_sigmas, {"sigma_min": 0.002, "sigma_max": 80.0, "rho": 7.0}),
     (noise.sampler_sigmas, {"sigma_min": 0.002, "sigma_max": 80.0, "rho": 7.0}),
     (noise.interval_probabilities, {"p_mean": -1.1, "p_std": 2.0}),
@@ -160,14 +162,17 @@ def test_documented_constants():
     assert inspect.signature(intrinsic_dimension.lid).parameters["seeds"].default == ()
 
 
-def test_the_methods_that_configs_name_are_the_published_recipes():
-    methods = {}
+def test_the_methods_that_configs_name_are_the_published_recipes_and_the_defaults():
+    methods, classes = (
+        {},
+        {f"cdmem.distillation.{c.__name__}": c for c in (ConsistencyDistillation, TrajectoryRegression)},
+    )
     for file in (ROOT / "configs/methods").glob("*.yaml"):
         config = yaml.safe_load(file.read_text(encoding="utf-8"))
         distance = getattr(losses, config["init_args"].pop("distance")["class_path"].rpartition(".")[2])()
-        assert config["class_path"] == "cdmem.distillation.ConsistencyDistillation"
-        methods[file.stem] = ConsistencyDistillation(**config["init_args"], distance=distance)
+        methods[file.stem] = classes[config["class_path"]](**config["init_args"], distance=distance)
     cm = ConsistencyDistillation(points=18, solver="heun", distance=losses.L2(), intervals="uniform", mu=0.0)
     ict = ConsistencyDistillation(1280, 10, "doubling", losses.PseudoHuber(), "inverse_gap", mu=0.0)
-    assert methods == {"small": ConsistencyDistillation(), "cm": cm, "ict": ict}
+    small, regression = ConsistencyDistillation(), TrajectoryRegression()
+    assert methods == {"small": small, "cm": cm, "ict": ict, "regression": regression}
     assert ConsistencyDistillation().distance == losses.PseudoHuber()

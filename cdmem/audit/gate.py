@@ -16,6 +16,7 @@ from cdmem.errors import InputError
 from cdmem.metrics.neighbors.tolerant import LEAST_HELD_OUT
 from cdmem.metrics.statistics import Estimate, fraction, newcombe_difference
 
+REFERENCES = ("teacher", "teacher_ladder", "ceiling")  # roles of models that others are compared with
 CALIBRATION = 99  # held-out images that a false-positive rate of 1 % needs
 
 
@@ -195,9 +196,9 @@ class Gate:
 
 
 def judge_gate(models: Sequence[Mapping[str, Any]], held_out: int, looked: Sequence[Detector], limit: float) -> Gate:
-    """Judge an audit's models; teachers beside a student do not count."""
+    """Judge an audit's models; beside a student its teacher, early or late, and its ceiling do not count."""
     bounds, missing = [], {}
-    for m in [m for m in models if m["role"] != "teacher"] or models:
+    for m in [m for m in models if m["role"] not in REFERENCES] or models:
         name = f"{m['name']} {m['nfe']} NFE"
         for d in looked:
             copies = d.copies(m, held_out)

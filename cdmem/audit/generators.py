@@ -24,6 +24,7 @@ from cdmem.models.other_projects import refuse_other_project
 from cdmem.models.pipelines import CONSISTENCY, load_pipeline, only_a_teacher
 from cdmem.run.folder import CONFIG, RunFolder
 from cdmem.training.checkpoint import weights_digest
+from cdmem.training.ladder import read_rungs
 from cdmem.training.record import RECORDED
 from cdmem.training.student import Student
 from cdmem.training.teacher import DiffusionTeacher
@@ -46,8 +47,10 @@ class Generator:
     """A generator under audit.
 
     Attributes:
-        name: ``teacher``, ``student`` or the name of one of several students.
-        role: ``teacher``, ``student``, ``generator`` (somebody else's) or ``images`` (made elsewhere).
+        name: ``teacher``, ``student`` or the name of one of several students, or ``ceiling of`` one.
+        role: ``teacher``, ``teacher_ladder`` (the teacher stopped early, :mod:`cdmem.training.ladder`), ``student``,
+            ``ceiling`` (of a student, :mod:`cdmem.distillation.ceiling`), ``generator`` (somebody else's) or ``images``
+            (made elsewhere).
         method: how it samples: ``heun``, ``euler``, ``consistency``, a diffusers scheduler, or ``given``.
         sampler: seed -> image.
         weights: ``raw``, ``ema_<half-life>`` or where they come from.
@@ -112,14 +115,37 @@ def student_generators(name: str, module: Student, nfe: Sequence[int] | None = N
     return [Generator(name, "student", "consistency", module.sampler(k), *about) for k in nfe or module.default_nfe]
 
 
+def ceiling_generators(teacher: DiffusionTeacher, students: Sequence[Generator]) -> list[Generator]:
+    """Of every student with a ceiling, at every NFE: what it would give if it had learned its recipe perfectly."""
+    weights, step, digest, _ = _about(teacher)
+    found = []
+    for g in students:
+        sampler = g.module.ceiling(teacher.function(), g.sampler.nfe) if isinstance(g.module, Student) else None
+        if sampler is not None:
+            method = sampler.consistency.solver
+            found.append(Generator(f"ceiling of {g.name}", "ceiling", method, sampler, weights, step, digest))
+    return found
+
+
+def ladder_generators(folder: str | Path, device: torch.device | str) -> list[Generator]:
+    """The teacher of a study at every step of the ladder that its run kept, if it did, by its full sampler."""
+    found = []
+    for file in read_rungs(Path(folder) / "teacher/checkpoints"):
+        module = load_trained(str(file), "generator")
+        module.to(device)
+        (full,) = teacher_generators(module)
+        found.append(replace(full, name=f"teacher at step {full.step}", role="teacher_ladder", module=None))
+    return found
+
+
 def with_teacher(teacher: DiffusionTeacher, students: Sequence[Generator]) -> list[Generator]:
-    """The teacher at full cost, the teacher by Euler steps at the students' own levels, then the students."""
+    """The teacher at full cost and by Euler steps at the students' own levels, the students, and their ceilings."""
     (full,) = teacher_generators(teacher)
     levels = dict.fromkeys(tuple(s.sampler.mid_sigmas) for s in students)  # type: ignore[attr-defined]
     # A student from elsewhere may start above its teacher: then those steps do not exist.
     levels = [mids for mids in levels if not mids or mids[0] < teacher.sigma_max]
     cheap = [replace(full, method="euler", sampler=teacher.few_step_sampler(mids)) for mids in levels]
-    return [full, *cheap, *students]
+    return [full, *cheap, *students, *ceiling_generators(teacher, students)]
 
 
 def study_generators(
@@ -154,7 +180,8 @@ def study_generators(
         problem = f"its students were distilled from different weights of the teacher: {', '.join(sorted(used))}"
         raise InputError("generator", folder, problem, "audit one student's folder at a time")
     # The reference is what was distilled; another choice of weights is for the students.
-    return with_teacher(with_weights(teacher, next(iter(used), weights)), audited)
+    made = with_teacher(with_weights(teacher, next(iter(used), weights)), audited)
+    return [*made, *ladder_generators(folder, device)]
 
 
 def stage_generators(
@@ -334,7 +361,7 @@ def _open_stage(
     generators, notes = stage_generators(path, settings.nfe, settings.torch_device, weights, teacher, said)
     other = _training_set_notes(generators, training_set)
     folder, records = path if path.is_dir() else path.parent.parent, {}
-    if generators[-1].role == "student" and not other:
+    if _has_student(generators) and not other:
         if (folder / CONFIG).is_file() and (folder / "evaluations").is_dir():
             records = _records(generators, copies_of(settings, training_set), weights, {"student": folder})
         else:
@@ -357,13 +384,17 @@ def _given_images(
 
 def _training_set_notes(generators: Sequence[Generator], training_set: TrainingSet) -> list[str]:
     """A note where the last model was trained on another set: then its evaluations were of that set as well."""
-    known = generators[-1].module.record.training_set
+    known = [g.module for g in generators if g.module is not None][-1].record.training_set
     if known == training_set.hash:
         return []
     if known == UNRECORDED:
         return ["the model does not record what it was trained on"]
     note = f"the checkpoint names another training set ({known[:12]}) than the one audited against"
-    return [f"{note}: convergence is unknown" if generators[-1].role == "student" else note]
+    return [f"{note}: convergence is unknown" if _has_student(generators) else note]
+
+
+def _has_student(generators: Sequence[Generator]) -> bool:
+    return any(g.role == "student" for g in generators)
 
 
 def copies_of(settings: AuditSettings, training_set: TrainingSet) -> Copies:

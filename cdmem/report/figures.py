@@ -116,7 +116,7 @@ def distributions(run: RunData) -> Iterator[Figure]:
     series = [
         Series(model_label(m), kind_of(m, run.students), GRID, m["ratio_cdf"])
         for m in run.models
-        if m.get("ratio_cdf") and m["method"] != "euler"
+        if m.get("ratio_cdf") and m["method"] != "euler" and m["role"] not in ("ceiling", "teacher_ladder")
     ]
     held = (run.summary.get("control") or {}).get("heldout_f_mem") or {}
     if held.get("ratio_cdf"):

@@ -77,7 +77,10 @@ def test_summary_follows_its_schema(study):
         ("teacher", "euler", 2),
         ("student", "consistency", 1),
         ("student", "consistency", 2),
+        ("ceiling", "heun", 1),
+        ("ceiling", "heun", 2),
     ]
+    assert [m["name"] for m in summary["models"][-2:]] == ["ceiling of student"] * 2
     for m in summary["models"]:
         low, high = m["f_mem"]["ci95"]
         assert low <= m["f_mem"]["value"] <= high

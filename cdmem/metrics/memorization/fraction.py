@@ -17,7 +17,7 @@ from cdmem.errors import InputError
 from cdmem.metrics.memorization.ratio import memorized, ratios
 from cdmem.metrics.neighbors.index import NearDuplicates, NeighborMetric
 from cdmem.metrics.statistics import fraction as estimated
-from cdmem.metrics.statistics import share
+from cdmem.metrics.statistics import median, share
 
 THRESHOLDS = (1 / 2, 1 / 3, 1 / 4)
 CDF_GRID = torch.linspace(0.0, 1.0, 101, dtype=torch.float64)
@@ -80,7 +80,7 @@ class MemorizedFraction(RatioMetric):
             **share("f_mem", int(hit.sum()), len(hit)),
             "samples": float(len(hit)),
             "unique": float(len(torch.unique(rows["groups"][:, 0][hit]))),
-            "median_ratio": float(ratio.median()),
+            "median_ratio": median(ratio),
             "cdf_area": float(1 - ratio.mean()),
         }
         for threshold in THRESHOLDS:

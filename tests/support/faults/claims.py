@@ -12,7 +12,7 @@ from cdmem.metrics.comparison import equal_noise as matching
 from cdmem.metrics.comparison import paired as pairing
 from cdmem.metrics.comparison.equal_noise import fidelity_matched
 from cdmem.metrics.comparison.verdict import judge
-from cdmem.metrics.memorization import coverage, extraction
+from cdmem.metrics.memorization import coverage, duplication, extraction
 from cdmem.metrics.statistics import newcombe_paired_difference
 from cdmem.metrics.whitebox import empirical_optimum as optimum
 from cdmem.metrics.whitebox import intrinsic_dimension as dimension
@@ -53,15 +53,15 @@ plant(
 plant(
     support.check_hits,
     good_turing_of_unique_images=slip(coverage.coverage, "1 - once / total", "1 - once / unique"),
-    chao_without_its_correction=slip(coverage._chao, "a, b = once, twice + 1", "a, b = once, max(twice, 1)"),
-    chao_counts_pairs_for_singles=patch(
-        coverage, "_chao", lambda real: lambda unique, once, twice: real(unique, twice, once)
+    chao_without_its_correction=slip(coverage.chao1, "a, b = once, twice + 1", "a, b = once, max(twice, 1)"),
+    chao_counts_pairs_for_singles=slip(
+        coverage.chao1, "(hits > 0, hits == 1, hits == 2)", "(hits > 0, hits == 2, hits == 1)"
     ),
 )
 plant(
     support.check_duplication_slope,
     slope_against_copies_instead_of_their_logarithm=slip(
-        coverage.duplication_slope, "copies.double().log()", "copies.double()"
+        duplication.HitLikelihood.__init__, "np.log(rows[0])", "rows[0].astype(float)"
     ),
     hits_weighted_by_rows=patch(
         coverage.HitCoverage,

@@ -151,11 +151,9 @@ plant(
 )
 plant(
     support.check_kernel_distance,
-    kernel_of_a_sample_with_itself=slip(
-        fidelity.kernel_interval, "ones, ones)[0] - _self_kernel(generated)", "ones, ones)[0]"
-    ),
+    kernel_of_a_sample_with_itself=slip(fidelity._within, "sums.rows - alone", "sums.rows"),
     kernel_of_a_reference_with_itself=slip(
-        fidelity.reference_of, "rows if weights is not None else rows - _self_kernel(features)", "rows"
+        fidelity.reference_of, "level, within.rows,", "level, within.rows + _self_kernel(features, level),"
     ),
     quadratic_kernel=slip(fidelity._kernel_sums, "** 3", "** 2"),
 )

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from cdmem.metrics.comparison.equal_noise import equal_noise
 from cdmem.metrics.comparison.images_copied import images_copied
-from cdmem.metrics.comparison.lost_seeds import blocks, lost_seeds
+from cdmem.metrics.comparison.lost_seeds import MOST_DAMAGED, damaged_share, damaged_share_unpaired, lost_seeds
 from cdmem.metrics.comparison.paired import compare, difference
 from cdmem.metrics.memorization.ratio import memorized
 from cdmem.metrics.neighbors.index import GroupIndex
@@ -78,8 +78,9 @@ def pair_record(
 
     Returns:
         the record of `cdmem.metrics.comparison.paired.compare`, with ``seeds_belong_together``, ``tolerant``
-        (difference of tolerant copies, or None), ``matched`` (at equal noise), ``lost_seeds``, ``damaged`` (whether
-        they are too often damaged copies; None without pairs), ``images`` and ``equal_nfe``.
+        (difference of tolerant copies, or None), ``matched`` (at equal noise), ``lost_seeds`` and ``gained_seeds``
+        (None without pairs), ``damaged_share`` (of the seeds that make the difference) and ``damaged`` (whether these
+        are too many; None where nobody can tell), ``images`` and ``equal_nfe``.
     """
     y = yardstick
     pair = compare(teacher.rows, student.rows, y.threshold, belong, error)
@@ -94,10 +95,16 @@ def pair_record(
         "matched": matched,
         "images": images_copied(*copied),
         "lost_seeds": None,
-        "damaged": None,
+        "gained_seeds": None,
         "equal_nfe": None if cheap is None else compare(cheap.rows, student.rows, y.threshold, belong),
     }
     if belong:
-        pair["lost_seeds"] = lost_seeds(teacher.rows, student.rows, y.threshold, matched["recognised_at"])
-        pair["damaged"] = blocks(pair["lost_seeds"])
-    return pair
+        for key, rows in (
+            ("lost_seeds", (teacher.rows, student.rows)),
+            ("gained_seeds", (student.rows, teacher.rows)),
+        ):
+            pair[key] = lost_seeds(*rows, y.threshold, matched["recognised_at"])
+        share = damaged_share(pair["lost_seeds" if pair["difference"]["value"] < 0 else "gained_seeds"])
+    else:
+        share = damaged_share_unpaired(pair["difference"], matched["recognised"])
+    return pair | {"damaged_share": share, "damaged": None if share is None else share > MOST_DAMAGED}

@@ -46,7 +46,7 @@ CHECKS = {
     "where_recognised": "differs at the threshold at which copies are recognised",
     "at_equal_noise": "differs at equal noise",
     "as_real_as_teacher": "no farther from held-out images than the teacher",
-    "no_damaged_copies": "the lost seeds are not damaged copies",
+    "no_damaged_copies": "the difference does not consist of damaged copies",
     "outlasts_a_slow_phase": "still below after a phase at a lower learning rate",
 }
 

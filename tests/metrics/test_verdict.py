@@ -31,6 +31,7 @@ def pair(value: float = -0.3, tolerant: float | None = -0.28, **changes: Any) ->
         "matched": seen,
         "images": {"teacher": 90, "student": 88, "ratio": 0.98, "fewer": False},
         "lost_seeds": lost(),
+        "damaged_share": 0.0,
         "damaged": False,
         "seeds_belong_together": True,
     }
@@ -66,6 +67,7 @@ def evidence(**changes: Any) -> Evidence:
 SAME = {"pair": pair(0.0, 0.0), "limit": limits(0.0, 0.0)}
 MORE = {"pair": pair(0.1, 0.1, **at(0.1, 0.1)), "limit": limits(0.1, 0.1), "slow_phase": None}
 FEW = {"images": {"teacher": 90, "student": 12, "ratio": 0.2, "fewer": True}}
+DAMAGED = {"damaged_share": 0.3, "damaged": True}
 CASES: dict[str, tuple[dict[str, Any], str, str]] = {
     # what changes against a reduced student -> claim, reason
     "less": ({}, "reduced", ""),
@@ -104,8 +106,9 @@ CASES: dict[str, tuple[dict[str, Any], str, str]] = {
     "recognition unknown": ({"pair": pair(**at(recognised=None))}, "undecided", "may only be blurrier"),
     "not at equal noise": ({"pair": pair(**at(noise=-0.02))}, "undecided", "may only be blurrier"),
     "only sharper": (MORE | {"pair": pair(0.1, 0.1, **at(0.02, 0.1))}, "undecided", "may only be sharper"),
-    "damaged copies": ({"pair": pair(lost_seeds=lost(0.4, 0.3), damaged=True)}, "undecided", "damaged"),
-    "more, damaged or not": (MORE | {"pair": MORE["pair"] | {"damaged": True}}, "amplified", ""),
+    "damaged copies": ({"pair": pair(**DAMAGED)}, "undecided", "damaged"),
+    "more, damaged copies of the teacher": (MORE | {"pair": MORE["pair"] | DAMAGED}, "undecided", "damaged"),
+    "damage unknown": ({"pair": pair(damaged=None, damaged_share=None)}, "reduced", ""),
     "few common copies": ({"pair": pair(**at(noise=None))}, "reduced", ""),
     "few common copies, unreal": (
         {"pair": pair(**at(noise=None)), "as_real": False},
@@ -208,7 +211,9 @@ def test_sentences_name_numbers():
     assert "variance ratio 0.899" in judge(evidence(variance_ratio=0.899)).statement
     assert "taken as given" in judge(evidence(converged=True)).statement
     assert "no limit can be given (still linear)" in judge(evidence(limit={"strict": "still linear"})).statement
-    assert "30 % of the lost seeds" in judge(evidence(**CASES["damaged copies"][0])).statement
+    said = [judge(evidence(**CASES[name][0])).statement for name in CASES if "damaged copies" in name]
+    assert all("(30 % of the difference are copies that are only damaged" in text for text in said)
+    assert ["the student's)" in said[0], "the teacher's)" in said[1]] == [True, True]
     other = judge(evidence(pair=pair(seeds_belong_together=False))).statement
     assert "seeds that have nothing in common" in other and "the same seeds" not in other
 

@@ -8,7 +8,7 @@ The first line that applies is the claim:
 4. The table *now x limit* of `cdmem.metrics.comparison.claims`: ``reduced``, ``transient``, ``unchanged``,
    ``amplified`` or ``undecided``.
 5. What the table calls a difference must be one for tolerant copies too, where copies are recognised, and at equal
-   noise; a reduction must not consist of damaged copies, and must outlast a phase at a tenth of the learning rate.
+   noise; it must not consist of damaged copies, and a reduction must outlast a phase at a tenth of the learning rate.
    Otherwise ``undecided``.
 
 The comparison with the teacher at *equal NFE* is another question and is always stated separately.
@@ -196,7 +196,6 @@ def conditions(e: Evidence, side: State, what: str) -> dict[str, bool | None]:
     pair = e.pair or {}
     noise, damaged = pair.get("matched") or {}, pair.get("damaged")
     tolerant = (e.limit or {}).get("tolerant")
-    below = side == "below"
     limit_agrees = None
     if not e.converged and isinstance(tolerant, Mapping):
         wanted = {"reduced": "below", "amplified": "above"}.get(what, "equivalent")
@@ -208,7 +207,7 @@ def conditions(e: Evidence, side: State, what: str) -> dict[str, bool | None]:
         "where_recognised": on_side(noise.get("recognised"), side),
         "at_equal_noise": on_side(noise.get("difference"), side),
         "as_real_as_teacher": e.as_real,
-        "no_damaged_copies": None if damaged is None or not below else not damaged,
+        "no_damaged_copies": None if damaged is None else not damaged,
         "outlasts_a_slow_phase": None if e.slow_phase is None else on_side(e.slow_phase["after"], "below"),
     }
 
@@ -252,8 +251,8 @@ def sentence(what: str, reason: str, e: Evidence) -> str:
     seeds = "the same seeds" if pair.get("seeds_belong_together", True) else "seeds that have nothing in common with it"
     said = f"{what}{f': {reason}' if reason else ''}"
     if reason == "damaged":
-        share = pair["lost_seeds"]["damaged"]
-        said += f" ({100 * share['value']:.0f} % of the lost seeds are copies of the same image, damaged)"
+        whose = "the student's" if pair["difference"]["value"] < 0 else "the teacher's"
+        said += f" ({100 * pair['damaged_share']:.0f} % of the difference are copies that are only damaged, {whose})"
     elif reason in EXPLAINED:
         said += f" ({EXPLAINED[reason]})"
     parts = [f"{said}. f_mem stands {change} against the teacher on {seeds}{after}"]

@@ -95,7 +95,7 @@ def _constant_phase(folder: RunFolder) -> list[int] | None:
         changes = folder.read_json(CHANGES) if (folder / CHANGES).is_file() else []
         # Another rate within the phase begins a new one.
         rates = [int(change["step"]) for change in changes if str(change["key"]).startswith(OPTIMIZER)]
-    except (TypeError, ValueError, KeyError, AttributeError) as error:
+    except (TypeError, ValueError, KeyError, AttributeError, ArithmeticError) as error:
         problem = f"its learning rate cannot be read ({type(error).__name__})"
         raise InputError("changes", folder / CHANGES, problem, "restore what the run wrote") from None
     return None if phase is None else [max([phase[0], *(step for step in rates if step < phase[1])]), phase[1]]

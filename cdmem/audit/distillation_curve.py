@@ -138,7 +138,7 @@ def _course(folder: RunFolder) -> tuple[tuple[int, int] | None, int]:
         rates = [int(change["step"]) for change in changes if str(change["key"]).startswith(OPTIMIZER)]
         weights = str(checkpoint["cdmem"]["weights"])
         half_life = int(weights.removeprefix("ema_")) if weights.startswith("ema_") else 0
-    except (TypeError, ValueError, KeyError, AttributeError) as error:
+    except (TypeError, ValueError, KeyError, AttributeError, ArithmeticError) as error:
         problem = f"its learning rate cannot be read ({type(error).__name__})"
         raise InputError("changes", folder / CHANGES, problem, "restore what the run wrote") from None
     if phase is None:

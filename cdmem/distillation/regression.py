@@ -103,10 +103,10 @@ class TrajectoryRegression(DistillationMethod):
         labels = None if batch.labels is None else batch.labels[torch.searchsorted(row, starts)]
         # The teacher stays in float32 whatever precision the student trains in.
         with torch.autocast(device.type, enabled=False):
-            points, ends = self.trajectories(teacher, at.sigma_max * eps, levels, at, labels)
+            states, ends = self.trajectories(teacher, at.sigma_max * eps, levels, at, labels)
         sigma = levels.to(device, torch.float32)[level]
         weight = self.weights(levels, at).to(device, torch.float32)[level]
-        return points[level, row], sigma, ends[row], weight, None if labels is None else labels[row]
+        return states[level, row], sigma, ends[row], weight, None if labels is None else labels[row]
 
     def trajectories(
         self, teacher: DenoiserLike, x: Tensor, levels: Tensor, at: Progress, labels: Tensor | None

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from cdmem.audit.distillation_curve import ERROR
-from cdmem.audit.generators import Generator, GivenImages
+from cdmem.audit.generators import Generator
+from cdmem.audit.given_images import GivenImages
 from cdmem.audit.pairs import Samples, Yardstick, pair_record
 from cdmem.audit.result import AuditResult
 from cdmem.audit.settings import SAMPLES, AuditSettings

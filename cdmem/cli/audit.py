@@ -13,7 +13,9 @@ from typing import Literal
 
 from cdmem.audit.auditor import Auditor
 from cdmem.audit.gate import check_names, detectors, judge_gate
-from cdmem.audit.generators import Generator, GivenImages, open_generators
+from cdmem.audit.generators import Generator
+from cdmem.audit.given_images import GivenImages
+from cdmem.audit.opening import open_generators
 from cdmem.audit.reference_sets import is_record, load_references
 from cdmem.audit.settings import SAMPLES, AuditSettings
 from cdmem.audit.text import print_summary

@@ -15,7 +15,8 @@ import yaml
 
 from cdmem.audit.auditor import Auditor
 from cdmem.audit.distillation_curve import distillation_record, spent_error
-from cdmem.audit.generators import Generator, copies_of, study_generators
+from cdmem.audit.generators import Generator, study_generators
+from cdmem.audit.opening import copies_of
 from cdmem.audit.result import AuditResult
 from cdmem.audit.settings import AuditSettings
 from cdmem.data.counts import report

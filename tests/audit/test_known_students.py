@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from cdmem.audit.auditor import Auditor
-from cdmem.audit.generators import Generator, GivenImages
+from cdmem.audit.generators import Generator
+from cdmem.audit.given_images import GivenImages
 from cdmem.audit.settings import AuditSettings
 from cdmem.metrics.comparison.paired import adjust
 from cdmem.metrics.comparison.verdict import CLAIMS, OF_FEWER

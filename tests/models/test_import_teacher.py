@@ -17,7 +17,7 @@ from diffusers import (
 )
 
 import support
-from cdmem.audit.generators import stage_generators
+from cdmem.audit.opening import stage_generators
 from cdmem.diffusion.ddpm import DDPMSchedule
 from cdmem.diffusion.preconditioning import EDMScaling, VPScaling
 from cdmem.diffusion.sampling import NoiseSource, sample_ode

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import optimize, special, stats
 
-from cdmem.metrics.comparison.laws import Laws, law_grid, LEAST_EXPONENT
+from cdmem.metrics.comparison.laws import LEAST_EXPONENT, Laws, law_grid
 
 NOISE_LEVELS = 16
 PLAUSIBLE = 20.0  # laws whose Q exceeds the least one by more never decide an interval up to 99.9 %

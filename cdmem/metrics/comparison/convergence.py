@@ -78,4 +78,5 @@ def rmse_convergence(errors_by_step: BySeed) -> Convergence | None:
         for confidence in (0.95, 0.9)
     )
     trend = TRENDS[state((narrow[1], narrow[2]), (wide[1], wide[2]), RMSE_MARGIN)]
-    return Convergence(trend, *wide, start, stop, len(shared))
+    change, low, high = wide
+    return Convergence(trend, change, low, high, start, stop, len(shared))

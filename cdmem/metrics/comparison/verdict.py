@@ -119,13 +119,14 @@ def state_now(difference: Record) -> State:
     return where if where == "equivalent" or significant else "unclear"
 
 
-def state_in_the_limit(limit: Record | str | None, now: State, converged: bool) -> State | str:
-    """Where the student is going; text where no limit can be given."""
+def now_and_limit(difference: Record, limit: Record | str | None, converged: bool) -> tuple[str, str]:
+    """Claim and reason by the table."""
+    now = state_now(difference)
     if converged:
-        return now
+        return claim(now, now)
     if limit is None or isinstance(limit, str):
-        return f"no limit ({limit or 'no evaluations along the distillation'})"
-    return state(limit["ci90"], limit["ci95"], LIMIT_MARGIN)
+        return "undecided", f"no limit ({limit or 'no evaluations along the distillation'})"
+    return claim(now, state(limit["ci90"], limit["ci95"], LIMIT_MARGIN))
 
 
 def on_side(difference: Record | None, side: State) -> bool | None:
@@ -144,7 +145,7 @@ def judge(evidence: Evidence) -> Verdict:
         beside = f"{e.who} against the teacher at equal NFE: f_mem {points(e.equal_nfe)} (another question: its cost)."
     pair = e.pair or {}
     limit = (e.limit or {}).get("strict")
-    about = {
+    about: dict[str, Any] = {
         "equal_nfe": beside,
         "coverage": pair.get("images"),
         "limit": {"unavailable": limit} if isinstance(limit, str) else limit,
@@ -167,9 +168,7 @@ def judge(evidence: Evidence) -> Verdict:
     if not checks["teacher_above_control"]:
         text = "the teacher's f_mem does not exceed the control: there is no memorisation to transfer."
         return verdict("nothing_to_transfer", "teacher at control level", text, checks)
-    now = state_now(pair["difference"])
-    going = state_in_the_limit(limit, now, e.converged)
-    what, reason = claim(now, going) if going in ("equivalent", "below", "above", "unclear") else ("undecided", going)
+    what, reason = now_and_limit(pair["difference"], limit, e.converged)
     side = SIDES.get(what)
     checks |= conditions(e, side or ("above" if pair["difference"]["value"] > 0 else "below"), what)
     if side is not None:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from cdmem.audit.distillation_curve import distillation_record
+from cdmem.audit.distillation_curve import Copies, distillation_record
 from cdmem.metrics.comparison.convergence import RMSE_MARGIN, rmse_convergence
 from cdmem.run.folder import RunFolder
 from cdmem.run.metrics_log import MetricsRecord
@@ -132,7 +132,7 @@ def test_record_of_a_run_folder(tmp_path):
     metrics = MetricsRecord(folder)
     metrics.append(1000, {"train/loss": 1.0})
     metrics.append(1000, {"memorization/f_mem_nfe1": 0.1, "distillation/rmse_nfe1": 0.6, "quality/fd": 3.0})
-    found = distillation_record(folder, 1 / 2)
+    found = distillation_record(folder, Copies(1 / 2))
     json.dumps(found, allow_nan=False)
     assert found["curve"] == [{"step": 1000, "memorization/f_mem_nfe1": 0.1, "distillation/rmse_nfe1": 0.6}]
     assert found["lr_schedule"] == "cosine"
@@ -145,5 +145,5 @@ def test_record_of_a_run_folder(tmp_path):
 def test_record_without_evaluations(tmp_path):
     folder = RunFolder(tmp_path / "run")
     folder.write_text("config.yaml", "model: {class_path: x, init_args: {}}\n")
-    found = distillation_record(folder, 1 / 3)
+    found = distillation_record(folder, Copies(1 / 3))
     assert found["rmse_trend"] == {}

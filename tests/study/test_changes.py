@@ -12,7 +12,7 @@ import pytest
 import torch
 import yaml
 
-from cdmem.audit.distillation_curve import distillation_record
+from cdmem.audit.distillation_curve import Copies, distillation_record
 from cdmem.errors import InputError
 from cdmem.run.folder import RunFolder
 from cdmem.study.stage import build
@@ -139,7 +139,7 @@ def logged_rates(folder: Path) -> dict[int, float]:
 
 def full_rate(folder: Path) -> list[int]:
     """Which steps an audit takes for those at the full rate."""
-    return distillation_record(RunFolder(folder), 1 / 3)["constant_phase"]
+    return distillation_record(RunFolder(folder), Copies(1 / 3))["constant_phase"]
 
 
 def test_a_constant_run_ends_in_a_cooldown(half, capsys):

@@ -283,12 +283,13 @@ def _nonnegative_fit(first: Tensor, second: Tensor, between: Tensor, free: Tenso
     second, with weights of at least 0: from their correlations rho_1, rho_2, rho_12 and 1 - rho_12^2."""
     adds, leaves = second - first * between, first - second * between
     both = (adds > 0) & (leaves > 0)
-    # Where only one has a positive weight, the better one alone is the fit.
-    alone = second.clamp_min(0).square() - first.clamp_min(0).square()
     free = free.clamp_min(1e-9)
-    return (
-        torch.where(both, adds.square_() / free, alone.clamp_min(0)),
-        torch.where(both, leaves.square_() / free, (-alone).clamp_min_(0)),
+    # Where only one has a positive weight, the better one alone is the fit.
+    better = second.clamp_min(0).square() - first.clamp_min(0).square()
+    # A negative correlation alone explains nothing.
+    adds = torch.where(both, adds.square_().div_(free).add_(first.clamp_max(0).square()), better.clamp_min(0))
+    return adds, torch.where(
+        both, leaves.square_().div_(free).add_(second.clamp_max(0).square_()), (-better).clamp_min_(0)
     )
 
 

@@ -96,14 +96,12 @@ def kept(folder: RunFolder, name: str, copies: np.ndarray, tolerant: np.ndarray)
 
 
 def test_a_run_folder_tells_both_limits(tmp_path):
-    """Of three copies one is no strict one: 0.6 in the end. Tolerant ones stand at the teacher's 0.9."""
+    """Of three copies one is a tolerant one alone: strict ones end at 0.6, tolerant ones at 0.9."""
     folder = RunFolder(tmp_path / "run")
     folder.write_text("config.yaml", "model: {class_path: x, init_args: {optimization: {schedule: constant}}}\n")
     kept(folder, "teacher", TEACHER[1], TEACHER[1])
-    rng = np.random.default_rng(5)
     for step, (_, copies) in CURVE.items():
-        tolerant = TEACHER[1] ^ (rng.random(len(SEEDS)) < 0.01)
-        kept(folder, f"step={step:08d}_nfe=1", copies & (SEEDS % 3 > 0), tolerant)
+        kept(folder, f"step={step:08d}_nfe=1", copies & (SEEDS % 3 > 0), copies)
     torch_file = folder.path / "checkpoints/last.ckpt"
     torch_file.parent.mkdir(parents=True)
     state = {"schedule": [[0, 10_000, "constant"]], "cdmem": {"weights": "ema_50"}, "state_dict": {}}
@@ -112,7 +110,7 @@ def test_a_run_folder_tells_both_limits(tmp_path):
     record = distillation_record(folder, Copies(1 / 3, 0.5))
     assert record["constant_phase"] == [0, 10_000] and record["length"] == "10,000 steps (640,000 images seen)"
     assert record["limit"]["1"]["strict"]["value"] == pytest.approx(-0.3, abs=0.03)
-    assert record["limit"]["1"]["tolerant"]["value"] == pytest.approx(0, abs=0.02)
+    assert record["limit"]["1"]["tolerant"]["value"] == pytest.approx(0, abs=0.03)
     assert set(distillation_record(folder, Copies(1 / 3))["limit"]["1"]) == {"strict"}
 
 

@@ -114,7 +114,6 @@ def mosaic(x: np.ndarray) -> np.ndarray:
 Damage = Callable[[np.ndarray], np.ndarray]
 # Beyond what tolerant copies tolerate, and hardly recognised: only the seeds and the lost ratio tell.
 SEVERE: dict[str, Damage] = {
-    "shifted by 3": lambda x: shifted(x, 0, 3),
     "zoomed much": lambda x: zoomed(x, 1.4),
     "turned much": lambda x: turned(x, 20),
     "badly compressed": lambda x: compressed(x, 4),

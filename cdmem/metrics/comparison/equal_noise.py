@@ -30,7 +30,7 @@ from cdmem.metrics.neighbors.index import GroupIndex
 FALSE_POSITIVES = 0.01
 WITHOUT_CONTROL = 1 / 2
 MIN_SEEDS = 20
-ROUNDS = 8  # of the search for the levels
+ROUNDS, MOST = 8, 2.0  # of the search for the levels, and the largest factor of one of them
 
 
 def recognition_threshold(control: Tensor | None, threshold: float) -> float:
@@ -75,19 +75,23 @@ def matching_levels(
     """
     count, size = len(images), images[0].numel()
     own = search.index.query(images, 1).squared[:, 0].cpu().double()
-    order, targets = own.argsort(stable=True), _quantiles(wanted, count)
+    order = own.argsort(stable=True)
     squared = torch.empty(count, dtype=torch.float64)
-    squared[order] = (targets - own[order]).clamp_min(0) / size
+    squared[order] = (_quantiles(wanted, count) - own[order]).clamp_min(0) / size
     for _ in range(ROUNDS):
         neighbors = search.index.query(add_noise(images, noise, squared.sqrt()), 2)
-        d1, d2 = neighbors.squared1.cpu(), neighbors.squared2.cpu()
+        d1, d2 = neighbors.squared1.cpu().double(), neighbors.squared2.cpu()
         kept = memorized(d1, d2, loose) & (neighbors.group1.cpu() == groups)
         if not bool(kept.any()):
-            return squared.sqrt()
-        # Each kept copy against the wanted distance of its rank; the others go with the copies beside them.
-        ranks = torch.where(kept, d1.double(), torch.inf).argsort(stable=True)[: int(kept.sum())]
-        missing = (_quantiles(wanted, len(ranks)) - d1[ranks].double()) / size
-        squared = (squared + 0.7 * missing.mean()).clamp_min(0) * (squared > 0)
+            break
+        # Each kept copy against the wanted distance of its rank. By a factor: black and white swallow a share of noise.
+        ranks = torch.where(kept, d1, torch.inf).argsort(stable=True)[: int(kept.sum())]
+        added, missing = (d1 - own)[ranks], _quantiles(wanted, len(ranks)) - own[ranks]
+        factor = torch.ones(count, dtype=torch.float64)
+        factor[ranks] = (missing.clamp_min(0) / added.clamp_min(1)).clamp(1 / MOST, MOST)
+        # Those that are past recognition were the noisiest: they go with the noisiest tenth of the others.
+        factor[~kept] = factor[ranks[-max(len(ranks) // 10, 1) :]].median()
+        squared *= factor
     return squared.sqrt()
 
 

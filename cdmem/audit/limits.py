@@ -8,33 +8,11 @@ from typing import Any
 import numpy as np
 
 from cdmem.metrics.comparison.convergence import BySeed
-from cdmem.metrics.comparison.limit import fit_limit
+from cdmem.metrics.comparison.limit import Limit, fit_limit, paired_differences
 from cdmem.metrics.statistics import newcombe_paired_difference
 
 SPACING = 3  # half-lives of the average between evaluations: closer ones are hardly news
 Flags = tuple[np.ndarray, np.ndarray]  # seeds (m,), copies (m,) bool
-
-
-def differences(student: BySeed, teacher: Flags) -> tuple[list[int], np.ndarray]:
-    """Student minus teacher of the seeds that all evaluations share.
-
-    Args:
-        student: step -> (seeds, copies).
-        teacher: of the same seeds.
-
-    Returns:
-        steps (K,) and differences, int8 (K, m).
-    """
-    steps = sorted(student)
-    shared = sorted(set(teacher[0].tolist()).intersection(*(student[s][0].tolist() for s in steps)))
-    rows = [_of_seeds(student[s], shared) - _of_seeds(teacher, shared) for s in steps]
-    return steps, np.array(rows, dtype=np.int8).reshape(len(steps), len(shared))
-
-
-def _of_seeds(flags: Flags, seeds: Sequence[int]) -> np.ndarray:
-    """0 or 1 by seed, int8."""
-    by_seed = dict(zip(flags[0].tolist(), flags[1].tolist()))
-    return np.array([by_seed[s] for s in seeds], dtype=np.int8)
 
 
 def limit_record(
@@ -59,9 +37,14 @@ def limit_record(
     inside = {step: rows for step, rows in student.items() if max(phase[0], 1) <= step <= phase[1]}
     if not inside:
         return "no evaluations at a constant rate"
-    steps, values = differences(inside, teacher)
-    limit = fit_limit(steps, values, least_spacing=SPACING * half_life)
-    return limit if isinstance(limit, str) else limit.record(error)
+    pairs = paired_differences(teacher, inside)
+    if isinstance(pairs, str):
+        return pairs
+    limit = fit_limit(*pairs, least_spacing=SPACING * half_life)
+    if isinstance(limit, str):
+        return limit
+    intervals = {"ci95": limit.interval(1 - error), "ci90": limit.interval(1 - 2 * error)}
+    return limit.record() | {name: list(interval) for name, interval in intervals.items()} | {"law": _words(limit)}
 
 
 def slow_phase_record(student: BySeed, teacher: Flags | None, phase: Sequence[int] | None) -> dict[str, Any] | None:
@@ -76,18 +59,26 @@ def slow_phase_record(student: BySeed, teacher: Flags | None, phase: Sequence[in
     before, after = [s for s in student if 1 <= s <= phase[1]], [s for s in student if s > phase[1]]
     if not before or not after:
         return None
-    steps, rows = differences({s: student[s] for s in (max(before), max(after))}, teacher)
-    shared = sorted(set(teacher[0].tolist()).intersection(*(student[s][0].tolist() for s in steps)))
-    if not shared:
+    pairs = paired_differences(teacher, {s: student[s] for s in (max(before), max(after))})
+    if isinstance(pairs, str):
         return None
-    reference = _of_seeds(teacher, shared)
-    first, last = rows + reference
+    steps, rows = pairs
+    by_seed = dict(zip(*(column.tolist() for column in teacher)))
+    reference = np.array([by_seed[s] for s in sorted(student[int(steps[0])][0].tolist())], dtype=np.int8)
+    first, last = rows.astype(np.int8) + reference
     return {
-        "from_step": steps[0],
-        "to_step": steps[1],
+        "from_step": int(steps[0]),
+        "to_step": int(steps[1]),
         "change": _paired(first, last),
         "after": _paired(reference, last),
     }
+
+
+def _words(limit: Limit) -> str:
+    """The law for people; empty where there is no change to follow one."""
+    if limit.shrinks is None:
+        return ""
+    return f"what is left of the way there halves with {limit.shrinks:.1f} times the distillation"
 
 
 def _paired(first: np.ndarray, second: np.ndarray) -> dict[str, Any]:

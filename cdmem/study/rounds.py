@@ -23,7 +23,7 @@ GROWTH = 1.5  # a round ends at so many times the steps of the one before
 LOOKS = 6  # before the budget is spent
 SLOW = 0.1  # of the steps so far: length of the phase at a lower rate
 EVALUATIONS, HALF_LIVES = 12, 3  # that a limit needs, and how far apart
-OPEN = ("undecided", "unpaired")
+OPEN = ("undecided", "unpaired", "not_distilled")  # more distillation may change them
 LOWER_RATE = "no phase at a lower learning rate"  # what a verdict says that waits for it
 
 

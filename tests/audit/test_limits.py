@@ -8,7 +8,7 @@ import torch
 
 from cdmem.audit import limits
 from cdmem.audit.distillation_curve import Copies, distillation_record, spent_error
-from cdmem.audit.limits import differences, limit_record, slow_phase_record
+from cdmem.audit.limits import limit_record, slow_phase_record
 from cdmem.errors import InputError
 from cdmem.run.folder import RunFolder
 
@@ -36,15 +36,6 @@ def curve() -> dict[int, tuple[np.ndarray, np.ndarray]]:
 CURVE = curve()
 
 
-def test_differences_are_paired_by_seed():
-    order = np.random.default_rng(0).permutation(SEEDS)
-    student = {20: flags(0.5, order), 10: flags(0.25, SEEDS[100:])}
-    steps, rows = differences(student, flags(0.75, order[::-1]))
-    assert steps == [10, 20] and rows.shape == (2, 2300) and set(np.unique(rows)) == {-1, 0}
-    assert rows.sum(1).tolist() == [-1200, -600]
-    assert differences({5: flags(1.0, SEEDS + 9999)}, TEACHER)[1].shape == (1, 0)
-
-
 def test_the_limit_of_an_exponential_is_found():
     record = limit_record(CURVE, TEACHER, (0, 10_000), 50, 0.05)
     assert record["value"] == pytest.approx(0, abs=0.03) and record["evaluations"] >= 12
@@ -57,7 +48,7 @@ def test_the_limit_of_an_exponential_is_found():
 def test_only_the_constant_stretch_is_fitted(monkeypatch):
     asked = []
     monkeypatch.setattr(
-        limits, "fit_limit", lambda steps, rows, least_spacing: asked.append((steps, least_spacing)) or ""
+        limits, "fit_limit", lambda steps, rows, least_spacing: asked.append((list(steps), least_spacing)) or ""
     )
     limit_record(CURVE | {0: flags(0.0)}, TEACHER, (2000, 4000), 50, 0.05)
     limit_record(CURVE | {0: flags(0.0)}, TEACHER, (0, 1000), 0, 0.05)
@@ -68,10 +59,8 @@ def test_why_there_is_no_limit():
     assert limit_record(CURVE, TEACHER, None, 50, 0.05) == "no stretch at a constant learning rate"
     assert "were not kept" in limit_record(CURVE, None, (0, 10_000), 50, 0.05)
     assert limit_record(CURVE, TEACHER, (20_000, 30_000), 50, 0.05) == "no evaluations at a constant rate"
-    assert "12 are needed" in limit_record(CURVE, TEACHER, (0, 5000), 50, 0.05)
-    assert "12 are needed" in limit_record(CURVE, TEACHER, (0, 10_000), 400, 0.05)
-    still = {step: flags(0.5) for step in CURVE}
-    assert limit_record(still, TEACHER, (0, 10_000), 50, 0.05) == "no seed ever changed sides"
+    assert "needs 12" in limit_record(CURVE, TEACHER, (0, 5000), 50, 0.05)
+    assert "needs 12" in limit_record(CURVE, TEACHER, (0, 10_000), 400, 0.05)
     few = {step: (seeds[:1999], copies[:1999]) for step, (seeds, copies) in CURVE.items()}
     assert "1999 seeds" in limit_record(few, TEACHER, (0, 10_000), 50, 0.05)
 

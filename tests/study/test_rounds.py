@@ -100,7 +100,8 @@ def test_every_nfe_must_be_decided():
     assert not look.decided and not look.waits_for_a_lower_rate
     look = Look(10, 0.01, {"1": "unchanged", "2": "undecided"}, {"2": LOWER_RATE})
     assert not look.decided and look.waits_for_a_lower_rate
-    assert Look(10, 0.01, {"1": "transient", "2": "not_distilled"}, {"2": "variance ratio"}).decided
+    assert Look(10, 0.01, {"1": "transient", "2": "nothing_to_transfer"}).decided
+    assert not Look(10, 0.01, {"1": "transient", "2": "not_distilled"}, {"2": "variance ratio"}).decided
 
 
 def test_a_stopped_study_goes_on_after_its_last_look(tmp_path):

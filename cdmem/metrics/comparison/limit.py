@@ -1,133 +1,207 @@
-"""The limit that a student's paired difference to its teacher goes to, and the law by which it gets there.
+r"""Where a student's difference to its teacher is heading: the limit of the paired difference along a constant rate.
 
-See `cdmem.metrics.comparison.laws` for the laws and `cdmem.metrics.comparison.law_fit` for the fit and the interval.
-Evaluations at the beginning are left out one by one until a law describes the rest (F test, p > :data:`ADEQUATE`): what
-happens first need not follow the law of the end.
+A difference of f_mem says little without its distillation time: a gap that closes like t^-1/2 reads as a
+reduction for as long as one looks. What can be stated is a limit and the law by which it is approached. The law is fitted to the paired
+differences of many evaluations of the same seeds (families and their assumptions:
+:mod:`cdmem.metrics.comparison.laws`; the fit and its interval: :mod:`cdmem.metrics.comparison.law_fit`).
+
+The early part of a curve need not follow the law of its end. The fit starts at the first evaluation from which the
+law is adequate: beside it, three smooth terms explain nothing (p > :data:`ADEQUATE`), and at least
+:data:`LEAST_FITTED` evaluations remain.
+
+No limit is given where a straight line that rises or falls fits as well as the laws, where the interval leaves what
+differences can be, [-1, 1], or where it is wider than :data:`WIDEST`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
-from cdmem.metrics.comparison.law_fit import Curve, Scan, adequacy, fit_laws
-from cdmem.metrics.comparison.laws import exponent
+from cdmem.metrics.comparison.law_fit import Curve, Scan, adequacy, fit_laws, polished
+from cdmem.metrics.comparison.laws import Laws, exponent
 
 LEAST_EVALUATIONS = 12
-LEAST_SEEDS = 2000
+LEAST_FITTED = 10
+LEAST_SEEDS = 2_000
 ADEQUATE = 0.1
-STRAIGHT, MOVES = 9.2, 4.6  # chi-squared, two degrees of freedom at 1 %, and one at 3 %
-WIDEST = 0.5  # of a 95 % interval that says anything
+STRAIGHT = 0.01  # p value above which a straight line is not ruled out
+CHANGING = 0.05  # p value below which there is a change
+WIDEST = 0.5
 
 
 @dataclass(frozen=True)
 class Limit:
-    """A limit with its law.
+    """A limit of the paired difference, its law and the evaluations it rests on.
 
     Attributes:
-        scan: the fit of all laws.
-        from_step: first evaluation that the law describes.
+        value: the difference that the best law approaches.
+        exponent: ln 2 / ln(shrinks), for a power law its exponent; None where there is no change to follow a law.
+        exponent_ci95: of the exponent, over all laws that fit.
+        shrinks: the factor of distillation that halves what is left of the gap to the limit, by the best law; None as above.
+        from_step: first evaluation that was fitted.
         to_step: last one.
-        evaluations: that were fitted.
-        samples: seeds.
+        evaluations: number that was fitted.
+        skipped: earlier evaluations from which the law does not fit.
+        seeds: paired at every evaluation.
+        step_noise: standard deviation of the noise of a training step, median over its distribution.
+        fit: all laws, for intervals.
     """
 
-    scan: Scan
+    value: float
+    exponent: float | None
+    exponent_ci95: tuple[float, float] | None
+    shrinks: float | None
     from_step: int
     to_step: int
     evaluations: int
-    samples: int
-
-    @property
-    def value(self) -> float:
-        """Of the law that fits best."""
-        return float(self.scan.limit[self.scan.level, self.scan.best])
+    skipped: int
+    seeds: int
+    step_noise: float
+    fit: Scan = field(repr=False, compare=False)
 
     def interval(self, confidence: float = 0.95) -> tuple[float, float]:
-        """Limits that some law reaches without fitting worse."""
-        return self.scan.interval(confidence)
+        """Interval of the limit; the choice of the law and the noise of the steps lie inside."""
+        return self.fit.interval(confidence)
 
-    def exponent(self) -> tuple[float, float, float]:
-        """Value and 95 % interval of the exponent: of the power law that halves the gap by the same factor at the end."""
-        scan, best = self.scan, self.scan.best
-        near = np.unique([best, *np.flatnonzero(scan.p_law() > 0.05)])
-        halving = scan.laws[near].halving(self.to_step - self.from_step, self.to_step)
-        values = exponent(halving)
-        return float(values[np.searchsorted(near, best)]), float(values.min()), float(values.max())
+    @property
+    def law(self) -> Laws:
+        """The best law."""
+        return self.fit.laws.take(np.array([self.fit.best]))
 
-    def record(self, error: float = 0.05) -> dict[str, Any]:
-        """JSON types; ``error`` is that of ``ci95``, two-sided, and of ``ci90``, one-sided."""
-        power, low, high = self.exponent()
-        ends = {"ci95": self.interval(1 - error), "ci90": self.interval(1 - 2 * error)}
+    def curve(self, steps: np.ndarray) -> np.ndarray:
+        """The best law's differences at ``steps``, float64 (K,), none before ``from_step``."""
+        amplitude = self.fit.amplitude[self.fit.level, self.fit.best]
+        return self.value + amplitude * self.law.gap(np.asarray(steps, dtype=np.float64) - self.from_step)[0]
+
+    def record(self) -> dict[str, Any]:
+        """For JSON: the attributes without the fit, ``ci90`` and ``ci95``."""
+        power = None
+        if self.exponent is not None and self.exponent_ci95 is not None:
+            power = {"value": self.exponent, "ci95": list(self.exponent_ci95)}
         return {
             "value": self.value,
-            **{name: [float(end) for end in interval] for name, interval in ends.items()},
-            "exponent": {"value": power, "ci95": [low, high]},
-            "shrinks": 2.0 ** (1 / power),
-            "law": f"the distance to it halves with {2.0 ** (1 / power):.1f} times the distillation",
+            "ci90": list(self.interval(0.90)),
+            "ci95": list(self.interval(0.95)),
+            "exponent": power,
+            "shrinks": self.shrinks,
             "from_step": self.from_step,
             "to_step": self.to_step,
             "evaluations": self.evaluations,
-            "samples": self.samples,
-            "step_noise": float(self.scan.noise[self.scan.level]),
+            "skipped": self.skipped,
+            "seeds": self.seeds,
+            "step_noise": self.step_noise,
         }
 
 
-def spaced(steps: Sequence[int], least: float) -> list[int]:
-    """Places of the evaluations that are kept: the last one, and from there back those at least so many steps apart."""
-    kept = [len(steps) - 1]
-    for k in range(len(steps) - 2, -1, -1):
-        if steps[kept[-1]] - steps[k] >= least:
-            kept.append(k)
-    return kept[::-1]
-
-
-def still_linear(scan: Scan) -> bool:
-    """Whether a straight line that moves describes the curve about as well as the best law: then it has not bent yet."""
-    curve = scan.curve
-    spread, (one, time, y) = curve.turned(np.ones(len(curve.steps)), curve.elapsed / curve.elapsed[-1], curve.mean)
-    scale = 1 / np.sqrt(spread + scan.noise[scan.level] ** 2)
-    x, y = np.stack([one, time], 1) * scale[:, None], y * scale
-    inverse = np.linalg.inv(x.T @ x)
-    line = inverse @ x.T @ y
-    misfit = float(((y - x @ line) ** 2).sum()) - float(scan.misfit[scan.level].min())
-    return misfit < STRAIGHT and line[1] ** 2 / inverse[1, 1] > MOVES
-
-
-def fit_limit(steps: Sequence[int], differences: np.ndarray, least_spacing: float = 0) -> Limit | str:
-    """The limit of paired differences along a constant-rate phase.
+def spaced(steps: np.ndarray, least_spacing: float) -> np.ndarray:
+    """Positions of the evaluations to use, rising: the last, and before it each that is far enough from the next kept.
 
     Args:
-        steps: of the evaluations (K,), rising, above 0.
-        differences: student minus teacher of each seed, in {-1, 0, 1}, (K, m).
-        least_spacing: steps between evaluations, three half-lives of the averaged weights; closer ones are left out.
+        steps: (K,), rising.
+        least_spacing: in steps; three half-lives of the averaged weights.
+    """
+    kept = [len(steps) - 1]
+    for k in range(len(steps) - 2, -1, -1):
+        if steps[kept[-1]] - steps[k] >= least_spacing * (1 - 1e-9):
+            kept.append(k)
+    return np.array(kept[::-1])
+
+
+def paired_differences(
+    teacher: tuple[np.ndarray, np.ndarray], by_step: Mapping[int, tuple[np.ndarray, np.ndarray]]
+) -> tuple[np.ndarray, np.ndarray] | str:
+    """The student's flags minus the teacher's.
+
+    Args:
+        teacher: seeds (s,) and flags (s,).
+        by_step: the student's seeds (m,) and flags (m,) at each step, in any order.
 
     Returns:
-        the limit, or why none can be given, as text.
+        Steps (K,) and differences (K, m), or why there are none: evaluations of other seeds than the first, or seeds that
+        the teacher lacks.
     """
-    kept = spaced(steps, least_spacing)
+    if not by_step:
+        return "there are no evaluations"
+    steps = sorted(by_step)
+    seeds = np.sort(by_step[steps[0]][0])
+    order = np.argsort(teacher[0], kind="stable")
+    place = np.minimum(np.searchsorted(teacher[0], seeds, sorter=order), len(order) - 1)
+    if len(order) == 0 or not np.array_equal(teacher[0][order[place]], seeds):
+        return "the teacher was not sampled on the seeds of the evaluations"
+    flags = np.asarray(teacher[1], dtype=np.float64)[order[place]]
+    rows = []
+    for step in steps:
+        own = np.argsort(by_step[step][0], kind="stable")
+        if not np.array_equal(by_step[step][0][own], seeds):
+            return f"the evaluations at steps {steps[0]} and {step} have different seeds"
+        rows.append(np.asarray(by_step[step][1], dtype=np.float64)[own] - flags)
+    return np.array(steps), np.stack(rows)
+
+
+def fit_limit(steps: np.ndarray, differences: np.ndarray, least_spacing: float = 0.0) -> Limit | str:
+    """The limit of the paired difference.
+
+    Args:
+        steps: of the evaluations of one phase at a constant rate, (K,), rising, counted from the start of distillation.
+        differences: student minus teacher for each evaluation and seed, (K, m), in -1, 0, 1 or any paired differences
+            in [-1, 1]; the same seeds in every row.
+        least_spacing: three half-lives of the averaged weights, in steps. Closer evaluations are dropped, and the noise of
+            those that are kept counts as correlated by 1/8 at that distance; 0: as independent.
+
+    Returns:
+        A :class:`Limit`, or in one line why no limit can be given.
+
+    Raises:
+        ValueError: shapes that do not belong together, steps that do not rise from above 0, values that are not finite.
+    """
+    steps, d = np.asarray(steps, dtype=np.float64), np.asarray(differences, dtype=np.float64)
+    if d.ndim != 2 or steps.shape != d.shape[:1] or np.any(np.diff(steps, prepend=0) <= 0) or not np.isfinite(d).all():
+        raise ValueError(f"steps {steps.shape} and differences {d.shape}: not evaluations at rising steps")
+    count = d.shape[1]
+    if count < LEAST_SEEDS:
+        return f"{count} seeds at every evaluation, a limit needs {LEAST_SEEDS:,}"
+    kept = spaced(steps, least_spacing) if len(steps) else np.array([], dtype=int)
     if len(kept) < LEAST_EVALUATIONS:
-        apart = f" at least {least_spacing:g} steps apart" if least_spacing else ""
-        return f"{len(kept)} evaluations{apart}, {LEAST_EVALUATIONS} are needed"
-    values = np.asarray(differences, dtype=np.float64)[kept]
-    if values.shape[1] < LEAST_SEEDS:
-        return f"{values.shape[1]} seeds an evaluation, {LEAST_SEEDS:,} are needed"
-    if np.ptp(values, axis=0).max() == 0:
-        return "no seed ever changed sides"
-    where = np.asarray(steps, dtype=np.float64)[kept]
-    covariance = np.cov(values) / values.shape[1]
-    curve = Curve(where, values.mean(1), covariance, float(least_spacing))
-    for start in range(len(kept) - LEAST_EVALUATIONS + 1):
-        part = curve.since(start)
-        scan = fit_laws(part)
-        if adequacy(scan) > ADEQUATE:
-            if still_linear(scan):
-                return "still linear"
-            low, high = scan.interval(0.95)
-            if high - low > WIDEST or low < -1 or high > 1:
-                return "the curve does not bend enough yet"
-            return Limit(scan, int(part.steps[0]), int(part.steps[-1]), len(part.steps), int(values.shape[1]))
-    return "no law describes the last evaluations"
+        apart = f" at least {least_spacing:g} steps apart" if least_spacing > 0 else ""
+        return f"{len(kept)} evaluations{apart} at a constant rate, a limit needs {LEAST_EVALUATIONS}"
+    d = d[kept]
+    curve = Curve(steps[kept], d.mean(1), np.cov(d) / count, least_spacing)
+    for start in range(len(kept) - LEAST_FITTED + 1):
+        fitted = fit_laws(curve.since(start))
+        if adequacy(fitted) > ADEQUATE:
+            return _limit(polished(fitted), start, count)
+    return f"no law fits the last {LEAST_FITTED} evaluations"
+
+
+def _limit(fit: Scan, skipped: int, seeds: int) -> Limit | str:
+    """The fit's limit, or why it gives none."""
+    first, last = float(fit.curve.steps[0]), float(fit.curve.steps[-1])
+    if fit.p_slope() < CHANGING and fit.p_line() > STRAIGHT:
+        return f"from step {first:.0f} on, a straight line fits as well as any law that ends"
+    low, high = fit.interval(0.95)
+    if low < -1 or high > 1 or high - low > WIDEST:
+        return f"the interval is too wide, {100 * low:+.0f} to {100 * high:+.0f} points"
+    factors, power, bounds = None, None, None
+    if fit.p_constant() < CHANGING:
+        accepted = fit.p_law() > 0.05
+        accepted[fit.best] = True
+        powers = exponent(fit.laws.take(accepted).halving(first, last))
+        factors = float(fit.laws.take(np.array([fit.best])).halving(first, last)[0])
+        power, bounds = float(exponent(np.array(factors))), (float(powers.min()), float(powers.max()))
+    return Limit(
+        value=float(fit.limit[fit.level, fit.best]),
+        exponent=power,
+        exponent_ci95=bounds,
+        shrinks=factors,
+        from_step=int(first),
+        to_step=int(last),
+        evaluations=len(fit.curve.steps),
+        skipped=skipped,
+        seeds=seeds,
+        step_noise=float(fit.noise[fit.level]),
+        fit=fit,
+    )

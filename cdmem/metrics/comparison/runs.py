@@ -79,10 +79,8 @@ def run_level(differences: Sequence[float], limits: Sequence[float | None], step
     if len(known) < len(limits):
         limit = f"{len(limits) - len(known)} of {len(limits)} runs have none"
     where = state(now["ci90"], now["ci95"], MARGIN)
-    if isinstance(limit, str):
-        what, reason = "undecided", f"no limit: {limit}"
-    else:
-        what, reason = claim(where, state(limit["ci90"], limit["ci95"], LIMIT_MARGIN))
+    of_limit = None if isinstance(limit, str) else state(limit["ci90"], limit["ci95"], LIMIT_MARGIN)
+    what, reason = claim(where, of_limit, limit if isinstance(limit, str) else "")
     return RunLevel(len(differences), steps[0], now, limit, what, reason, runs_needed(differences, MARGIN))
 
 

@@ -125,7 +125,7 @@ def now_and_limit(difference: Record, limit: Record | str | None, converged: boo
     if converged:
         return claim(now, now)
     if limit is None or isinstance(limit, str):
-        return "undecided", f"no limit ({limit or 'no evaluations along the distillation'})"
+        return claim(now, None, limit or "no evaluations along the distillation")
     return claim(now, state(limit["ci90"], limit["ci95"], LIMIT_MARGIN))
 
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import count
 from typing import Any
 
 import numpy as np
 
 from cdmem.metrics.comparison.convergence import BySeed
 from cdmem.metrics.comparison.limit import Limit, fit_limit, paired_differences
+from cdmem.metrics.comparison.looks import TOTAL, error_at_look, steps_missing
 from cdmem.metrics.statistics import newcombe_paired_difference
 
 SPACING = 3  # half-lives of the average between evaluations: closer ones are hardly news
@@ -28,7 +30,8 @@ def limit_record(
         error: of the intervals ``ci95`` (two-sided) and ``ci90`` (one-sided); 0.05 as their names say.
 
     Returns:
-        record of `cdmem.metrics.comparison.limit.Limit`, or why there is none, as text.
+        record of `cdmem.metrics.comparison.limit.Limit` with ``law`` in words, and ``missing`` where it is one of several
+        looks (steps until the claim may be decided); or why there is none, as text.
     """
     if phase is None:
         return "no stretch at a constant learning rate"
@@ -44,7 +47,13 @@ def limit_record(
     if isinstance(limit, str):
         return limit
     intervals = {"ci95": limit.interval(1 - error), "ci90": limit.interval(1 - 2 * error)}
-    return limit.record() | {name: list(interval) for name, interval in intervals.items()} | {"law": _words(limit)}
+    record = limit.record() | {name: list(interval) for name, interval in intervals.items()}
+    record["law"] = _words(limit)
+    if error < TOTAL:  # one of several looks
+        record["missing"] = steps_missing(
+            limit, next(k for k in count(1) if error_at_look(k) <= error * (1 + 1e-9)) + 1
+        )
+    return record
 
 
 def slow_phase_record(student: BySeed, teacher: Flags | None, phase: Sequence[int] | None) -> dict[str, Any] | None:

@@ -153,7 +153,16 @@ class Rounds:
         )
         because = {nfe: f" ({reason})" for nfe, reason in look.reasons.items()}
         states = [f"{nfe} NFE {claim}{because.get(nfe, '')}" for nfe, claim in look.claims.items()]
+        states += [missing for v in verdicts.values() if (missing := _missing(v))][:1]
         look.said = f"look {number} at step {look.step}: {'; '.join(states)}"
         print(f"      {look.said}", flush=True)
         self.looks.append(look)
         self.folder.write_json(ROUNDS, {"looks": [asdict(x) for x in self.looks]})
+
+
+def _missing(verdict: Mapping[str, Any]) -> str:
+    """How much distillation an open claim still needs, in words; empty where there is nothing to say."""
+    missing = (verdict.get("limit") or {}).get("missing")
+    if verdict["claim"] not in OPEN or missing is None:
+        return ""
+    return f"about {missing:,} steps more" if isinstance(missing, int) else f"steps missing: {missing}"

@@ -125,7 +125,8 @@ class Study:
         """Verdicts of a student as it stands, by NFE."""
         settings = replace(self.config.audit, metrics=["quality"])
         generators = study_generators(self.config.run_dir, [name], settings.nfe, settings.torch_device)
-        result = self._audited(generators, settings, None, {name: error})
+        asked = [g for g in generators if g.role in ("teacher", "student")]
+        result = self._audited(asked, settings, None, {name: error})
         return {str(m["nfe"]): m["verdict"] for m in result.models if m["name"] == name}
 
     # ---- audit --------------------------------------------------------------------------------------------------
@@ -167,7 +168,7 @@ class Study:
         training_set, seed = teacher.datamodule.training_set, teacher.model.sampling_seed
         copies = copies_of(settings, training_set)
         records = {n: distillation_record(RunFolder(self.folder / n), copies, error=e) for n, e in errors.items()}
-        return Auditor(training_set, settings, seed, folder=folder).run(generators, records)
+        return Auditor(training_set, settings, seed, folder, progress=folder is not None).run(generators, records)
 
     def _earlier_audit(self) -> AuditResult | None:
         """The audit that the folder holds; None without one, or with one of a version that gave no verdicts.

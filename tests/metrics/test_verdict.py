@@ -98,7 +98,11 @@ CASES: dict[str, tuple[dict[str, Any], str, str]] = {
     "limit not known": ({"limit": limits(-0.02, -0.02, 0.1)}, "undecided", "reduced now, limit unclear"),
     "only tolerant limit unknown": ({"limit": limits(tolerant=None)}, "reduced", ""),
     "tolerant copies return": ({"limit": limits(tolerant=0.0)}, "undecided", "another limit for tolerant copies"),
-    "not significant": ({"pair": pair(difference=interval(-0.3, p=0.05))}, "undecided", "the difference now is unclear, but reduced in the limit"),
+    "not significant": (
+        {"pair": pair(difference=interval(-0.3, p=0.05))},
+        "undecided",
+        "the difference now is unclear, but reduced in the limit",
+    ),
     "just significant": ({"pair": pair(difference=interval(-0.3, p=0.0499))}, "reduced", ""),
     "tolerant unknown": ({"pair": pair(tolerant=None)}, "undecided", "tolerant copies unavailable"),
     "not tolerant": ({"pair": pair(tolerant=-0.02)}, "undecided", "not for tolerant copies"),

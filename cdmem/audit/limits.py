@@ -30,8 +30,8 @@ def limit_record(
         error: of the intervals ``ci95`` (two-sided) and ``ci90`` (one-sided); 0.05 as their names say.
 
     Returns:
-        record of `cdmem.metrics.comparison.limit.Limit` with ``law`` in words, and ``missing`` where it is one of several
-        looks (steps until the claim may be decided); or why there is none, as text.
+        record of `cdmem.metrics.comparison.limit.Limit` with ``law`` in words, and where it is one of several looks
+        ``missing`` (steps until the claim may be decided); or why there is none, as text.
     """
     if phase is None:
         return "no stretch at a constant learning rate"

@@ -50,9 +50,8 @@ def limit_record(
     record = limit.record() | {name: list(interval) for name, interval in intervals.items()}
     record["law"] = _words(limit)
     if error < TOTAL:  # one of several looks
-        record["missing"] = steps_missing(
-            limit, next(k for k in count(1) if error_at_look(k) <= error * (1 + 1e-9)) + 1
-        )
+        look = next(k for k in count(1) if error_at_look(k) <= error * (1 + 1e-9))
+        record["missing"] = steps_missing(limit, look + 1)
     return record
 
 

@@ -12,6 +12,7 @@ from cdmem.audit import reference_sets
 from cdmem.audit.auditor import Auditor
 from cdmem.audit.gate import Bound, Detector, detectors, judge_gate
 from cdmem.metrics import base
+from cdmem.metrics.comparison import paired as pairing
 from cdmem.metrics.comparison.paired import PairedWithTeacher
 from cdmem.metrics.memorization import authenticity, extraction
 from cdmem.metrics.memorization import data_copying as copying
@@ -193,8 +194,10 @@ plant(
 )
 plant(
     support.check_pair_metric,
-    variance_ratio_upside_down=slip(PairedWithTeacher.evaluate, "total[0] / total[1]", "total[1] / total[0]"),
+    variance_ratio_upside_down=slip(pairing._distance, "total[0] / total[1]", "total[1] / total[0]"),
+    amplitude_of_pixels_that_no_image_has=patch(pairing, "_saved", lambda _: lambda rows: rows["images"]),
     pairs_clamped=slip(PairedWithTeacher.columns, "images.float()", "images.float().clamp(-1, 1)"),
+    chance_of_all_basins_alike=patch(pairing, "chance_agreement", lambda _: lambda first, second: 1 / 5),
 )
 plant(
     support.check_controls_are_no_training_images,

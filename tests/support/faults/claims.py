@@ -238,15 +238,15 @@ for case, bugs in {
     "teacher like control": {
         "control_without_its_interval": slip(verdict.ground, "control_ci95[1]", "control_ci95[0]")
     },
-    "no limit": {"what_is_seen_now_is_the_limit": slip(verdict.state_in_the_limit, "if converged:", "if True:")},
+    "no limit": {"what_is_seen_now_is_the_limit": slip(verdict.now_and_limit, "if converged:", "if True:")},
     "for a time": {
-        "reduced_whatever_the_limit": patch(verdict, "claim", lambda real: lambda now, limit: real(now, now))
+        "reduced_whatever_the_limit": patch(verdict, "claim", lambda real: lambda now, limit, why="": real(now, now))
     },
     "limit unclear": {
-        "limit_without_its_interval": patch(
-            verdict,
-            "state_in_the_limit",
-            lambda _: lambda limit, now, converged: "below" if limit["value"] < 0 else "above",
+        "limit_without_its_interval": slip(
+            verdict.now_and_limit,
+            'state(limit["ci90"], limit["ci95"], LIMIT_MARGIN)',
+            '"below" if limit["value"] < 0 else "above"',
         )
     },
     "another limit": {"limit_of_strict_copies_alone": blind_to("another limit for tolerant copies")},
@@ -279,7 +279,7 @@ for case, bugs in {
     },
     "more of fewer": {"collapse_passes_for_more": slip(judge, '(pair.get("images") or {}).get("fewer")', "False")},
     "sharper": {"amplified_although_only_sharper": blind_to("may only be sharper")},
-    "converged": {"a_limit_is_needed_all_the_same": slip(verdict.state_in_the_limit, "if converged:", "if False:")},
+    "converged": {"a_limit_is_needed_all_the_same": slip(verdict.now_and_limit, "if converged:", "if False:")},
 }.items():
     plant(support.check_verdict, case, **bugs)
 

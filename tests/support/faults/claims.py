@@ -86,7 +86,7 @@ plant(
         "(student & ~teacher).sum()), int((~student & teacher)",
         "(student & teacher).sum()), int((~student & ~teacher)",
     ),
-    both_intervals_at_95_percent=slip(pairing.difference, "for c in (0.95, 0.9)", "for c in (0.95, 0.95)"),
+    both_intervals_at_95_percent=slip(pairing.difference, "1 - 2 * error", "1 - error"),
 )
 plant(
     support.check_unpaired_difference,
@@ -153,7 +153,7 @@ plant(
 plant(
     support.check_unrelated_seeds_are_not_paired,
     pairs_of_unrelated_seeds=slip(equal_noise, "(both, both) if paired", "(both, both) if True"),
-    interval_of_pairs_for_unrelated_seeds=slip(equal_noise, "difference(*pair, paired)", "difference(*pair)"),
+    interval_of_pairs_for_unrelated_seeds=slip(equal_noise, "difference(*pair, paired, error)", "difference(*pair)"),
 )
 plant(
     support.check_images_copied,

@@ -218,7 +218,7 @@ plant(
 plant(
     support.check_gate,
     gate_on_the_estimate=slip(Bound.exceeds, "self.copies.high", "self.copies.value"),
-    gate_on_the_teacher=slip(judge_gate, 'if m["role"] != "teacher"', ""),
+    gate_on_the_teacher=slip(judge_gate, 'if m["role"] not in REFERENCES', ""),
     gate_blind_to_altered_copies=slip(detectors, "for d in DETECTORS", "for d in DETECTORS[:1]"),
     gate_on_the_rate_of_clean_images=slip(Detector.copies, "if self.clean is None", "if True"),
 )

@@ -151,7 +151,8 @@ class World:
         r = self.r = np.random.default_rng(seed)
         self.seeds = seeds
         parts = np.cumsum([IMAGES, HELD_OUT, seeds])
-        self.t, held, new, self.new = np.split(pictures(int(parts[-1]) + seeds, r), parts)
+        self.t, held, *both = np.split(pictures(int(parts[-1]) + seeds, r), parts)
+        new, self.new = (self.as_lively(x) for x in both)
         self.training_set: TrainingSet = make_training_set(saved(self.t), held_out=saved(held))
         self.copied = self.chosen(0.9)
         self.clean = np.where(self.copied, self.copies(IMAGES), new)
@@ -163,6 +164,11 @@ class World:
     def chosen(self, share: float) -> np.ndarray:
         """Some of the seeds, bool (m, 1, 1, 1)."""
         return (self.r.random(self.seeds) < share)[:, None, None, None]
+
+    def as_lively(self, x: np.ndarray) -> np.ndarray:
+        """New images of the variance of T's: a hundred images of T alone may have a tenth more or less."""
+        mean = x.mean(0)
+        return mean + (x - mean) * np.sqrt(self.t.var(0).mean() / x.var(0).mean())
 
     def noise(self, sd: float) -> np.ndarray:
         return self.r.normal(0, sd, (self.seeds, SIDE, SIDE, 3))

@@ -100,6 +100,7 @@ DEFAULTS = [
     (statistics.wilson_interval, {"confidence": 0.95}),
     (statistics.newcombe_paired_difference, {"confidence": 0.95}),
     (statistics.mean_interval, {"confidence": 0.95}),
+    (statistics.conformal_discoveries, {"suspected": 0.0}),
     (convergence.classify, {"margin": 0.03}),
     (convergence.extrapolate, {"draws": 400, "seed": 0}),
     (verdict.judge, {"equal_nfe": None, "as_real": None}),

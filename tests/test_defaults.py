@@ -104,10 +104,10 @@ DEFAULTS = [
     (statistics.newcombe_paired_difference, {"confidence": 0.95}),
     (statistics.mean_interval, {"confidence": 0.95}),
     (statistics.newcombe_difference, {"confidence": 0.95}),
-    (paired.difference, {"paired": True}),
-    (paired.compare, {"paired": True}),
-    (equal_noise.equal_noise, {"paired": True}),
-    (pairs.pair_record, {"cheap": None}),
+    (paired.difference, {"paired": True, "error": 0.05}),
+    (paired.compare, {"paired": True, "error": 0.05}),
+    (equal_noise.equal_noise, {"paired": True, "error": 0.05}),
+    (pairs.pair_record, {"cheap": None, "error": 0.05}),
     (
         verdict.Evidence,
         {
@@ -122,6 +122,7 @@ DEFAULTS = [
             "specific": None,
         },
     ),
+    (statistics.conformal_discoveries, {"suspected": 0.0}),
 ]
 
 

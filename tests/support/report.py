@@ -25,7 +25,13 @@ def model(name: str, role: str, method: str, nfe: int, f_mem: float, rng: np.ran
     cdf = np.linspace(0, 1, 101) ** (1 / (0.2 + f_mem))
     row = {"groups": 4, "p_hit": 0.5, "ci95": [0.1, 0.9]}
     rows = [row | {"copies": c, "hits_per_sample": 0.01 * c} for c in (1, 2, 8)]
-    coverage = {"chao1": 9.0, "duplication_slope": 1.0, "duplication_slope_low": 0.9, "duplication_slope_high": 1.1}
+    coverage = {
+        "chao1": 9.0,
+        "chao1_low": 7.0,
+        "duplication_slope": 1.0,
+        "duplication_slope_low": 0.9,
+        "duplication_slope_high": 1.1,
+    }
     coverage["detail"] = {"by_multiplicity": rows, "top": [{"image": k, "hits": 30 - k} for k in range(6)]}
     noise = [{"sigma": s, "gap": estimate(0.1 / s), "train": 0.1, "held_out": 0.2} for s in (0.1, 0.5, 2.0)]
     optimum = [{"sigma": s, "absolute": 0.1, "reference": 0.2, "ratio": 0.5} for s in (0.1, 0.5, 2.0)]

@@ -162,7 +162,8 @@ def check_only_noise_is_no_difference(swap=False):
         found = matched(lambda teacher, levels=levels: matching.add_noise(teacher, noise, levels), swap=swap)
         assert found["common"] > 0.95 * SEEDS and found["noised"] == noised
         assert 0.2 < found["f_mem"] < 0.8 and covers_zero(found["difference"])
-    assert covers_zero(found["recognised"]) and found["recognised_at"] > 0.8
+    # Five seeds of the last case are noisier than anything that is recognised.
+    assert abs(found["recognised"]["value"]) < 0.02 and found["recognised_at"] > 0.8
 
 
 def check_leaving_the_copies_is_a_loss():

@@ -131,9 +131,9 @@ class Auditor:
         self.yardstick = Yardstick(self.search, self.threshold, control, self._tolerant.threshold)
 
     def seeds(self, generator: Generator) -> list[int]:
-        """Seeds of a generator's samples: given images have their own."""
+        """Seeds of a generator's samples, ascending: given images have their own, in any order."""
         if isinstance(generator.sampler, GivenImages):
-            return generator.sampler.seeds[: self.samples]
+            return sorted(generator.sampler.seeds)[: self.samples]
         return list(range(self.first, self.first + self.samples))
 
     def _rows(self, images: Tensor, seeds: Tensor) -> dict[str, Tensor]:

@@ -133,9 +133,9 @@ class Auditor:
         self.yardstick = Yardstick(self.search, self.threshold, control, self._tolerant.threshold)
 
     def seeds(self, generator: Generator) -> list[int]:
-        """Seeds of a generator's samples: given images have their own."""
+        """Seeds of a generator's samples, ascending: given images have their own, in any order."""
         if isinstance(generator.sampler, GivenImages):
-            return generator.sampler.seeds[: self.samples]
+            return sorted(generator.sampler.seeds)[: self.samples]
         return list(range(self.first, self.first + self.samples))
 
     def _rows(self, images: Tensor, seeds: Tensor) -> dict[str, Tensor]:
@@ -244,7 +244,7 @@ class Auditor:
         return values
 
     def pair(
-        self, teacher: Measured, student: Measured, cheap: Measured | None, entry: dict[str, Any], error: float
+        self, teacher: Measured, student: Measured, cheap: Measured | None, entry: dict[str, Any], error: float = ERROR
     ) -> dict[str, Any]:
         """The student against the teacher on the same seeds, see `cdmem.audit.pairs`."""
         # Seeds belong together where they reach the same image more often than unrelated ones would.

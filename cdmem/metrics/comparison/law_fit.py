@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from scipy import optimize, special, stats
@@ -25,6 +26,7 @@ from cdmem.metrics.comparison.laws import LEAST_EXPONENT, Laws, allowed, law_gri
 
 NOISE_LEVELS = 16
 PLAUSIBLE = 24.0  # laws whose Q exceeds the least one by more decide no interval up to 99.999 %
+EXTRA = 2.0  # what the Q of two rates must be better by, for their additional number (Akaike)
 SMOOTH = (2, 3, 4)  # degrees of the terms that an adequate law leaves no room for
 
 
@@ -52,17 +54,18 @@ class Curve:
     def elapsed(self) -> np.ndarray:
         return self.steps - self.steps[0]
 
-    def turned(self, *columns: np.ndarray) -> tuple[np.ndarray, list[np.ndarray]]:
+    @cached_property
+    def axes(self) -> tuple[np.ndarray, np.ndarray]:
         """Axes on which both kinds of noise are independent, the step noise with variance 1.
 
         Returns:
-            The seeds' variances on these axes (K,), and the ``columns`` (..., K) turned to them.
+            The seeds' variances on them (K,), and the matrix (K, K) that turns rows of values of the evaluations to them.
         """
         apart = np.abs(self.steps[:, None] - self.steps)
         noise = 8.0 ** (-apart / self.memory) if self.memory > 0 else np.eye(len(apart))
         undo = np.linalg.inv(np.linalg.cholesky(noise))
         spread, axes = np.linalg.eigh(undo @ self.covariance @ undo.T)
-        return np.maximum(spread, 0), [c @ undo.T @ axes for c in columns]
+        return np.maximum(spread, 0), undo.T @ axes
 
     def noise_levels(self) -> np.ndarray:
         """A grid of n, from far below to far above the scatter of evaluations about the line through both neighbours."""
@@ -84,7 +87,7 @@ class Scan:
         limit: L, (T, n).
         amplitude: a, (T, n).
         variance: of L given the law, (T, n).
-        misfit: Q, (T, n).
+        misfit: Q, (T, n), of two rates with :data:`EXTRA`.
         line: Q with a straight line in the steps instead, (T,).
         constant: Q without any change, (T,).
     """
@@ -146,13 +149,13 @@ class Scan:
         return self._outermost(centre, -reach, confidence), self._outermost(centre, reach, confidence)
 
     def _outermost(self, centre: float, reach: float, confidence: float) -> float:
-        """The accepted limit farthest from ``centre`` on the side of ``reach``: 120 values, then ever closer ones."""
-        low, high, values = 0.0, 1.0, 120
+        """The accepted limit farthest from ``centre`` on the side of ``reach``: 60 values, then ever closer ones."""
+        low, high, values = 0.0, 1.0, 60
         for _ in range(4):
             parts = np.linspace(low, high, values)
             accepted = np.flatnonzero(self.p_limit(centre + reach * parts) > 1 - confidence)
             last = int(accepted[-1]) if len(accepted) else 0
-            low, high, values = float(parts[last]), float(parts[min(last + 1, len(parts) - 1)]), 10
+            low, high, values = float(parts[last]), float(parts[min(last + 1, len(parts) - 1)]), 8
         return centre + reach * (low + high) / 2
 
 
@@ -160,13 +163,15 @@ def scan(curve: Curve, laws: Laws, noise: np.ndarray) -> Scan:
     """Fit all ``laws`` at all levels of ``noise``, (T,), rising and positive."""
     centre, ones = float(curve.mean.mean()), np.ones(len(curve.steps))
     shapes = np.vstack([laws.gap(curve.elapsed), curve.elapsed / curve.elapsed[-1]])
-    spread, (one, y, g) = curve.turned(ones, curve.mean - centre, shapes)
+    spread, axes = curve.axes
+    one, y, g = ones @ axes, (curve.mean - centre) @ axes, shapes @ axes
     inverse = 1 / (spread + noise[:, None] ** 2)
     s11, s1y, syy = ((inverse @ v)[:, None] for v in (one * one, one * y, y * y))
     s1g, sgy, sgg = (inverse * one) @ g.T, (inverse * y) @ g.T, inverse @ (g * g).T
     det = np.maximum(s11 * sgg - s1g**2, 1e-300)
     limit, amplitude = (sgg * s1y - s1g * sgy) / det, (s11 * sgy - s1g * s1y) / det
     misfit = np.maximum(syy - limit * s1y - amplitude * sgy, 0)
+    misfit[:, :-1] += EXTRA * (laws.quick < 1)
     likelihood = 0.5 * (np.log(inverse).sum(1)[:, None] - np.log(det) - misfit)[:, :-1]
     weights = np.exp(likelihood - likelihood.max()).sum(1) * (np.gradient(noise) if len(noise) > 1 else 1.0)
     fits = (limit[:, :-1] + centre, amplitude[:, :-1], (sgg / det)[:, :-1], misfit[:, :-1])
@@ -211,7 +216,7 @@ def polished(result: Scan) -> Scan:
         return float(scan(curve, at, noise).misfit[0, 0])
 
     corners = np.vstack([start, start + np.diag([0.05, -0.05])[: len(start), : len(start)]])
-    options = {"initial_simplex": corners, "xatol": 1e-6, "fatol": 1e-8, "maxfev": 100}
+    options = {"initial_simplex": corners, "xatol": 1e-6, "fatol": 1e-6, "maxfev": 80}
     found = place(optimize.minimize(misfit, start, method="Nelder-Mead", options=options).x)
     return scan(curve, Laws.join([result.laws, found]), result.noise)
 
@@ -236,12 +241,13 @@ def adequacy(result: Scan) -> float:
     base = tangents(curve, result.laws.take(np.array([result.best])))
     place = (_unit(np.log(curve.steps)) + _unit(curve.steps)) / 2
     smooth = np.stack([special.eval_legendre(k, place) for k in SMOOTH])
-    spread, turned = curve.turned(curve.mean - curve.mean.mean(), base.T, smooth)
+    spread, axes = curve.axes
+    turned = np.vstack([curve.mean - curve.mean.mean(), base.T, smooth]) @ axes
     free = len(curve.steps) - base.shape[1] - len(SMOOTH)
 
     def left(noise: float) -> tuple[float, float]:
         """Q without and with the terms."""
-        scaled = np.vstack(turned).T / np.sqrt(spread + noise**2)[:, None]
+        scaled = turned.T / np.sqrt(spread + noise**2)[:, None]
         y, x = scaled[:, 0], scaled[:, 1:]
         parts = (_basis(x[:, : base.shape[1]]), _basis(x))
         return tuple(float(((y - u @ (u.T @ y)) ** 2).sum()) for u in parts)  # type: ignore[return-value]

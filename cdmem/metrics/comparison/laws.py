@@ -91,20 +91,26 @@ class Laws:
             first: step of the first evaluation.
             last: step of the last one.
         """
-        now = self.gap(np.array([last - first]))[:, 0]
-        low, high = np.zeros(len(self)), np.full(len(self), last)
+        k, u = self.curvature, (last - first) / self.tau
+        power, rising, two = k > 0, k < 0, k == 0
+        later = np.empty(len(self))  # time of half the gap, in tau after the first evaluation
+        later[power] = ((1 + k[power] * u[power]) * 2.0 ** k[power] - 1) / k[power]
+        offset = np.log(1 / (1 + k[rising]) - 1)  # 1/g = (1 + k) (e^offset + e^u)
+        doubled = np.log(2) + np.logaddexp(offset, u[rising])
+        later[rising] = doubled + np.log1p(-np.exp(offset - doubled))
+        later[two] = self._halving_of_two(two, u[two])
+        return 1 + (later - u) * self.tau / last
 
-        def above(more: np.ndarray) -> np.ndarray:
-            return self.gap((last - first + more)[:, None])[:, 0] > now / 2
-
-        while np.any(short := above(high)):
-            high[short] *= 4
+    def _halving_of_two(self, two: np.ndarray, u: np.ndarray) -> np.ndarray:
+        """By bisection: the slow part alone takes longest."""
+        laws = self.take(two)
+        goal = laws.gap((u * laws.tau)[:, None])[:, 0] / 2
+        low, high = u, u + np.log(2)
         for _ in range(50):
             middle = (low + high) / 2
-            more = above(middle)
-            low, high = np.where(more, middle, low), np.where(more, high, middle)
-        return 1 + high / last
-
+            above = laws.gap((middle * laws.tau)[:, None])[:, 0] > goal
+            low, high = np.where(above, middle, low), np.where(above, high, middle)
+        return high
 
 def exponent(halving: np.ndarray) -> np.ndarray:
     """Exponent of the power law that halves a gap by the same factor: 4 gives 1/2."""

@@ -27,7 +27,7 @@ from cdmem.metrics.comparison.laws import Laws, exponent
 LEAST_EVALUATIONS = 12
 LEAST_FITTED = 10
 LEAST_SEEDS = 2_000
-ADEQUATE = 0.1
+ADEQUATE = 0.05
 STRAIGHT = 0.01  # p value above which a straight line is not ruled out
 CHANGING = 0.05  # p value below which there is a change
 WIDEST = 0.5

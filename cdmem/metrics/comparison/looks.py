@@ -3,7 +3,7 @@ r"""Looking again and again until a claim is decided: the error of each look, an
 Look k (1, 2, ...) may err with probability total / (k (k + 1)); the shares sum to ``total`` over infinitely many looks,
 so by the union bound the probability that any of them errs is at most ``total``. Neither independent looks nor a known
 number of them is assumed. The bound costs little, because looks are few: at the tenth the interval's half-width has grown
-from 1.96 to 3.3 standard errors. An anytime-valid sequence would let one look after each evaluation, but it needs a
+from 1.96 to 3.5 standard errors. An anytime-valid sequence would let one look after each evaluation, but it needs a
 martingale: the data of all looks are the same seeds along one curve, the limit is refitted from another start with
 another law, and no betting process is known under which it stays valid.
 

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from cdmem.errors import InputError
 from cdmem.metrics.neighbors import tolerant
 from cdmem.metrics.neighbors.index import group_index
+from cdmem.metrics.neighbors.shifts import exact_products
 from cdmem.metrics.neighbors.tolerant import REST, SAME, TolerantIndex, tolerant_search, tolerant_threshold
 from support import make_training_set, random_images, rng
 from support.samples import photos
@@ -40,7 +41,7 @@ def overlaps(x, y, most):
         yield x[moved].reshape(len(x), -1), part
 
 
-def oracle(image, train, groups, most=2):
+def oracle(image, train, groups, most=2, flip=False):
     """Ratio, group and distance of one image, uint8 (C, H, W), by loops and SciPy's non-negative least squares."""
     x, train = image.numpy().astype(float), train.numpy().astype(float)
     best = (math.inf, None, None, None)
@@ -55,7 +56,8 @@ def oracle(image, train, groups, most=2):
     largest = 0.0
     first = train[row][part].reshape(len(x), -1)
     contrast = ((moved - moved.mean(1, keepdims=True)) ** 2).sum(1)
-    for other, y in enumerate(train):
+    others = [*enumerate(train), *(enumerate(train[..., ::-1]) if flip else ())]
+    for other, y in others:
         second = y[part].reshape(len(x), -1)
         rho = [max(np.corrcoef(p, q)[0, 1], 0) for p, q in zip(first, second)]
         if groups[other] == groups[row] or (contrast * (1 - np.square(rho))).sum() <= SAME * contrast.sum():
@@ -65,16 +67,16 @@ def oracle(image, train, groups, most=2):
     return math.sqrt(largest), int(groups[row]), math.sqrt(share)
 
 
-@pytest.mark.parametrize("shape", [(1, 8, 8), (3, 8, 9), (2, 11, 8)])
-def test_the_search_equals_loops_over_mirrors_shifts_gains_and_offsets(shape):
+@pytest.mark.parametrize(("shape", "flip"), [((1, 8, 8), False), ((3, 8, 9), False), ((2, 11, 8), True)])
+def test_the_search_equals_loops_over_mirrors_shifts_gains_and_offsets(shape, flip):
     train = photos(7, 0, shape)
     groups = torch.tensor([5, 1, 2, 1, 3, 4, 0])
     altered = (train.float().flip(-1).roll((1, -2), (-2, -1)) * 0.7 + 25).byte()
     blend = ((train[:3].float() + train[3:6].float()) / 2).byte()
     queries = torch.cat([train[:2], altered[2:5], blend, photos(3, 9, shape), 255 - train[:1]])
-    found = TolerantIndex(train, groups).query(queries)
+    found = TolerantIndex(train, groups, flip=flip).query(queries)
     for k, image in enumerate(queries):
-        ratio, group, distance = oracle(image, train, groups)
+        ratio, group, distance = oracle(image, train, groups, flip=flip)
         assert found.groups[k] == group, k
         assert found.distance[k].item() == pytest.approx(distance, abs=1e-6), k
         assert found.ratio[k].item() == pytest.approx(ratio, abs=1e-6), k
@@ -256,12 +258,12 @@ def test_candidates_hold_the_copied_image(monkeypatch):
         assert same.double().mean() >= 0.96 and torch.equal(found.ratio[same], want.ratio[same])
 
 
-def test_large_images_are_summed_exactly():
-    """More pixels than a float32 product may sum: the extremes that round first."""
-    stripes = torch.zeros(3, 1, 48, 48, dtype=torch.uint8)
-    stripes[0, ..., ::2], stripes[1, ..., ::2, :], stripes[2, ..., 24:] = 255, 255, 255
-    found = TolerantIndex(stripes).query(stripes)
-    assert found.groups.tolist() == [0, 1, 2] and found.distance.max() < 1e-7
+def test_products_of_large_images_are_exact():
+    """More terms than float32 sums without rounding, all of one sign and odd."""
+    a, b = (torch.randint(60, 64, (5, 9001), generator=rng(seed)) * 2 + 1 for seed in (0, 1))
+    found = exact_products(a.float(), b.float().T)
+    assert found.dtype == torch.float64 and torch.equal(found.long(), a @ b.T)
+    assert not torch.equal((a.float() @ b.float().T).long(), a @ b.T)
 
 
 def test_what_cannot_be_searched_is_refused():

@@ -22,7 +22,7 @@ from functools import cached_property
 import numpy as np
 from scipy import optimize, special, stats
 
-from cdmem.metrics.comparison.laws import LEAST_EXPONENT, Laws, allowed, law_grid
+from cdmem.metrics.comparison.laws import LEAST_EXPONENT, RISING, Laws, allowed, law_grid
 
 NOISE_LEVELS = 16
 PLAUSIBLE = 24.0  # laws whose Q exceeds the least one by more decide no interval up to 99.999 %
@@ -179,7 +179,7 @@ def scan(curve: Curve, laws: Laws, noise: np.ndarray) -> Scan:
 
 
 def fit_laws(curve: Curve, noise: np.ndarray | None = None) -> Scan:
-    """All laws of :func:`~cdmem.metrics.comparison.laws.law_grid`, their time scales taken closer where they fit.
+    """All laws of :func:`~cdmem.metrics.comparison.laws.law_grid`, closer where they fit, and the best one exactly.
 
     Args:
         curve: at least five evaluations.
@@ -196,10 +196,10 @@ def fit_laws(curve: Curve, noise: np.ndarray | None = None) -> Scan:
             ends = row.tau[[max(good[0] - 1, 0), min(good[-1] + 1, len(row) - 1)]]
             taus = np.geomspace(ends[0], ends[1], 24)
             finer.append(Laws.row(taus, row.curvature[0], row.slow[0], row.quick[0]))
-    return scan(curve, Laws.join(finer), noise)
+    return _polished(scan(curve, Laws.join(finer), noise))
 
 
-def polished(result: Scan) -> Scan:
+def _polished(result: Scan) -> Scan:
     """With one more law: the best one, its curvature and tau between the grid's values (with two rates, tau)."""
     curve, law = result.curve, result.laws.take(np.array([result.best]))
     ends, noise = (float(curve.steps[0]), float(curve.steps[-1])), result.noise[[result.level]]
@@ -211,7 +211,7 @@ def polished(result: Scan) -> Scan:
 
     def misfit(x: np.ndarray) -> float:
         at = place(x)
-        if not allowed(Laws(at.tau, at.curvature, one, one), *ends)[0]:
+        if at.curvature[0] < RISING[-1] or not allowed(Laws(at.tau, at.curvature, one, one), *ends)[0]:
             return np.inf
         return float(scan(curve, at, noise).misfit[0, 0])
 
@@ -235,9 +235,11 @@ def adequacy(result: Scan) -> float:
     """p value of "the law leaves nothing but noise": F test of three smooth terms beside it, Legendre polynomials.
 
     The step noise is the one at which the fit with these terms leaves what it should, so that a misfit of the law does not
-    pass for noise.
+    pass for noise. A law that needs the highest noise level, far above the scatter about neighbours, is not adequate: 0.
     """
     curve = result.curve
+    if len(result.noise) > 1 and result.level == len(result.noise) - 1:
+        return 0.0
     base = tangents(curve, result.laws.take(np.array([result.best])))
     place = (_unit(np.log(curve.steps)) + _unit(curve.steps)) / 2
     smooth = np.stack([special.eval_legendre(k, place) for k in SMOOTH])

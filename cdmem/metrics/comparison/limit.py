@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from cdmem.metrics.comparison.law_fit import Curve, Scan, adequacy, fit_laws, polished
+from cdmem.metrics.comparison.law_fit import Curve, Scan, adequacy, fit_laws
 from cdmem.metrics.comparison.laws import Laws, exponent
 
 LEAST_EVALUATIONS = 12
@@ -173,7 +173,7 @@ def fit_limit(steps: np.ndarray, differences: np.ndarray, least_spacing: float =
     for start in range(len(kept) - LEAST_FITTED + 1):
         fitted = fit_laws(curve.since(start))
         if adequacy(fitted) > ADEQUATE:
-            return _limit(polished(fitted), start, count)
+            return _limit(fitted, start, count)
     return f"no law fits the last {LEAST_FITTED} evaluations"
 
 

@@ -166,7 +166,7 @@ def test_the_same_student_is_kept_and_a_forgetful_one_loses(result, t):
     assert smooth["transfer"]["lost"] > 0.8 * SAMPLES and smooth["difference"]["ci95"][1] < -0.8
     assert sum(smooth["transfer"].values()) == SAMPLES
     # Nobody followed these students along a distillation.
-    assert twins.models[1]["verdict"]["reason"] == "no limit (no evaluations along the distillation)"
+    assert twins.models[1]["verdict"]["reason"] == "no limit can be given: no evaluations along the distillation"
     assert result.models[1]["verdict"]["claim"] in ("not_distilled", "undecided")
 
 

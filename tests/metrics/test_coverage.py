@@ -44,6 +44,10 @@ def test_chao_bound_by_hand():
     low = 60 + 1770 / math.exp(1.6448536 * math.sqrt(math.log(1 + variance / 1770**2)))
     assert chao1(few) == (1830, math.floor(low))
     assert chao1(few[:100]) == (1830, 100)  # no more than there are
+    # f1 = 7, f2 = 0: 21 unseen, variance 21 + 7 13^2 / 4 + 7^2 6^2 / 4 = 757.75, 21 / 5.18 = 4.05.
+    assert chao1((torch.arange(40) < 7).long()) == (28, 11)
+    # f1 = 200, f2 = 40: 485.4 unseen, variance 485 + 200 399^2 / (4 41^2) + 200^2 199^2 / (4 41^3), / 1.42 = 341.8.
+    assert chao1(torch.tensor([1] * 200 + [2] * 40 + [0] * 900))[1] == 581
 
 
 def test_coverage_of_nothing_and_of_one():

@@ -126,7 +126,7 @@ def frechet_interval(generated: Tensor, reference: Moments) -> Estimate:
     that part is large where there are not many more images than features or the distance is small: standard errors
     were 1.1 to 1.5 times too large. With n it falls four times faster than the rest in halves of the sample, so both
     can be told apart from the variance of the whole and of two halves. See :func:`squared_distance_interval` for the
-    rest. In simulations 92 to 98 % of the intervals hold the truth. Cost: three decompositions.
+    rest. In simulations 91 to 97 % of the intervals hold the truth. Cost: three decompositions.
 
     Args:
         generated: features (n, F), n at least 4.

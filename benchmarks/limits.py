@@ -92,7 +92,7 @@ def families(first: float, last: float) -> dict[str, tuple[Curve, bool]]:
 
 
 def simulate(rng: np.random.Generator, steps: np.ndarray, gap: np.ndarray, budget: Budget) -> np.ndarray:
-    """Paired differences (K, m) of a student whose f_mem lies ``gap`` (K,) from the teacher's, and a noise of the steps."""
+    """Paired differences (K, m) of a student whose f_mem lies ``gap`` (K,) from the teacher's, with step noise."""
     count, size = len(steps), budget.seeds
     apart = np.abs(steps[:, None] - steps) / np.diff(steps).min()
     shock = budget.noise * np.linalg.cholesky(8.0**-apart) @ rng.normal(size=count)

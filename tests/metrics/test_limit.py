@@ -96,7 +96,9 @@ def test_interval_ends_where_p_says():
     for confidence in (0.9, 0.95, 0.999):
         low, high = found.interval(confidence)
         inside, outside = found.p_limit(np.array([low + 1e-3, high - 1e-3])), found.p_limit(np.array([low, high]))
-        assert np.all(inside > 1 - confidence) and np.all(found.p_limit(np.array([low - 1e-3, high + 1e-3])) < 1 - confidence)
+        assert np.all(inside > 1 - confidence) and np.all(
+            found.p_limit(np.array([low - 1e-3, high + 1e-3])) < 1 - confidence
+        )
         assert np.allclose(outside, 1 - confidence, rtol=0.1)
 
 
@@ -107,7 +109,9 @@ def test_order_of_seeds_and_unit_of_time_do_not_matter():
     longer = fit_limit(10 * STEPS, differences, 30_000)
     mirrored = fit_limit(STEPS, -differences, 3_000)
     for other in (shuffled, longer):
-        assert other.value == pytest.approx(found.value, abs=1e-5) and other.shrinks == pytest.approx(found.shrinks, rel=1e-3)
+        assert other.value == pytest.approx(found.value, abs=1e-5) and other.shrinks == pytest.approx(
+            found.shrinks, rel=1e-3
+        )
         assert np.allclose(other.interval(), found.interval(), atol=1e-4)
     assert (longer.from_step, longer.to_step) == (10 * found.from_step, 10 * found.to_step)
     assert np.allclose(mirrored.interval(), [-found.interval()[1], -found.interval()[0]], atol=1e-4)
@@ -140,7 +144,9 @@ def test_a_straight_line_has_no_limit():
 
 def test_an_interval_beyond_what_differences_can_be_is_no_limit():
     """A curve that rises by more than a point of f_mem a law could still add: the interval leaves [-1, 1]."""
-    found = fit_limit(STEPS, exact(0.95 - 1.2 * power(0.4), 4_000) + simulate(np.random.default_rng(9), STEPS, 0 * STEPS, seeds=4_000))
+    found = fit_limit(
+        STEPS, exact(0.95 - 1.2 * power(0.4), 4_000) + simulate(np.random.default_rng(9), STEPS, 0 * STEPS, seeds=4_000)
+    )
     assert isinstance(found, str) and "too wide" in found
 
 
@@ -148,7 +154,7 @@ def test_the_early_part_may_follow_another_law():
     """A plateau of 30 points before the law begins: the fit starts after it."""
     gap = np.where(STEPS < 25_000, -0.45, -0.02 - 0.43 * np.exp(-(STEPS - 24_000) / 15_000))
     found = fit_limit(STEPS, simulate(np.random.default_rng(10), STEPS, gap))
-    assert isinstance(found, Limit) and found.from_step >= 16_000 and found.skipped == np.sum(STEPS < found.from_step)
+    assert isinstance(found, Limit) and found.from_step >= 16_000 and found.skipped == np.sum(found.from_step > STEPS)
     assert found.evaluations == len(STEPS) - found.skipped
     assert found.interval()[0] < -0.02 < found.interval()[1]
 
@@ -161,20 +167,20 @@ def test_no_law_fits():
 def test_adequacy_is_uniform_where_the_law_holds():
     rng, p = np.random.default_rng(12), []
     for _ in range(25):
-        p.append(adequacy(fit_laws(Curve(STEPS, -0.1 * power(0.5) + 0.008 * rng.normal(size=23), np.full((23, 23), 1e-4)))))
+        p.append(
+            adequacy(fit_laws(Curve(STEPS, -0.1 * power(0.5) + 0.008 * rng.normal(size=23), np.full((23, 23), 1e-4))))
+        )
     assert stats.kstest(p, "uniform").pvalue > 0.001
 
 
 def test_refusals_from_both_sides():
     differences = exact(-0.1 * power(0.5))
-    eleven, twelve = slice(0, LEAST_EVALUATIONS - 1), slice(0, LEAST_EVALUATIONS)
-    assert fit_limit(STEPS[eleven], differences[eleven]) == "11 evaluations at a constant rate, a limit needs 12"
-    assert "evaluations" not in str(fit_limit(STEPS[twelve], differences[twelve])) or isinstance(
-        fit_limit(STEPS[twelve], differences[twelve]), Limit
-    )
+    before = slice(0, LEAST_EVALUATIONS - 1)
+    assert fit_limit(STEPS[before], differences[before]) == "11 evaluations at a constant rate, a limit needs 12"
+    assert isinstance(fit_limit(STEPS[:LEAST_EVALUATIONS], differences[:LEAST_EVALUATIONS]), Limit)
     assert fit_limit(STEPS, differences[:, :-1]) == "1999 seeds at every evaluation, a limit needs 2,000"
     assert isinstance(fit_limit(STEPS, differences), Limit)
-    assert fit_limit(STEPS, differences, 4_001) == "12 evaluations" or isinstance(fit_limit(STEPS, differences, 4_001), Limit)
+    assert fit_limit(STEPS, differences, 8_000).evaluations == 12
     refused = fit_limit(STEPS, differences, 8_001)
     assert refused == "8 evaluations at least 8001 steps apart at a constant rate, a limit needs 12"
     assert fit_limit(np.array([]), np.zeros((0, 2_000))) == "0 evaluations at a constant rate, a limit needs 12"

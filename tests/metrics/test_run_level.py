@@ -35,10 +35,14 @@ def test_sentence_names_runs_size_and_distillation():
 
 def test_transient_and_unchanged():
     gone = run_level(30_000, [-0.05, -0.06, -0.055], [0.0, 0.01, -0.01])
-    assert gone.claim == "transient" and gone.sentence("at one step").startswith("over 3 runs: transient; -5.5 points [")
+    assert gone.claim == "transient" and gone.sentence("at one step").startswith(
+        "over 3 runs: transient; -5.5 points ["
+    )
     assert run_level(30_000, [0.0, 0.01, -0.01], [0.0, 0.01, -0.01]).claim == "unchanged"
-    assert run_level(30_000, [0.1, 0.11, 0.1], [0.1, 0.12, 0.11]).sentence("at one step").startswith(
-        "over 3 runs: amplified by 10 points [9, 12]"
+    assert (
+        run_level(30_000, [0.1, 0.11, 0.1], [0.1, 0.12, 0.11])
+        .sentence("at one step")
+        .startswith("over 3 runs: amplified by 10 points [9, 12]")
     )
 
 

@@ -7,10 +7,10 @@ squares are solved in closed form. No estimate of n is plugged in: each n is wei
 L, a and the laws (flat prior on n), and p values are averaged with these weights. In a linear model without S that
 is Student's t.
 
-The p value of a limit is that of the likelihood ratio, min over laws Q(limit, law) - min Q, against chi-squared with one
-degree of freedom. The interval, all limits with p > 1 - confidence, so contains every limit that some law reaches without
-fitting worse: the choice of the law lies inside. A law on the bound of the exponents is compared with two degrees of
-freedom: no law beyond it can take up what noise does there.
+The p value of a limit is that of the likelihood ratio, min over laws Q(limit, law) - min Q, against chi-squared with
+one degree of freedom. The interval, all limits with p > 1 - confidence, so contains every limit that some law reaches
+without fitting worse: the choice of the law lies inside. A law on the bound of the exponents is compared with two
+degrees of freedom: no law beyond it can take up what noise does there.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ class Curve:
         """Axes on which both kinds of noise are independent, the step noise with variance 1.
 
         Returns:
-            The seeds' variances on them (K,), and the matrix (K, K) that turns rows of values of the evaluations to them.
+            The seeds' variances on them (K,), and the matrix (K, K) that turns rows of evaluations to them.
         """
         apart = np.abs(self.steps[:, None] - self.steps)
         noise = 8.0 ** (-apart / self.memory) if self.memory > 0 else np.eye(len(apart))
@@ -68,7 +68,7 @@ class Curve:
         return np.maximum(spread, 0), undo.T @ axes
 
     def noise_levels(self) -> np.ndarray:
-        """A grid of n, from far below to far above the scatter of evaluations about the line through both neighbours."""
+        """A grid of n, from far below to far above the scatter of evaluations about lines through their neighbours."""
         share = (self.steps[1:-1] - self.steps[:-2]) / (self.steps[2:] - self.steps[:-2])
         off = self.mean[1:-1] - (1 - share) * self.mean[:-2] - share * self.mean[2:]
         rough = float(np.sqrt(np.mean(off**2 / (1 + share**2 + (1 - share) ** 2))))
@@ -234,8 +234,8 @@ def tangents(curve: Curve, law: Laws) -> np.ndarray:
 def adequacy(result: Scan) -> float:
     """p value of "the law leaves nothing but noise": F test of three smooth terms beside it, Legendre polynomials.
 
-    The step noise is the one at which the fit with these terms leaves what it should, so that a misfit of the law does not
-    pass for noise. A law that needs the highest noise level, far above the scatter about neighbours, is not adequate: 0.
+    The step noise is the one at which the fit with these terms leaves what it should, so that a misfit of the law does
+    not pass for noise. A law that needs the highest noise level, far above the scatter about neighbours, gets 0.
     """
     curve = result.curve
     if len(result.noise) > 1 and result.level == len(result.noise) - 1:

@@ -4,8 +4,8 @@ What is fitted is D(t) = L + a g(t). Two families:
 
 one rate, ``curvature`` k
     the relative rate -g'/g is g^k / tau for k > 0, so that g = (1 + k (t - t1) / tau)^(-1/k): a power law of exponent
-    b = 1/k with an offset of its clock, (t + c)^(-b) with t1 + c = tau / k; k = 0 is the exponential. For k < 0 the rate
-    rises as the gap closes: a logistic curve, from its tail (k near 0) to its plateau (k near -1).
+    b = 1/k with an offset of its clock, (t + c)^(-b) with t1 + c = tau / k; k = 0 is the exponential. For k < 0 the
+    rate rises as the gap closes: a logistic curve, from its tail (k near 0) to its plateau (k near -1).
 two rates
     (1 - w) exp(-(t - t1) / (r tau)) + w exp(-(t - t1) / tau), r < 1: a quick part and a slow one.
 
@@ -72,7 +72,7 @@ class Laws:
         return Laws(*(getattr(self, name)[chosen] for name in self.__dataclass_fields__))
 
     def gap(self, since: np.ndarray) -> np.ndarray:
-        """g, float64 (n, K), at ``since`` steps after the first evaluation, (K,) or (n, K); inf before a clock's start."""
+        """g, float64 (n, K), ``since`` steps after the first evaluation, (K,) or (n, K); inf before a clock starts."""
         u = np.asarray(since, dtype=np.float64) / self.tau[:, None]
         k, out = self.curvature, np.empty(u.shape)
         power, rising, two = k > 0, k < 0, k == 0
@@ -111,6 +111,7 @@ class Laws:
             above = laws.gap((middle * laws.tau)[:, None])[:, 0] > goal
             low, high = np.where(above, middle, low), np.where(above, high, middle)
         return high
+
 
 def exponent(halving: np.ndarray) -> np.ndarray:
     """Exponent of the power law that halves a gap by the same factor: 4 gives 1/2."""

@@ -1,8 +1,8 @@
 r"""Where a student's difference to its teacher is heading: the limit of the paired difference along a constant rate.
 
-A difference of f_mem says little without its distillation time: a gap that closes like t^-1/2 reads as a
-reduction for as long as one looks. What can be stated is a limit and the law by which it is approached. The law is fitted to the paired
-differences of many evaluations of the same seeds (families and their assumptions:
+A difference of f_mem says little without its distillation time: a gap that closes like t^-1/2 reads as a reduction for
+as long as one looks. What can be stated is a limit and the law by which it is approached. The law is fitted to the
+paired differences of many evaluations of the same seeds (families and their assumptions:
 :mod:`cdmem.metrics.comparison.laws`; the fit and its interval: :mod:`cdmem.metrics.comparison.law_fit`).
 
 The early part of a curve need not follow the law of its end. The fit starts at the first evaluation from which the
@@ -41,7 +41,8 @@ class Limit:
         value: the difference that the best law approaches.
         exponent: ln 2 / ln(shrinks), for a power law its exponent; None where there is no change to follow a law.
         exponent_ci95: of the exponent, over all laws that fit.
-        shrinks: the factor of distillation that halves what is left of the gap to the limit, by the best law; None as above.
+        shrinks: the factor of distillation that halves what is left of the gap to the limit, by the best law; None as
+            above.
         from_step: first evaluation that was fitted.
         to_step: last one.
         evaluations: number that was fitted.
@@ -121,8 +122,8 @@ def paired_differences(
         by_step: the student's seeds (m,) and flags (m,) at each step, in any order.
 
     Returns:
-        Steps (K,) and differences (K, m), or why there are none: evaluations of other seeds than the first, or seeds that
-        the teacher lacks.
+        Steps (K,) and differences (K, m), or why there are none: evaluations of other seeds than the first, or seeds
+        that the teacher lacks.
     """
     if not by_step:
         return "there are no evaluations"
@@ -149,8 +150,8 @@ def fit_limit(steps: np.ndarray, differences: np.ndarray, least_spacing: float =
         steps: of the evaluations of one phase at a constant rate, (K,), rising, counted from the start of distillation.
         differences: student minus teacher for each evaluation and seed, (K, m), in -1, 0, 1 or any paired differences
             in [-1, 1]; the same seeds in every row.
-        least_spacing: three half-lives of the averaged weights, in steps. Closer evaluations are dropped, and the noise of
-            those that are kept counts as correlated by 1/8 at that distance; 0: as independent.
+        least_spacing: three half-lives of the averaged weights, in steps. Closer evaluations are dropped, and the noise
+            of those that are kept counts as correlated by 1/8 at that distance; 0: as independent.
 
     Returns:
         A :class:`Limit`, or in one line why no limit can be given.

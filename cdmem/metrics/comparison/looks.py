@@ -1,14 +1,14 @@
-r"""Looking again and again until a claim is decided: the error of each look, and how much distillation is still missing.
+r"""Looking again and again until a claim is decided: the error of each look, and about how many steps are missing.
 
 Look k (1, 2, ...) may err with probability total / (k (k + 1)); the shares sum to ``total`` over infinitely many looks,
 so by the union bound the probability that any of them errs is at most ``total``. Neither independent looks nor a known
-number of them is assumed. The bound costs little, because looks are few: at the tenth the interval's half-width has grown
-from 1.96 to 3.5 standard errors. An anytime-valid sequence would let one look after each evaluation, but it needs a
-martingale: the data of all looks are the same seeds along one curve, the limit is refitted from another start with
+number of them is assumed. The bound costs little, because looks are few: at the tenth the interval's half-width has
+grown from 1.96 to 3.5 standard errors. An anytime-valid sequence would let one look after each evaluation, but it needs
+a martingale: the data of all looks are the same seeds along one curve, the limit is refitted from another start with
 another law, and no betting process is known under which it stays valid.
 
-A claim rests on two statements, now and limit. It is wrong only if the statement that decides it is, or the law is; what
-the union bound does not cover is a law that does not hold, see docs/verdict.md for the test on prefixes of long runs.
+A claim rests on two statements, now and limit. What the union bound does not cover is a law that does not hold; that is
+asked of prefixes of long runs (``benchmarks/prefixes.py``).
 """
 
 from __future__ import annotations
@@ -50,10 +50,10 @@ def steps_missing(
 ) -> int | str:
     """About how many more steps it takes until the claim is decided, should the curve follow its best law.
 
-    The run is continued on paper to 1.25, 1.5, 2, 2.5, 3, 4, ... times its steps, with evaluations at the last distance, the
-    law's values as means, today's covariance of the seeds and today's step noise. There the laws are fitted again and the
-    table of claims is asked. The answer is a median without its spread, good to a factor of about two; the number of
-    lengths tried is kept small by bisection, as if a longer run never knew less.
+    The run is continued on paper to 1.25, 1.5, 2, 2.5, 3, ... times its steps, with evaluations at the last distance,
+    the law's values as means, today's covariance of the seeds and today's step noise. There the laws are fitted again
+    and the table of claims is asked. The answer is a median without its spread, good to a factor of about two; the
+    number of lengths tried is kept small by bisection, as if a longer run never knew less.
 
     Args:
         limit: of the run so far.

@@ -28,6 +28,12 @@ def settings(folder: Path) -> dict:
     return yaml.safe_load((folder / "config.yaml").read_text())
 
 
+def kept(folder: Path) -> dict[Path, bytes]:
+    """Every file of a run, but for its lock and the logs that W&B's own process may still be writing."""
+    files = (p for p in folder.rglob("*") if p.is_file() and p.name != ".lock")
+    return {p: p.read_bytes() for p in files if not p.match("debug-*.log")}
+
+
 @pytest.fixture
 def half(tmp_path) -> Path:
     """A constant-rate run of 3 steps."""
@@ -166,9 +172,7 @@ def test_a_cosine_must_be_told_how(tmp_path, capsys):
     ],
 )
 def test_what_cannot_change_is_refused_with_the_command_that_does_it(args, key, half, capsys):
-    kept = (p for p in (half / "run").rglob("*") if p.is_file() and p.name != ".lock")
-    # W&B's own process may still be writing its log of the run before.
-    before = {p: p.read_bytes() for p in kept if "wandb" not in p.relative_to(half).parts}
+    before = kept(half / "run")
     assert fit(half, config("teacher"), *args) == 2
     said = capsys.readouterr().err.strip()
     assert said.startswith(f"cdmem: error: {key}=") and len(said.splitlines()) == 1
@@ -192,8 +196,7 @@ def test_a_refused_restore_changes_nothing(half):
     state = checkpoint(half / "run")
     state["optimizer_states"][0]["param_groups"] = []
     torch.save(state, half / "run/checkpoints/last.ckpt")
-    kept = (p for p in (half / "run").rglob("*") if p.is_file())
-    before = {p: p.read_bytes() for p in kept if "wandb" not in p.relative_to(half).parts}
+    before = kept(half / "run")
     assert fit(half, config("teacher"), OPTION, 0.3, "--wandb", "false") == 2
     assert {p: p.read_bytes() for p in before} == before
 

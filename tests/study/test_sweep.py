@@ -10,6 +10,7 @@ import yaml
 
 from cdmem.errors import InputError
 from cdmem.study.config import read_study
+from cdmem.study.study import Study
 from cdmem.study.sweep import cells_of, parse_grid, read_sweep, run_sweep, split_arguments
 from support.stages import callback, cdmem, stage, write_study
 
@@ -125,3 +126,13 @@ def test_wandb_sweeps_are_commands_that_study_takes(name, monkeypatch):
         args += swept if part == "${args}" else [part.replace("${envvar:WANDB_RUN_ID}", "x")]
     study = read_study(args)
     assert study.run_dir.endswith("/x") and study.seed == values["seed"]
+
+
+def test_settings_make_a_cell_and_its_place_does_not(config, tmp_path):
+    """What tells whether a finished cell is the one that is asked for."""
+
+    def digest(folder, *more):
+        return Study(read_study(["--config", config, "--run_dir", str(tmp_path / folder), *more])).digest
+
+    assert digest("a") == digest("b") == digest("a", "--threads", "1")
+    assert len({digest("a"), digest("a", "--data.n", "12"), digest("a", "--audit.samples", "17")}) == 3

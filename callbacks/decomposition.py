@@ -12,6 +12,7 @@ from cdmem.diffusion.noise import sampler_sigmas
 from cdmem.diffusion.sampling import NoiseSource
 from cdmem.errors import InputError
 from cdmem.images import to_float
+from cdmem.metrics.statistics import median
 from cdmem.seeds import first_sample
 from cdmem.theory.decomposition.parts import decompose
 from cdmem.theory.decomposition.paths import walk
@@ -72,7 +73,7 @@ class DecompositionCallback(EvaluationCallback):
         return {
             "D_1": float(parts.D_1.mean()),
             "D_2": float(parts.D_2.mean()),
-            "commitment": float(parts.commitment.median()),
+            "commitment": median(parts.commitment),
             "a_first": float(parts.a[0].mean()),
             "across_first": float(parts.across[0].mean()),
             "residual": float(parts.residual.mean(1).max()),

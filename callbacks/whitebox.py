@@ -13,7 +13,7 @@ from callbacks.evaluation import Cadence, Evaluation, EvaluationCallback, Planne
 from cdmem.data.subset import TrainingSet
 from cdmem.diffusion.preconditioning import DenoiserLike
 from cdmem.errors import InputError
-from cdmem.metrics.statistics import Estimate
+from cdmem.metrics.statistics import Estimate, median
 from cdmem.metrics.whitebox.loss_gap import OdeEndpoint
 from cdmem.metrics.whitebox.record import EXACT_DIMENSIONS, IMAGES, PROBES, SIGMAS, Whitebox
 from cdmem.seeds import first_sample
@@ -136,7 +136,7 @@ class WhiteboxCallback(EvaluationCallback):
         # Every rank makes the same few images itself: shares would have to be gathered.
         seeds = list(range(seed, seed + self.samples))
         images = module.sampler(None, self.weights)(seeds, device)
-        columns[f"lid{f}"] = [float(value.median()) for value in whitebox.dimensions(images, seeds)]
+        columns[f"lid{f}"] = [median(value) for value in whitebox.dimensions(images, seeds)]
         levels = [f"_s{s:g}" for s in self.sigmas]
         return {f"{name}{s}": v for name, column in columns.items() for s, v in zip(levels, column) if v is not None}
 

@@ -9,13 +9,14 @@ import pytest
 import yaml
 
 from cdmem import seeds
+from cdmem.audit import pairs
 from cdmem.data.stream import BatchStream
 from cdmem.data.subset import SubsetSpec
 from cdmem.diffusion import ddpm, losses, noise, preconditioning, sampling
-from cdmem.distillation import ConsistencyDistillation
+from cdmem.distillation import ConsistencyDistillation, TrajectoryRegression
 from cdmem.images import HALF_RANGE
 from cdmem.metrics import statistics
-from cdmem.metrics.comparison import convergence, equal_noise, paired, verdict
+from cdmem.metrics.comparison import claims, convergence, equal_noise, images_copied, lost_seeds, paired, verdict
 from cdmem.metrics.memorization import (
     authenticity,
     copy_detection,
@@ -42,13 +43,15 @@ DEFAULTS = [
     (Student, {"method": ConsistencyDistillation(), "data": DistillationData("same", None)}),
     *((model, {"optimization": Optimization(), "averaging": Averaging()}) for model in (DiffusionTeacher, Student)),
     *((model, {"seeds": Seeds(), "compile": False}) for model in (DiffusionTeacher, Student)),
-    (Optimization, {"optimizer": None, "schedule": "cosine", "warmup_steps": 0}),
+    (Optimization, {"optimizer": None, "schedule": "cosine", "warmup_steps": 0, "longer": None}),
+    (Optimization, {"cooldown_steps": 0, "cooldown_to": 0.1}),
     (Averaging, {"half_lives": (200,), "ramp": 0.05, "weights": None}),
     (Seeds, {"training": None, "sampling": None}),
     # Stable at small batch; the intervals' law is that of Song & Dhariwal 2023, table 1.
     (ConsistencyDistillation, {"points": 18, "start_points": 2, "curriculum": "fixed", "solver": "heun"}),
     (ConsistencyDistillation, {"weighting": "uniform", "intervals": "lognormal", "p_mean": -1.1, "p_std": 2.0}),
     (ConsistencyDistillation, {"mu": 0.95, "mu_start": 0.95, "dropout": 0.0}),
+    (TrajectoryRegression, {"points": 18, "solver": "heun", "weighting": "uniform", "reuse": None, "dropout": 0.0}),
     (noise.karras_sigmas, {"sigma_min": 0.002, "sigma_max": 80.0, "rho": 7.0}),
     (noise.sampler_sigmas, {"sigma_min": 0.002, "sigma_max": 80.0, "rho": 7.0}),
     (noise.interval_probabilities, {"p_mean": -1.1, "p_std": 2.0}),
@@ -100,9 +103,26 @@ DEFAULTS = [
     (statistics.wilson_interval, {"confidence": 0.95}),
     (statistics.newcombe_paired_difference, {"confidence": 0.95}),
     (statistics.mean_interval, {"confidence": 0.95}),
-    (convergence.classify, {"margin": 0.03}),
-    (convergence.extrapolate, {"draws": 400, "seed": 0}),
-    (verdict.judge, {"equal_nfe": None, "as_real": None}),
+    (statistics.newcombe_difference, {"confidence": 0.95}),
+    (paired.difference, {"paired": True, "error": 0.05}),
+    (paired.compare, {"paired": True, "error": 0.05}),
+    (equal_noise.equal_noise, {"paired": True, "error": 0.05}),
+    (pairs.pair_record, {"cheap": None, "error": 0.05}),
+    (
+        verdict.Evidence,
+        {
+            "control_ci95": None,
+            "pair": None,
+            "limit": None,
+            "slow_phase": None,
+            "rmse_trend": None,
+            "converged": False,
+            "as_real": None,
+            "equal_nfe": None,
+            "specific": None,
+        },
+    ),
+    (statistics.conformal_discoveries, {"suspected": 0.0}),
 ]
 
 
@@ -114,8 +134,9 @@ def test_documented_defaults(made, values):
 
 def test_documented_constants():
     """Rules of the verdict and of the measurements, as docs and reports state them."""
-    assert (convergence.MARGIN, convergence.RMSE_MARGIN) == (0.03, 0.05)
-    assert (verdict.AMPLITUDE, verdict.SIGNIFICANT, verdict.HORIZON) == ((0.9, 1.1), 0.05, 3)
+    assert (claims.MARGIN, claims.LIMIT_MARGIN, convergence.RMSE_MARGIN) == (0.03, 0.05, 0.05)
+    assert (verdict.AMPLITUDE, verdict.SIGNIFICANT, images_copied.FEWER) == ((0.9, 1.1), 0.05, 0.8)
+    assert (lost_seeds.MOST_DAMAGED, lost_seeds.LEAST_LOST) == (0.1, 20)
     assert fraction.THRESHOLDS == (1 / 2, 1 / 3, 1 / 4)
     assert (near_duplicates.AUTO, near_duplicates.MOST) == (0.5, 8)
     assert (equal_noise.WITHOUT_CONTROL, equal_noise.FALSE_POSITIVES, equal_noise.MIN_SEEDS) == (0.5, 0.01, 20)
@@ -142,14 +163,17 @@ def test_documented_constants():
     assert inspect.signature(intrinsic_dimension.lid).parameters["seeds"].default == ()
 
 
-def test_the_methods_that_configs_name_are_the_published_recipes():
-    methods = {}
+def test_the_methods_that_configs_name_are_the_published_recipes_and_the_defaults():
+    methods, classes = (
+        {},
+        {f"cdmem.distillation.{c.__name__}": c for c in (ConsistencyDistillation, TrajectoryRegression)},
+    )
     for file in (ROOT / "configs/methods").glob("*.yaml"):
         config = yaml.safe_load(file.read_text(encoding="utf-8"))
         distance = getattr(losses, config["init_args"].pop("distance")["class_path"].rpartition(".")[2])()
-        assert config["class_path"] == "cdmem.distillation.ConsistencyDistillation"
-        methods[file.stem] = ConsistencyDistillation(**config["init_args"], distance=distance)
+        methods[file.stem] = classes[config["class_path"]](**config["init_args"], distance=distance)
     cm = ConsistencyDistillation(points=18, solver="heun", distance=losses.L2(), intervals="uniform", mu=0.0)
     ict = ConsistencyDistillation(1280, 10, "doubling", losses.PseudoHuber(), "inverse_gap", mu=0.0)
-    assert methods == {"small": ConsistencyDistillation(), "cm": cm, "ict": ict}
+    small, regression = ConsistencyDistillation(), TrajectoryRegression()
+    assert methods == {"small": small, "cm": cm, "ict": ict, "regression": regression}
     assert ConsistencyDistillation().distance == losses.PseudoHuber()

@@ -13,7 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cdmem.audit.generators import Generator, GivenImages
+from cdmem.audit.distillation_curve import ERROR
+from cdmem.audit.generators import Generator
+from cdmem.audit.given_images import GivenImages
+from cdmem.audit.pairs import Samples, Yardstick, pair_record
 from cdmem.audit.result import AuditResult
 from cdmem.audit.settings import SAMPLES, AuditSettings
 from cdmem.audit.suite import FEATURES, extractor_record, fidelity_metrics, measure, prepared, try_own_metrics
@@ -21,10 +24,11 @@ from cdmem.data.subset import TrainingSet
 from cdmem.errors import InputError
 from cdmem.images import to_float, to_uint8
 from cdmem.io.progress import progress
-from cdmem.metrics.comparison.equal_noise import fidelity_matched
-from cdmem.metrics.comparison.paired import PairedWithTeacher, adjust, compare
-from cdmem.metrics.comparison.verdict import judge
+from cdmem.metrics.comparison.paired import PairedWithTeacher, adjust, difference
+from cdmem.metrics.comparison.specific import Control, specific_record
+from cdmem.metrics.comparison.verdict import AMPLITUDE, Evidence, judge
 from cdmem.metrics.memorization.fraction import MemorizedFraction, disk_rows, fraction, ratio_cdf, ratios
+from cdmem.metrics.neighbors.tolerant import tolerant_search
 from cdmem.metrics.quality.fidelity import LEAST
 from cdmem.metrics.statistics import benjamini_hochberg, conformal_p_values
 from cdmem.metrics.whitebox.record import IMAGES, POINTS, whitebox_record
@@ -34,6 +38,16 @@ from cdmem.seeds import first_sample
 FALSE_DISCOVERIES = 0.01
 WIDEST = 50  # neighbours that any metric asks for
 FEWEST_INSIDE = 16  # images of the white-box part
+PAIR = (
+    "variance_ratio",
+    "rmse_to_teacher",
+    "same_basin",
+    "same_basin_low",
+    "same_basin_high",
+    "same_basin_chance",
+    "variance_ratio_unclamped",
+    "rmse_unclamped",
+)
 PICTURES = 24  # samples of each model that a report shows with their neighbours
 
 
@@ -62,6 +76,16 @@ def sized(most: int, samples: int) -> int:
     return min(most, max(FEWEST_INSIDE, math.ceil(most * samples / SAMPLES)))
 
 
+def _has_amplitude(entry: dict[str, Any]) -> bool:
+    """Whether what a teacher of few steps makes are images at all, by their variance."""
+    return entry["variance_ratio"] is not None and AMPLITUDE[0] <= entry["variance_ratio"] <= AMPLITUDE[1]
+
+
+def _method(m: Measured) -> str | None:
+    """How a student was made, or None where nobody knows."""
+    return None if m.generator.module is None else m.generator.module.record.method
+
+
 class Auditor:
     """Measures generators on the same seeds against one training set.
 
@@ -71,6 +95,7 @@ class Auditor:
         sampling_seed: of the samples, see :func:`cdmem.seeds.first_sample`.
         folder: where rows and images are kept; None keeps nothing.
         progress: show a bar.
+        converged: students are taken as converged because the user says so.
     """
 
     def __init__(
@@ -80,6 +105,7 @@ class Auditor:
         sampling_seed: int = 0,
         folder: RunFolder | None = None,
         progress: bool = True,
+        converged: bool = False,
     ) -> None:
         self.training_set, self.settings = training_set, settings or AuditSettings()
         try_own_metrics(self.settings, training_set)
@@ -88,7 +114,7 @@ class Auditor:
         self.first = first_sample(sampling_seed)
         names = dict.fromkeys(self.settings.features or ["pixels"])
         self.extractors = [FEATURES[name]().to(self.device) for name in names]
-        self.folder, self.progress = folder, progress
+        self.folder, self.progress, self.converged = folder, progress, converged
         self.memorized = MemorizedFraction(self.threshold, self.near_duplicates)
         self.memorized.prepare(training_set)
         self.search = self.memorized.search
@@ -102,11 +128,14 @@ class Auditor:
         self._shown: set[int] = set()
         self._control_rows = self._rows(self._held_out, torch.arange(len(self._held_out)))
         self._control_ratios = ratios(self._control_rows["squared"])
+        self._tolerant = tolerant_search(training_set, self.near_duplicates)
+        control = self._control_ratios if len(self._held_out) else None
+        self.yardstick = Yardstick(self.search, self.threshold, control, self._tolerant.threshold)
 
     def seeds(self, generator: Generator) -> list[int]:
-        """Seeds of a generator's samples: given images are numbered from 0."""
+        """Seeds of a generator's samples, ascending: given images have their own, in any order."""
         if isinstance(generator.sampler, GivenImages):
-            return list(range(min(self.samples, len(generator.sampler.images))))
+            return sorted(generator.sampler.seeds)[: self.samples]
         return list(range(self.first, self.first + self.samples))
 
     def _rows(self, images: Tensor, seeds: Tensor) -> dict[str, Tensor]:
@@ -131,7 +160,11 @@ class Auditor:
         floats = made if made.is_floating_point() else to_float(made)
         if "memorization" in self.settings.metrics:
             self.search.query(images, WIDEST)  # all metrics on neighbours share this answer
-        return Measured(generator, images, floats, self._rows(images, torch.tensor(seeds)))
+        rows = self._rows(images, torch.tensor(seeds))
+        if self._tolerant.threshold is not None and generator.role in ("teacher", "student"):
+            near = self._tolerant.index.query(images)
+            rows |= {"tolerant_ratio": near.ratio, "tolerant_group": near.groups}
+        return Measured(generator, images, floats, rows)
 
     def measure(self, m: Measured, reference: Measured | None) -> dict[str, Any]:
         """One entry of ``models``; ``reference`` is the teacher at full cost on the same seeds, or None."""
@@ -146,13 +179,7 @@ class Auditor:
         entry["conformal"] = self._conformal(ratio)
         entry["quality"] = self.quality(m.images, seeds)
         entry["metrics"] = measure(self.suite, m.images, seeds)
-        pair: dict[str, Any] = dict.fromkeys(("variance_ratio", "rmse_to_teacher", "same_basin"))
-        if reference is not None:
-            paired = PairedWithTeacher(self.near_duplicates)
-            paired.prepare(self.training_set)
-            paired.update(m.floats, reference.floats, seeds)
-            distance = paired.compute()
-            pair = {name: distance[name] for name in pair}
+        pair = dict.fromkeys(PAIR) if reference is None else self._distance(m, reference)
         if self.folder is not None:
             self._keep(m)
         module, teacher = generator.module, None if reference is None else reference.generator.module
@@ -163,6 +190,14 @@ class Auditor:
             parts = (module, self.training_set, teacher, m.floats, seeds, hit, self.device)
             entry["inside"] = whitebox_record(*parts, **sizes, quiet=not self.progress)
         return entry | pair
+
+    def _distance(self, m: Measured, reference: Measured) -> dict[str, Any]:
+        """Amplitude, rmse and basins of the same seeds."""
+        paired = PairedWithTeacher(self.near_duplicates)
+        paired.prepare(self.training_set)
+        paired.update(m.floats, reference.floats, m.rows["seeds"])
+        distance = paired.compute()
+        return {name: distance[name] for name in PAIR}
 
     def _conformal(self, ratio: Tensor) -> dict[str, Any] | None:
         """How many samples are closer to T than held-out images are, at a false-discovery rate of 1 %."""
@@ -208,15 +243,14 @@ class Auditor:
                 values |= metric.compute()
         return values
 
-    def pair(self, teacher: Measured, student: Measured, cheap: Measured | None) -> dict[str, Any]:
-        """The student against the teacher on the same seeds, see `cdmem.metrics.comparison`."""
-        pair = compare(teacher.rows, student.rows, self.threshold)
-        control = self._control_ratios if len(self._held_out) else None
-        pair["matched"] = fidelity_matched(
-            teacher.images, teacher.rows, student.rows, self.search, self.threshold, control
-        )
-        pair["equal_nfe"] = None if cheap is None else compare(cheap.rows, student.rows, self.threshold)
-        return pair
+    def pair(
+        self, teacher: Measured, student: Measured, cheap: Measured | None, entry: dict[str, Any], error: float = ERROR
+    ) -> dict[str, Any]:
+        """The student against the teacher on the same seeds, see `cdmem.audit.pairs`."""
+        # Seeds belong together where they reach the same image more often than unrelated ones would.
+        belong = entry["same_basin_low"] > entry["same_basin_chance"]
+        samples = [None if m is None else Samples(m.images, m.rows) for m in (teacher, student, cheap)]
+        return pair_record(samples[0], samples[1], self.yardstick, belong, samples[2], error)
 
     def control(self) -> dict[str, Any]:
         """Held-out images and T's own images in place of samples: what 'none' and 'all' look like here."""
@@ -250,17 +284,19 @@ class Auditor:
             distillation: per student the record of `cdmem.audit.distillation_curve`, for the verdict.
         """
         models, reference, cheap, control, comparisons = [], None, {}, self.control(), {}
-        distillation = distillation or {}
+        distillation, students = distillation or {}, {}
         for generator in generators:
             m = self.draw(generator)
             if generator.role == "teacher" and reference is None:
                 reference = m
-            elif generator.role == "teacher" and generator.method == "euler":
-                cheap[generator.sampler.nfe] = m
             entry = self.measure(m, reference)
+            if generator.role == "teacher" and generator.method == "euler" and _has_amplitude(entry):
+                cheap[generator.sampler.nfe] = m
             if generator.role == "student" and reference is not None:
-                entry["paired"] = self.pair(reference, m, cheap.get(generator.sampler.nfe))
+                error = (distillation.get(generator.name) or {}).get("error", ERROR)
+                entry["paired"] = self.pair(reference, m, cheap.get(generator.sampler.nfe), entry, error)
                 comparisons.setdefault(generator.name, []).append(entry["paired"])
+                students[generator.name, generator.sampler.nfe] = m
             models.append(entry)
         for family in comparisons.values():
             adjust(family)
@@ -268,28 +304,53 @@ class Auditor:
             self._keep_pictures(models)
         for entry in models:
             if entry["role"] == "student":
-                entry["verdict"] = self._verdict(entry, models[0], control, distillation.get(entry["name"]) or {})
+                controls = self._controls(entry, students, distillation)
+                record = distillation.get(entry["name"]) or {}
+                entry["verdict"] = self._verdict(entry, models[0], control, record, controls)
         reasons = [reason for m in models for reason in m["quality"].get("unavailable", ())]
         notes = list(dict.fromkeys(reasons))
         return AuditResult(self._about(), models, control, self._settings(), distillation, notes)
 
+    def _controls(
+        self, entry: dict[str, Any], students: dict[tuple[str, int], Measured], distillation: dict[str, Any]
+    ) -> list[Control]:
+        """Students of the same teacher by other methods, at the same NFE."""
+        m = students.get((entry["name"], entry["nfe"]))
+        controls = []
+        for (name, nfe), other in students.items():
+            if m is None or nfe != entry["nfe"] or _method(other) == _method(m):
+                continue
+            limit = (distillation.get(name) or {}).get("limit", {}).get(str(nfe), {}).get("strict")
+            flags = (self.yardstick.strict(x.rows) for x in (other, m))
+            controls.append(Control(name, difference(*flags), limit, trained=True))
+        return controls
+
     def _verdict(
-        self, entry: dict[str, Any], teacher: dict[str, Any], control: dict[str, Any], record: dict[str, Any]
+        self,
+        entry: dict[str, Any],
+        teacher: dict[str, Any],
+        control: dict[str, Any],
+        record: dict[str, Any],
+        controls: Sequence[Control],
     ) -> dict[str, Any]:
         paired, nfe, held = entry.get("paired"), str(entry["nfe"]), control["heldout_f_mem"]
-        equal = (paired or {}).get("equal_nfe")
-        return judge(
+        equal, limit = (paired or {}).get("equal_nfe"), record.get("limit", {}).get(nfe)
+        evidence = Evidence(
             variance_ratio=entry["variance_ratio"],
-            paired=paired,
             teacher_ci95=tuple(teacher["f_mem"]["ci95"]) if teacher["role"] == "teacher" else None,
             control_ci95=tuple(held["ci95"]) if held else None,
-            f_mem_trend=record.get("f_mem_trend", {}).get(nfe),
+            pair=paired,
+            limit=limit,
+            slow_phase=record.get("slow_phase", {}).get(nfe),
             rmse_trend=record.get("rmse_trend", {}).get(nfe),
-            annealed=record.get("lr_schedule") == "cosine",
-            equal_nfe=equal["difference"] if equal else None,
+            converged=self.converged,
             as_real=self._as_real(entry["quality"], teacher["quality"]),
-            who=f"{entry['name']}, {entry['nfe']} NFE",
-        ).record()
+            equal_nfe=equal["difference"] if equal else None,
+            specific=specific_record((limit or {}).get("strict"), controls),
+            distillation=record.get("length", ""),
+            who=f"{entry['name']}, {entry['nfe']} NFE" if entry["nfe"] else entry["name"],
+        )
+        return judge(evidence).record()
 
     def _as_real(self, student: dict[str, Any], teacher: dict[str, Any]) -> bool | None:
         """Whether no extractor's Frechet distance to H is above the teacher's; None without H or quality."""
@@ -308,6 +369,7 @@ class Auditor:
         digests = extractor_record(self.extractors)
         settings = {"samples": self.samples, "threshold": self.threshold, "features": next(iter(digests))}
         settings |= {"extractors": digests, "near_duplicates": self.near_duplicates}
+        settings["converged"] = "given by the user" if self.converged else None
         # The faster of two paths on this machine; both give the same bits, so it is a record and changes no number.
         settings["neighbor_products"] = "int8" if self.search.index.use_int_mm else "float32"
         return settings | {"groups": list(self.settings.metrics), "asked": self.settings.asked()}

@@ -13,8 +13,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from cdmem.errors import InputError
+from cdmem.metrics.neighbors.tolerant import LEAST_HELD_OUT
 from cdmem.metrics.statistics import Estimate, fraction, newcombe_difference
 
+REFERENCES = ("teacher", "teacher_ladder", "ceiling")  # roles of models that others are compared with
 CALIBRATION = 99  # held-out images that a false-positive rate of 1 % needs
 
 
@@ -29,6 +31,7 @@ class Detector:
         share: the record's key of the share of samples found.
         clean: the record's key of the share of held-out images found, by which the detector was calibrated; None for
             a detector without calibration.
+        least: held-out images that the calibration needs.
     """
 
     name: str
@@ -36,6 +39,7 @@ class Detector:
     metric: str | None
     share: str = "copied"
     clean: str | None = "heldout_rate"
+    least: int = 1
 
     def copies(self, entry: Mapping[str, Any], held_out: int) -> Estimate | None:
         """Share of copies among a model's samples, beyond what is found among clean images; None if not measured."""
@@ -51,6 +55,7 @@ class Detector:
 
 DETECTORS = (
     Detector("f_mem", "f_mem", None, "f_mem", clean=None),
+    Detector("tolerant", "tolerant copies", "tolerant_copies", least=LEAST_HELD_OUT),
     Detector("hog", "HOG copies", "copy_detection_hog"),
     Detector("efficientnet", "EfficientNet copies", "copy_detection_efficientnet"),
     Detector("inception", "Inception copies", "copy_detection_inception"),
@@ -85,8 +90,9 @@ def detectors(names: Sequence[str] | None, measured: Collection[str], held_out: 
         missing = None
         if d.metric is not None and d.metric not in measured:
             missing = "is not measured", "add its group to --metrics, its extractor to --features"
-        elif d.clean is not None and not held_out:
-            missing = "is calibrated on held-out images, and there are none", "give --held_out"
+        elif d.clean is not None and held_out < d.least:
+            problem = f"is calibrated on held-out images, and there are {held_out or 'none'}"
+            missing = problem, "give --held_out" if d.least == 1 else f"give --held_out with {d.least} or more"
         if names is not None and d.name in names and missing:
             raise InputError("gate", d.name, *missing)
         if missing is None and (names is None or d.name in names):
@@ -190,9 +196,9 @@ class Gate:
 
 
 def judge_gate(models: Sequence[Mapping[str, Any]], held_out: int, looked: Sequence[Detector], limit: float) -> Gate:
-    """Judge an audit's models; teachers beside a student do not count."""
+    """Judge an audit's models; beside a student its teacher, early or late, and its ceiling do not count."""
     bounds, missing = [], {}
-    for m in [m for m in models if m["role"] != "teacher"] or models:
+    for m in [m for m in models if m["role"] not in REFERENCES] or models:
         name = f"{m['name']} {m['nfe']} NFE"
         for d in looked:
             copies = d.copies(m, held_out)

@@ -6,6 +6,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -14,6 +15,7 @@ from cdmem.data.pixels import ImagePool, PixelOptions, as_channels, match_channe
 from cdmem.data.sources import load_source
 from cdmem.data.subset import TrainingSet, content_digests, load_record
 from cdmem.errors import InputError
+from cdmem.io.arrays import UNREADABLE, read_arrays
 from cdmem.io.text import parse_yaml, read_text
 from cdmem.run.folder import CONFIG
 
@@ -60,6 +62,27 @@ def read_images(
         equal = "images of three equal channels were compared as grey: the training images are grey"
         notes.append(f"{key}: {grey if shape[0] == 3 else equal}")
     return fitting
+
+
+def read_seeds(path: str | Path, key: str, count: int) -> list[int]:
+    """Seeds that images were made from: ``seeds`` of an .npz, or their numbers from 0.
+
+    Raises:
+        InputError: not one whole number for each image, or one twice.
+    """
+    file = Path(path)
+    try:
+        seeds = read_arrays(file, ("seeds",)).get("seeds") if file.suffix == ".npz" else None
+    except UNREADABLE as error:
+        raise InputError(
+            key, path, f"its seeds cannot be read ({type(error).__name__})", "write the file anew"
+        ) from None
+    if seeds is None:
+        return list(range(count))
+    if seeds.dtype.kind not in "iu" or seeds.shape != (count,) or len(np.unique(seeds)) != count:
+        problem = f"its seeds are not {count} different whole numbers, one for each image"
+        raise InputError(key, path, problem, "correct them, or leave `seeds` out of the file")
+    return seeds.astype(np.int64).tolist()
 
 
 def is_record(path: str | Path) -> bool:

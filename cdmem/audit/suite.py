@@ -18,6 +18,7 @@ from cdmem.metrics.memorization.coverage import HitCoverage
 from cdmem.metrics.memorization.data_copying import CopyTest, TrainPreference, TwoSampleAccuracy
 from cdmem.metrics.memorization.extraction import AbsoluteExtraction, AdaptiveExtraction
 from cdmem.metrics.memorization.feature_likelihood import FeatureLikelihood
+from cdmem.metrics.memorization.tolerant import TolerantCopies
 from cdmem.metrics.own import plain_values, try_metric
 from cdmem.metrics.quality.efficientnet import EfficientNetLite0Features
 from cdmem.metrics.quality.features import PixelFeatures, digest_of, features_name
@@ -37,6 +38,7 @@ def build_suite(settings: AuditSettings, extractors: Sequence[nn.Module]) -> dic
             "adaptive_extraction": lambda: AdaptiveExtraction(near_duplicates=near),
             "absolute_extraction": lambda: AbsoluteExtraction(near_duplicates=near),
             "coverage": lambda: HitCoverage(settings.threshold, near),
+            "tolerant_copies": lambda: TolerantCopies(settings.threshold, near),
             "copy_detection_hog": lambda: CopyDetection(),
         }
     for module in extractors:

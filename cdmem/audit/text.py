@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 from cdmem.audit.result import AuditResult
 from cdmem.metrics.comparison.paired import TRANSFER
 from cdmem.metrics.comparison.verdict import points
 from cdmem.report.rows import CONTROLS, NOTHING, Cell, Estimate, model_table, p_value, second_opinions
-
-MAX_REACH = 3.0  # an extrapolation over more than this many times the range seen is not printed
 
 
 def _columns(rows: Sequence[Sequence[str]]) -> list[str]:
@@ -62,20 +59,8 @@ def sentences(result: AuditResult) -> list[str]:
     """What may be said of each student, and what may not: the verdicts, and the comparison at equal NFE."""
     said = []
     for m in (m for m in result.models if m.get("verdict")):
-        line = (result.distillation.get(m["name"], {}).get("extrapolation") or {}).get(str(m["nfe"]))
-        beyond = f"{m['name']}, {m['nfe']} NFE: {extrapolated(line)}" if line else ""
-        said += [m["verdict"]["statement"], beyond, m["verdict"].get("equal_nfe")]
+        said += [m["verdict"]["statement"], m["verdict"].get("equal_nfe")]
     return [sentence for sentence in said if sentence]
-
-
-def extrapolated(line: dict[str, Any]) -> str:
-    """The straight line of f_mem against rmse at rmse 0, or that it is too far away."""
-    low, high = line["rmse"]
-    span = f"rmse {low:.3f} to {high:.3f} were seen"
-    if line["reach"] > MAX_REACH:
-        return f"no extrapolation of f_mem to rmse 0, which is {line['reach']:.0f} times the seen range away ({span})."
-    interval = "{:.0f} % [{:.0f}, {:.0f}]".format(*(100 * x for x in (line["f_mem"], *line["ci95"])))
-    return f"extrapolated to rmse 0 in a straight line, f_mem {interval} ({span})."
 
 
 def print_summary(result: AuditResult) -> None:

@@ -13,7 +13,9 @@ from typing import Literal
 
 from cdmem.audit.auditor import Auditor
 from cdmem.audit.gate import check_names, detectors, judge_gate
-from cdmem.audit.generators import Generator, GivenImages, open_generators
+from cdmem.audit.generators import Generator
+from cdmem.audit.given_images import GivenImages
+from cdmem.audit.opening import open_generators
 from cdmem.audit.reference_sets import is_record, load_references
 from cdmem.audit.settings import SAMPLES, AuditSettings
 from cdmem.audit.text import print_summary
@@ -33,7 +35,9 @@ class AuditCommand(AuditSettings):
         generator: checkpoint, run folder, diffusers pipeline folder, or images.
         training_set: run folder, training_set.json, or images (folder, .zip, .npz, .npy, .parquet, idx).
         held_out: the same forms; images that were not trained on.
-        teacher: the student's teacher, for the paired comparison; looked for if null.
+        teacher: the student's teacher, for the paired comparison; looked for if null. Of images that were made
+            already: the teacher's images, paired by the `seeds` in both files, or else row by row.
+        converged: take the student as converged, on your word: what is seen now counts as the limit.
         parameterization: vp or edm, of a diffusers network without a scheduler.
         seed: sampling seed, which chooses the first sample seed.
         weights: raw or ema_<half-life>; the checkpoint's choice if null.
@@ -44,7 +48,8 @@ class AuditCommand(AuditSettings):
         grayscale: images as one channel.
         skip_unreadable: leave out pictures that cannot be read, and count them, instead of an error.
         fail_above: exit 1 when the upper 95 % bound of any copy detector exceeds this fraction.
-        gate: detectors that fail_above looks at, of f_mem, hog, efficientnet, inception; all that are measured if null.
+        gate: detectors that fail_above looks at, of f_mem, tolerant, hog, efficientnet, inception; all measured ones
+            if null.
         out: JSON file to write.
         quiet: no progress bars.
         allow_code: files may name code to run: networks and data sources of one's own.
@@ -54,6 +59,7 @@ class AuditCommand(AuditSettings):
     training_set: str
     held_out: str | None = None
     teacher: str | None = None
+    converged: bool = False
     parameterization: Literal["vp", "edm"] | None = None
     seed: int = 0
     weights: str | None = None
@@ -136,7 +142,7 @@ def run_audit(args: Sequence[str]) -> int:
         raise InputError(key, error.value, error.problem, error.hint) from None
     command.refuse_idle_options(generators)
     command = with_samples(command, generators)
-    auditor = Auditor(training_set, command, command.seed, progress=not command.quiet)
+    auditor = Auditor(training_set, command, command.seed, None, not command.quiet, command.converged)
     held_out = len(training_set.held_out_images)
     looked = detectors(command.gate, auditor.suite, held_out)
     result = auditor.run(generators, distillation)

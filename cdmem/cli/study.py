@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from cdmem.audit.text import print_summary
 from cdmem.io.atomic import owned
 from cdmem.report.build import write_report
-from cdmem.report.compare import prepare_comparison, studies_below
+from cdmem.report.compare import prepare_comparison, studies_below, write_run_level
 from cdmem.run.provenance import environment
 from cdmem.study.config import StudySettings, read_study
 from cdmem.study.parsing import help_text, quiet_libraries
@@ -54,6 +54,8 @@ def run_study(args: Sequence[str]) -> int:
     folder, sweep = run_sweep(rest, items, lambda cell: Study(read_study(cell)).digest, run_one)
     finished = studies_below(folder.path)
     if finished:
+        said = write_run_level(finished, folder / "runs.json")
+        print("\n".join(said), end="\n" * bool(said))
         print(f"comparison: {prepare_comparison(finished, folder / 'comparison.html')()}")
     failed = [cell for cell in sweep.cells if cell.status != "finished"]
     for cell in failed:

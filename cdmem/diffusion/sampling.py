@@ -6,6 +6,7 @@ made in, on the device count, or on how many network evaluations are spent. Teac
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -57,24 +58,30 @@ class NoiseSource:
 
 
 @torch.no_grad()
-def sample_ode(
+def ode_states(
     denoiser: DenoiserLike, x: Tensor, sigmas: Tensor, step: SolverStep, labels: Tensor | None = None
-) -> Tensor:
-    """Walk the probability-flow ODE down ``sigmas`` (M,), decreasing, usually ending in 0; state in float64.
+) -> Iterator[Tensor]:
+    """Walk the probability-flow ODE down ``sigmas`` (M,), decreasing: the state at each of them, float64, x first.
 
     Args:
         x: starting point at sigmas[0], (B, C, H, W).
         step: :func:`~cdmem.diffusion.solvers.heun_step` or ``euler_step``.
-
-    Returns:
-        the end point, float32, not clamped.
     """
     state = x.double()
+    yield state
     for sigma, sigma_next in zip(sigmas[:-1].tolist(), sigmas[1:].tolist()):
         hi = torch.full((len(x),), sigma, dtype=torch.float64, device=x.device)
         lo = torch.full_like(hi, sigma_next)
         state = step(denoiser, state, hi, lo, labels)
-    return state.float()
+        yield state
+
+
+def sample_ode(
+    denoiser: DenoiserLike, x: Tensor, sigmas: Tensor, step: SolverStep, labels: Tensor | None = None
+) -> Tensor:
+    """The end of :func:`ode_states`, whose ``sigmas`` usually end in 0: float32, not clamped."""
+    (end,) = deque(ode_states(denoiser, x, sigmas, step, labels), maxlen=1)
+    return end.float()
 
 
 @torch.no_grad()

@@ -47,6 +47,17 @@ class StepNoise:
         """Unit Gaussian (local_batch, *shape), float32."""
         return torch.randn((self.total, *shape), generator=self.generator, device=self.device)[self.mine]
 
+    def groups(self, size: int) -> tuple[Tensor, Tensor]:
+        """Where this part's images are when the whole batch is cut into groups of ``size`` consecutive ones: the row of
+        :meth:`group_normal` and the place in the group, (local_batch,) each."""
+        number = torch.arange(self.mine.start, self.mine.stop, device=self.device)
+        return number // size - self.mine.start // size, number % size
+
+    def group_normal(self, size: int, shape: tuple[int, ...] = ()) -> Tensor:
+        """Unit Gaussian (G, *shape), float32, for the groups that this part has images of, however the batch is cut."""
+        drawn = torch.randn((-(-self.total // size), *shape), generator=self.generator, device=self.device)
+        return drawn[self.mine.start // size : (self.mine.stop - 1) // size + 1]
+
     def choice(self, probabilities: Tensor) -> Tensor:
         """Indices (local_batch,) drawn with the given probabilities (K,)."""
         weights = probabilities.to(self.device, torch.float32)

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from torch import Tensor, nn
 
+from cdmem.diffusion.losses import Distance
 from cdmem.diffusion.preconditioning import ConsistencyFunction, Denoiser, DenoiserLike
 from cdmem.diffusion.step_noise import StepNoise
+from cdmem.errors import InputError
+
+SolverName = Literal["heun", "euler"]
+Weighting = Literal["uniform", "inverse_gap"]
 
 
 @dataclass(frozen=True)
@@ -21,12 +26,14 @@ class Progress:
         total_steps: of the whole run.
         sigma_min: the student's smallest noise level.
         sigma_max: the noise level that its samples start from.
+        mid_sigmas: the noise levels of its second, third, ... sampling step.
     """
 
     step: int
     total_steps: int
     sigma_min: float
     sigma_max: float
+    mid_sigmas: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -93,5 +100,32 @@ class DistillationMethod(ABC):
         """Move the copy after an optimizer step; ``at.step`` counts that step."""
 
     def grid_points(self) -> int:
-        """Points of the Karras grid of a pipeline that samples the student in several steps."""
+        """Points of the Karras grid at the end of the distillation, and of a pipeline that samples the student in
+        several steps."""
         return 18
+
+    @property
+    def ode_solver(self) -> SolverName | None:
+        """Solver of the teacher's ODE that the student aims at, on :meth:`grid_points` points; None where it aims at
+        something else, and so has no :mod:`ceiling <cdmem.distillation.ceiling>`."""
+        return None
+
+    def group(self, at: Progress) -> int:
+        """How many consecutive images of a batch share what the teacher does; 1: each image has its own."""
+        return 1
+
+
+def check_method(points: int, distance: object, dropout: float) -> None:
+    """Refuse settings that no method can work with.
+
+    Raises:
+        InputError: naming the first.
+    """
+    key = "model.method"
+    if points < 2:
+        raise InputError(f"{key}.points", points, "a grid needs at least 2 points", "18 is usual")
+    if not isinstance(distance, Distance):  # the parser passes a bare class path on as text
+        hint = "write {class_path: cdmem.diffusion.L2}, or the path of a Distance of yours"
+        raise InputError(f"{key}.distance", distance, "is no distance", hint)
+    if not 0 <= dropout < 1:
+        raise InputError(f"{key}.dropout", dropout, "must be in [0, 1)", "0 is usual")

@@ -15,13 +15,19 @@ from cdmem.diffusion.preconditioning import DenoiserLike
 from cdmem.diffusion.sampling import renoise
 from cdmem.diffusion.solvers import SOLVERS
 from cdmem.diffusion.step_noise import StepNoise
-from cdmem.distillation.base import CleanBatch, DistillationMethod, Progress, StudentFunctions
+from cdmem.distillation.base import (
+    CleanBatch,
+    DistillationMethod,
+    Progress,
+    SolverName,
+    StudentFunctions,
+    Weighting,
+    check_method,
+)
 from cdmem.errors import InputError
 
 # Neighbouring points of a trajectory: x0 + sigma_hi eps, one solver step further down, both levels (B,), labels.
 Pair = tuple[Tensor, Tensor, Tensor, Tensor, Tensor | None]
-SolverName = Literal["heun", "euler"]
-Weighting = Literal["uniform", "inverse_gap"]
 
 
 @dataclass(frozen=True)
@@ -61,16 +67,10 @@ class ConsistencyTraining(DistillationMethod):
 
     def __post_init__(self) -> None:
         key = "model.method"
-        if self.points < 2:
-            raise InputError(f"{key}.points", self.points, "a grid needs at least 2 points", "18 is usual")
+        check_method(self.points, self.distance, self.dropout)
         if not 1 <= self.start_points <= self.points:
             problem = f"must be 1..{key}.points={self.points}"
             raise InputError(f"{key}.start_points", self.start_points, problem, "lower it")
-        if not isinstance(self.distance, Distance):  # the parser passes a bare class path on as text
-            hint = "write {class_path: cdmem.diffusion.L2}, or the path of a Distance of yours"
-            raise InputError(f"{key}.distance", self.distance, "is no distance", hint)
-        if not 0 <= self.dropout < 1:
-            raise InputError(f"{key}.dropout", self.dropout, "must be in [0, 1)", "0 is usual")
         if self.mu != "adaptive" and not 0 <= self.mu < 1:
             hint = "0 for no target network, 0.95 for small runs"
             raise InputError(f"{key}.mu", self.mu, "must be in [0, 1)", hint)
@@ -129,6 +129,10 @@ class ConsistencyDistillation(ConsistencyTraining):
     solver: SolverName = "heun"
 
     needs_teacher: ClassVar[bool] = True
+
+    @property
+    def ode_solver(self) -> SolverName:
+        return self.solver
 
     def step_down(
         self, teacher: DenoiserLike | None, batch: CleanBatch, x_hi: Tensor, hi: Tensor, lo: Tensor

@@ -15,6 +15,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "memorization.extraction": ["AbsoluteExtraction", "AdaptiveExtraction"],
         "memorization.feature_likelihood": ["FeatureLikelihood"],
         "memorization.fraction": ["MemorizedFraction"],
+        "memorization.tolerant": ["TolerantCopies"],
         "neighbors.index": ["NearDuplicates", "NeighborMetric"],
         "quality.efficientnet": ["EfficientNetLite0Features"],
         "quality.feature_space": ["FeatureMetric"],

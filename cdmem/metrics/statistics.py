@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import ArrayLike
 from scipy import stats
 
 from cdmem.errors import InputError
@@ -31,6 +32,28 @@ class Estimate(NamedTuple):
     def record(self) -> dict[str, float | list[float]]:
         """``value`` and ``ci95``."""
         return {"value": self.value, "ci95": [self.low, self.high]}
+
+
+NORMAL_95 = 1.959963984540054
+
+
+def squared_distance_interval(value: float, variance: float, plug_in: float, biased: float) -> Estimate:
+    """95 % interval of a squared distance, of the kind of Wilson's: the variance is that of the truth in question.
+
+    The variance of a squared distance grows in proportion to it, so that estimates scatter more above the truth than
+    below, and small estimates have small standard errors: a symmetric interval misses above. This one holds
+    every theta with (value - theta)^2 <= z^2 (variance + growth (theta - value)).
+
+    Args:
+        value: the estimate.
+        variance: of it.
+        plug_in: variance by the jackknife or the delta method, which belongs to
+        biased: the squared distance between the empirical distributions; growth is their ratio.
+    """
+    growth = plug_in / biased if biased > 0 else 0.0
+    shift = NORMAL_95**2 * growth / 2
+    half = math.sqrt(NORMAL_95**2 * variance + shift**2)
+    return Estimate(value, value + shift - half, value + shift + half)
 
 
 def wilson_interval(successes: int, trials: int, confidence: float = 0.95) -> tuple[float, float]:
@@ -106,6 +129,11 @@ def mcnemar_exact(only_first: int, only_second: int) -> float:
     return 1.0 if total == 0 else float(stats.binomtest(only_first, total, 0.5).pvalue)
 
 
+def fisher_exact(yes1: int, n1: int, yes2: int, n2: int) -> float:
+    """Two-sided exact p value of two independent fractions being equal (Fisher 1934)."""
+    return float(stats.fisher_exact([[yes1, n1 - yes1], [yes2, n2 - yes2]]).pvalue)
+
+
 def holm(p_values: Sequence[float]) -> list[float]:
     """Holm's step-down adjustment (Holm 1979): adjusted p values in the given order, controlling the family's error."""
     order = sorted(range(len(p_values)), key=lambda k: p_values[k])
@@ -120,11 +148,16 @@ def benjamini_hochberg(p_values: np.ndarray, rate: float) -> np.ndarray:
     """Which hypotheses to reject at a false-discovery rate (Benjamini & Hochberg 1995): bool (m,)."""
     p = np.asarray(p_values, dtype=np.float64)
     order = np.argsort(p, kind="stable")
-    passed = np.nonzero(p[order] <= rate * np.arange(1, len(p) + 1) / len(p))[0]
+    passed = np.nonzero(p[order] <= _steps(len(p), rate))[0]
     rejected = np.zeros(len(p), dtype=bool)
     if len(passed):
         rejected[order[: passed[-1] + 1]] = True
     return rejected
+
+
+def _steps(tests: int, rate: float) -> np.ndarray:
+    """What the k-th smallest p value may be at most, k = 1..m, float64 (m,)."""
+    return rate * np.arange(1, tests + 1) / tests
 
 
 def conformal_p_values(scores: np.ndarray, control: np.ndarray) -> np.ndarray:
@@ -140,6 +173,65 @@ def conformal_p_values(scores: np.ndarray, control: np.ndarray) -> np.ndarray:
     return (1 + np.searchsorted(np.sort(control), scores, side="right")) / (len(control) + 1)
 
 
+def smallest_visible(samples: int, controls: int, rate: float) -> float | None:
+    """The least share of the samples that can be discovered by conformal p values at a false-discovery rate.
+
+    No conformal p value is below 1 / (h + 1). Benjamini and Hochberg reject k of m such samples only if
+    1 / (h + 1) <= rate k / m, so fewer than a share 1 / (rate (h + 1)) are never seen: 10 % with 1,000 controls at 1 %.
+
+    Args:
+        samples: m.
+        controls: h, held-out scores.
+        rate: false-discovery rate.
+
+    Returns:
+        None where not even m samples of the smallest p value could be discovered.
+    """
+    enough = np.nonzero(1 / (controls + 1) <= _steps(samples, rate))[0]
+    return (int(enough[0]) + 1) / samples if len(enough) else None
+
+
+def conformal_discoveries(
+    scores: np.ndarray, control: np.ndarray, rate: float, suspected: float = 0.0
+) -> dict[str, float | int | str | None]:
+    """How many samples are nearer to T than held-out images are (Benjamini-Hochberg on conformal p values), beside the
+    least share that could have been found.
+
+    Args:
+        scores: (m,), small means suspicious, at least one.
+        control: the same of held-out images, (h,).
+        rate: false-discovery rate.
+        suspected: share of the samples that another test, f_mem, calls copies.
+
+    Returns:
+        ``smallest_p``, ``discoveries``, ``false_discovery_rate``, ``held_out`` (h), ``smallest_visible``, and ``note``
+        where ``suspected`` is above 0 and below what can be seen.
+    """
+    p, least = conformal_p_values(scores, control), smallest_visible(len(scores), len(control), rate)
+    record: dict[str, float | int | str | None] = {
+        "smallest_p": float(p.min()),
+        "discoveries": int(benjamini_hochberg(p, rate).sum()),
+        "false_discovery_rate": rate,
+        "held_out": len(control),
+        "smallest_visible": least,
+    }
+    if 0 < suspected < (math.inf if least is None else least):
+        seen = "nothing" if least is None else f"no less than {100 * least:.1f} %"
+        record["note"] = (
+            f"{len(control)} held-out images show {seen} at a false-discovery rate of {100 * rate:g} %: "
+            f"f_mem of {100 * suspected:.2g} % takes {math.ceil(1 / (rate * suspected)) - 1}"
+        )
+    return record
+
+
+def median(values: ArrayLike) -> float:
+    """The median of values (m,), at least one: of an even number the mean of the two in the middle.
+
+    `torch.Tensor.median` is the lower of the two.
+    """
+    return float(np.median(np.asarray(values, dtype=np.float64)))
+
+
 def wilcoxon_signed_rank(differences: np.ndarray) -> dict[str, float]:
     """Do paired differences centre on 0? Wilcoxon's signed-rank test, zeros by Pratt's rule (Pratt 1959).
 
@@ -149,7 +241,7 @@ def wilcoxon_signed_rank(differences: np.ndarray) -> dict[str, float]:
     d = np.asarray(differences, dtype=np.float64)
     if not np.any(d):
         return {"median": 0.0, "p_value": 1.0}
-    return {"median": float(np.median(d)), "p_value": float(stats.wilcoxon(d, zero_method="pratt").pvalue)}
+    return {"median": median(d), "p_value": float(stats.wilcoxon(d, zero_method="pratt").pvalue)}
 
 
 def mean_interval(values: np.ndarray, confidence: float = 0.95) -> Estimate:

@@ -110,7 +110,8 @@ def audit_rows(summary: dict[str, Any], digest: str) -> list[dict[str, Any]]:
     """
     rows = []
     for model in summary["models"]:
-        if model["digest"] != digest:
+        # A ceiling has the teacher's weights, and is no way to sample it.
+        if model["digest"] != digest or model.get("role") == "ceiling":
             continue
         row = {name: model.get(name) for name in PAIR}
         row |= {"method": _word(model["method"]), "nfe": int(model["nfe"]), "samples": int(model["samples"])}

@@ -14,6 +14,7 @@ from cdmem.errors import InputError
 from cdmem.models.flops import counting_flops, noisy
 from cdmem.training.datamodule import MemorizationDataModule
 from cdmem.training.module import DiffusionModule
+from cdmem.training.student import Student
 
 STEPS, LEAST = 20, 3  # at most so many are timed; a batch is chosen so that the time allows the fewest
 Clock = Callable[[], float]
@@ -36,6 +37,29 @@ class Speed:
     images: int
     steps: int
     device: str
+
+
+@dataclass(frozen=True)
+class StepCosts:
+    """What a training step asks for.
+
+    Attributes:
+        image: FLOPs of each image of the batch.
+        start: FLOPs of what ``group`` consecutive images of the batch share, beside their own; 0 if they share nothing.
+        group: see :meth:`cdmem.distillation.DistillationMethod.group`.
+        optimizer: bytes of the optimizer's state after a step.
+    """
+
+    image: int
+    start: int
+    group: int
+    optimizer: int
+
+    def flops(self, images: int, parts: int = 1) -> int:
+        """Of a batch that is worked off in so many parts of ``images`` each."""
+        ends = [(k * images, (k + 1) * images - 1) for k in range(parts)]
+        starts = sum(last // self.group - first // self.group + 1 for first, last in ends)
+        return parts * images * self.image + starts * self.start
 
 
 class StepTimer(pl.Callback):
@@ -77,23 +101,28 @@ def train(
     return run
 
 
-def step_costs(model: DiffusionModule, data: MemorizationDataModule) -> tuple[int, int]:
+def step_costs(model: DiffusionModule, data: MemorizationDataModule) -> StepCosts:
     """What a training step costs: all that the loss asks of student, target and teacher, and the way back.
-
-    Returns:
-        FLOPs per image, and bytes of the optimizer's state after it.
 
     Raises:
         InputError: the optimizer cannot take a step.
     """
+    one, run = _one_step(model, data, 1)
+    group = model.method.group(model.progress(0)) if isinstance(model, Student) else 1
+    image = one if group == 1 else _one_step(model, data, 2)[0] - one
+    state = [value for values in run.optimizers[0].state.values() for value in values.values()]
+    return StepCosts(image, one - image, group, sum(t.nbytes for t in state if isinstance(t, torch.Tensor)))
+
+
+def _one_step(model: DiffusionModule, data: MemorizationDataModule, images: int) -> tuple[int, pl.Trainer]:
+    """FLOPs of a step of so many images, and the trainer that took it."""
     try:
         with counting_flops() as counter:
-            run = train(model, data, 1, StepTimer(1, 0.0), accelerator="cpu")
+            run = train(model, data, images, StepTimer(1, 0.0), accelerator="cpu")
     except (RuntimeError, TypeError, ValueError, AssertionError) as error:
         problem = f"no step can be taken ({type(error).__name__}: {error})"
         raise InputError("model.optimization.optimizer", model.optimization.optimizer, problem, "use another") from None
-    state = [value for values in run.optimizers[0].state.values() for value in values.values()]
-    return counter.get_total_flops(), sum(t.nbytes for t in state if isinstance(t, torch.Tensor))
+    return counter.get_total_flops(), run
 
 
 def measure(

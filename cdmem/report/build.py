@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,28 +11,43 @@ import yaml
 
 from cdmem.report import figures, pictures
 from cdmem.report.page import Page, Section, Table, Text, Verdict, write
-from cdmem.report.rows import CONTROLS, NOTHING, model_label, model_table, number, p_value, points, second_opinions
+from cdmem.report.rows import (
+    CONTROLS,
+    NOTHING,
+    model_label,
+    model_table,
+    number,
+    p_value,
+    percent,
+    points,
+    second_opinions,
+)
 from cdmem.report.run_data import RunData, as_recorded, read_run
 
 PAGE = "report.html"
 HEADLINES = {
     None: "No student was audited beside its teacher.",
     "reduced": "The student sheds memorised training images that its teacher reproduces.",
+    "transient": "The student reproduces fewer training images than its teacher, but only until it has learnt enough.",
     "unchanged": "The student reproduces training images as often as its teacher.",
-    "amplified": "The student reproduces more training images than its teacher.",
+    "amplified": "The student reproduces training images more often than its teacher.",
+    "amplified, of fewer images": "The student reproduces fewer training images than its teacher, but more often.",
     "not_distilled": "The student was not distilled: nothing can be said about memorisation.",
     "nothing_to_transfer": "The teacher memorises no more than the control: there is nothing to transfer.",
 }
 CHECKS = {
-    "amplitude": "variance ratio within 0.9–1.1",
+    "amplitude": "variance ratio of the images within 0.9–1.1",
     "rmse_not_rising": "rmse to the teacher not rising",
     "teacher_above_control": "teacher memorises more than held-out images do",
-    "converged": "f_mem and rmse had stopped moving",
-    "significant": "difference significant (Holm)",
-    "below": "below the teacher on the same seeds",
-    "below_if_it_went_on": "still below after as much distillation again",
-    "below_at_recognition": "below at the threshold at which copies are recognised",
-    "below_at_equal_noise": "below the teacher at equal nearest-image noise",
+    "seeds_belong_together": "a seed means the same for student and teacher",
+    "difference": "f_mem differs from the teacher's",
+    "for_tolerant_copies": "tolerant copies differ in the same direction",
+    "limit_of_tolerant_copies": "tolerant copies have the same limit",
+    "where_recognised": "differs at the threshold at which copies are recognised",
+    "at_equal_noise": "differs at equal noise",
+    "as_real_as_teacher": "no farther from held-out images than the teacher",
+    "no_damaged_copies": "the difference does not consist of damaged copies",
+    "outlasts_a_slow_phase": "still below after a phase at a lower learning rate",
 }
 
 
@@ -89,9 +104,17 @@ def confounds(run: RunData) -> list[Table]:
         "against the teacher at equal NFE": [points(_at(p, "equal_nfe", "difference")) for p in pairs],
         "at recognition (points)": [points(_at(p, "matched", "recognised")) for p in pairs],
         "copies recognised below d1/d2 =": [number(_at(p, "matched", "recognised_at")) for p in pairs],
-        "noise given to the teacher (grey levels)": [number(_at(p, "matched", "noise"), 1) for p in pairs],
-        "f_mem of the noisy teacher": [number(_at(p, "matched", "teacher_f_mem")) for p in pairs],
-        "against the noisy teacher (points)": [points(_at(p, "matched", "difference")) for p in pairs],
+        "tolerant copies (points)": [points(p.get("tolerant")) for p in pairs],
+        "in the limit (points)": [points(_limit(m)) for m in students],
+        "noise given to the sharper side (grey levels)": [number(_at(p, "matched", "noise"), 1) for p in pairs],
+        "f_mem of the noised side": [number(_at(p, "matched", "f_mem")) for p in pairs],
+        "at equal noise (points)": [points(_at(p, "matched", "difference")) for p in pairs],
+        "different images, teacher": [_count(p, "teacher") for p in pairs],
+        "different images, student": [_count(p, "student") for p in pairs],
+        "seeds lost": [str(_at(p, "lost_seeds", "count") or 0) for p in pairs],
+        "of them nearest to the same image": [str(percent(_at(p, "lost_seeds", "nearest_to_same"))) for p in pairs],
+        "that by chance": [number(_at(p, "lost_seeds", "chance")) for p in pairs],
+        "of them damaged copies": [str(percent(_at(p, "lost_seeds", "damaged"))) for p in pairs],
         "same image where both memorise": [number(_at(p, "identity", "same")) for p in pairs],
         "the same by chance": [number(_at(p, "identity", "chance")) for p in pairs],
         "median log d1/d2, student minus teacher": [number(_at(p, "log_ratio", "median")) for p in pairs],
@@ -102,6 +125,18 @@ def confounds(run: RunData) -> list[Table]:
     }
     rows += [[text, *cells] for text, cells in numbers.items()]
     return [Table(["check", *map(model_label, students)], rows)] if students else []
+
+
+def _limit(m: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """A student's limit, if there is one."""
+    limit = _at(m.get("verdict"), "limit")
+    return limit if limit and "value" in limit else None
+
+
+def _count(pair: Mapping[str, Any], side: str) -> str:
+    """How many different images one side copies."""
+    count = _at(pair, "images", side)
+    return NOTHING if count is None else str(count)
 
 
 def _at(record: Any, *path: str) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import re
@@ -15,6 +16,7 @@ import numpy as np
 
 from cdmem.errors import InputError
 from cdmem.io.paths import usable_path
+from cdmem.metrics.comparison.runs import LEAST_RUNS
 from cdmem.metrics.statistics import mean_interval
 from cdmem.report import charts
 from cdmem.report.build import headline
@@ -23,6 +25,7 @@ from cdmem.report.figures import kind_of
 from cdmem.report.page import Figure, Link, Page, Section, Table, write
 from cdmem.report.rows import NOTHING, Cell, Estimate, model_label, number, percent, points
 from cdmem.report.run_data import SUMMARY, RunData, as_recorded, read_run
+from cdmem.report.run_level import verdicts_over_runs
 
 SEED = "seed"
 SILENT = ("run_dir", "threads", "wandb", "audit")
@@ -130,6 +133,7 @@ def render(runs: Sequence[RunData], root: Path) -> Page:
         lead=[" ".join(lead)],
         sections=[
             *(Section(f"by{k}", f"Against {key}", list(_against(runs, key, distance))) for k, key in enumerate(swept)),
+            Section("runs", "Over runs", _over_runs(runs, swept)),
             Section("means", "Over seeds", _means(runs, swept, distance)),
             Section("studies", "Every study", [_studies(runs, keys, distance, root)]),
         ],
@@ -150,11 +154,29 @@ def _against(runs: Sequence[RunData], key: str, distance: str) -> Iterator[Figur
             yield Figure(chart, f"{ylabel} against {key}: mean over seeds, 95 % interval with the run as unit.")
 
 
-def _means(runs: Sequence[RunData], swept: Sequence[str], distance: str) -> list[Table]:
-    """Mean over repetitions of every setting, with the run as unit; nothing without repetitions."""
+def by_setting(runs: Sequence[RunData], swept: Sequence[str]) -> dict[tuple[str, ...], list[RunData]]:
+    """Runs that differ in their seed alone, by the values of the swept keys."""
     groups: dict[tuple[str, ...], list[RunData]] = defaultdict(list)
     for run in runs:
         groups[tuple(str(settings(run).get(k)) for k in swept)].append(run)
+    return groups
+
+
+def _over_runs(runs: Sequence[RunData], swept: Sequence[str]) -> list[Table]:
+    """The verdict over the runs of every setting; nothing without repetitions."""
+    groups = by_setting(runs, swept)
+    if max(map(len, groups.values())) < LEAST_RUNS:
+        return []
+    rows: list[list[Cell]] = []
+    for setting, label, verdict in verdicts_over_runs(groups):
+        said = verdict if isinstance(verdict, str) else verdict.sentence(label)
+        rows.append([*setting, label, "-" if isinstance(verdict, str) else verdict.claim.replace("_", " "), said])
+    return [Table([*swept, "model", "verdict", "in words"], rows, "Verdicts with the run as unit: docs/verdict.md.")]
+
+
+def _means(runs: Sequence[RunData], swept: Sequence[str], distance: str) -> list[Table]:
+    """Mean over repetitions of every setting, with the run as unit; nothing without repetitions."""
+    groups = by_setting(runs, swept)
     if max(map(len, groups.values())) < 2:
         return []
     rows: list[list[Cell]] = []
@@ -197,6 +219,31 @@ def _studies(runs: Sequence[RunData], keys: Sequence[str], distance: str, root: 
     head = ["study", *keys, "model", "f_mem [95 %]", "against teacher (points)", f"{distance} to H"]
     text = "Click a heading to sort. Intervals within a study are over seeds of samples."
     return Table([*head, "variance ratio", "verdict"], rows, text, sortable=True)
+
+
+def write_run_level(folders: Sequence[Path], path: Path) -> list[str]:
+    """Write the verdicts over runs as JSON, one a setting and student; sentences for people, none without repetitions.
+
+    Args:
+        folders: of finished studies.
+        path: of the file.
+    """
+    with as_recorded(*folders):
+        runs = [read_run(f) for f in folders]
+        swept = [key for key in differing(runs) if key != SEED]
+        groups = by_setting(runs, swept)
+        if max(map(len, groups.values()), default=0) < 2:
+            return []
+        verdicts = verdicts_over_runs(groups)
+    records, said = [], []
+    for setting, label, verdict in verdicts:
+        about = {"setting": dict(zip(swept, setting)), "model": label}
+        records.append(about | ({"unavailable": verdict} if isinstance(verdict, str) else verdict.record()))
+        words = verdict if isinstance(verdict, str) else verdict.sentence(label)
+        where = ", ".join(f"{key}={value}" for key, value in zip(swept, setting))
+        said.append(f"{where}: {words}" if where else words)
+    write(path.parent, path.name, json.dumps(records, indent=2) + "\n")
+    return said
 
 
 def prepare_comparison(folders: Sequence[Path], path: Path) -> Callable[[], Path]:

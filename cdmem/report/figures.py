@@ -39,10 +39,13 @@ def _followed(run: RunData, stage: Stage) -> list[tuple[str, str, str]]:
 
 
 def along_training(run: RunData) -> Iterator[Figure]:
-    """f_mem and quality against the step; f_mem against rmse; f_mem against quality."""
+    """f_mem, tolerant copies and quality against the step; f_mem against rmse; f_mem against quality."""
     for stage in run.stages:
-        yield from _against_step(run, stage, "memorization/f_mem", "memorised fraction", percent=True)
-        yield from _against_step(run, stage, f"quality/{run.distance}", f"{run.distance} to held-out images")
+        yield from _against_step(run, stage, "f_mem", "memorization/f_mem", "memorised fraction", percent=True)
+        tolerant = "memorization/tolerant_copies"
+        yield from _against_step(run, stage, "tolerant", tolerant, "fraction of tolerant copies", percent=True)
+        distance = f"quality/{run.distance}"
+        yield from _against_step(run, stage, "quality", distance, f"{run.distance} to held-out images")
     more = " A curve that still climbs to the left would bring copies back with more distillation."
     yield from _against(run, "rmse", "distillation/rmse_to_teacher", "rmse to the teacher's endpoints", more)
     yield from _against(run, "tradeoff", f"quality/{run.distance}", f"{run.distance} to held-out images")
@@ -62,7 +65,9 @@ def _learning_rates(run: RunData) -> Iterator[Figure]:
             yield Figure(chart, f"{label} along training.")
 
 
-def _against_step(run: RunData, stage: Stage, key: str, ylabel: str, *, percent: bool = False) -> Iterator[Figure]:
+def _against_step(
+    run: RunData, stage: Stage, name: str, key: str, ylabel: str, *, percent: bool = False
+) -> Iterator[Figure]:
     """A logged number of one stage against the optimizer step, with its interval where that was logged, too."""
     series = []
     for suffix, label, kind in _followed(run, stage):
@@ -71,10 +76,10 @@ def _against_step(run: RunData, stage: Stage, key: str, ylabel: str, *, percent:
         if x:
             series.append(Series(label, kind, x, y, *((low, high) if low_x == high_x == x else ())))
     if series:
-        name = f"{'f_mem' if percent else 'quality'}_{stage.name[:NAME]}"
         marks = [(stage.mark(k), k) for k in ("tau_gen", "tau_mem") if stage.mark(k)]
         alt = f"{ylabel} of {stage.name} against training step"
-        chart = charts.curves(name, series, "optimizer step", ylabel, percent=percent, marks=marks, alt=alt)
+        file = f"{name}_{stage.name[:NAME]}"
+        chart = charts.curves(file, series, "optimizer step", ylabel, percent=percent, marks=marks, alt=alt)
         yield Figure(chart, f"{stage.name}: {ylabel} along training{' (95 % band)' * percent}.")
 
 
@@ -116,7 +121,7 @@ def distributions(run: RunData) -> Iterator[Figure]:
     series = [
         Series(model_label(m), kind_of(m, run.students), GRID, m["ratio_cdf"])
         for m in run.models
-        if m.get("ratio_cdf") and m["method"] != "euler"
+        if m.get("ratio_cdf") and m["method"] != "euler" and m["role"] not in ("ceiling", "teacher_ladder")
     ]
     held = (run.summary.get("control") or {}).get("heldout_f_mem") or {}
     if held.get("ratio_cdf"):

@@ -39,6 +39,25 @@ def number(value: object, digits: int = 3) -> str:
     return f"{value:.{digits}f}"
 
 
+def bounded(record: Mapping[str, Any], key: str, digits: int = 3) -> str:
+    """:func:`number`; ``>= 1.027`` or ``<= 0.310`` where a metric is unbounded and one end of its interval is not."""
+    for unbounded, end, sign in (("inf", "low", ">="), ("-inf", "high", "<=")):
+        bound = number(record.get(f"{key}_{end}"), digits)
+        if record.get(key) == unbounded and bound not in (NOTHING, *UNBOUNDED):
+            return f"{sign} {bound}"
+    return number(record.get(key), digits)
+
+
+def discoveries(conformal: Mapping[str, Any] | None) -> str:
+    """``0 (10.0 %)``: samples nearer to T than held-out images are, and the least share of them that could be seen."""
+    if not conformal:
+        return NOTHING
+    count, least = number(conformal.get("discoveries"), 0), conformal.get("smallest_visible")
+    if "smallest_visible" not in conformal:  # a record of before
+        return count
+    return f"{count} ({'never' if least is None else f'{100 * least:.1f} %'})"
+
+
 def percent(fraction: Mapping[str, Any] | None) -> Cell:
     """``93.1 % [91.9, 94.1]``."""
     return _estimate(fraction, unit=" %")
@@ -100,6 +119,7 @@ def model_table(summary: Mapping[str, Any]) -> tuple[list[str], list[list[Cell]]
 
 SECOND_OPINIONS = (  # label, metric, its key, key of its value for held-out images, digits
     ("adaptive extraction", "adaptive_extraction", "extracted", None, 3),
+    ("tolerant copies", "tolerant_copies", "copied", "heldout_rate", 3),
     ("HOG copies", "copy_detection_hog", "copied", "heldout_rate", 3),
     ("EfficientNet copies", "copy_detection_efficientnet", "copied", "heldout_rate", 3),
     ("Inception copies", "copy_detection_inception", "copied", "heldout_rate", 3),
@@ -111,7 +131,7 @@ SECOND_OPINIONS = (  # label, metric, its key, key of its value for held-out ima
     ("precision", "manifold_{f}", "precision", None, 3),
     ("recall", "manifold_{f}", "recall", None, 3),
     ("coverage", "manifold_{f}", "coverage", None, 3),
-    ("Chao1", "coverage", "chao1", None, 1),
+    ("Chao1, at least", "coverage", "chao1_low", None, 0),
     ("duplication slope", "coverage", "duplication_slope", None, 3),
 )
 
@@ -123,8 +143,11 @@ def second_opinions(summary: Mapping[str, Any]) -> list[list[str]]:
     rows = []
     for label, metric, key, baseline, digits in SECOND_OPINIONS:
         records = [m.get(metric.format(f=features(summary))) or {} for m in metrics]
-        cells = [number(r.get(key), digits) for r in records]
+        cells = [bounded(r, key, digits) for r in records]
         baselines = [number(r.get(baseline)) for r in records if baseline]
         if any(cell != NOTHING for cell in cells):
             rows.append([label, *cells, next((b for b in baselines if b != NOTHING), NOTHING)])
+    found = [discoveries(m.get("conformal")) for m in summary["models"]]
+    if any(cell != NOTHING for cell in found):
+        rows.append(["beyond H (seen from)", *found, NOTHING, NOTHING])
     return rows

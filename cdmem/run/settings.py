@@ -50,7 +50,12 @@ APPLIED_KEYS = (
 )
 OTHER_STATE = "model.init_args.optimization.optimizer.class_path"  # whose state another optimizer cannot take up
 # Settings that folders of earlier versions lack, with the value that leaves everything as it was there.
-LATER_KEYS = {"model.init_args.compile": False, "model.init_args.label_dropout": 0.0}
+LATER_KEYS = {
+    "model.init_args.compile": False,
+    "model.init_args.label_dropout": 0.0,
+    "model.init_args.optimization.cooldown_steps": 0,
+    "model.init_args.optimization.cooldown_to": 0.1,
+}
 
 
 class Change(NamedTuple):

@@ -22,6 +22,7 @@ from cdmem.run.settings import flatten
 from cdmem.study.consent import check_consent
 from cdmem.study.diagnosis import no_setting
 from cdmem.study.parsing import config_name, one_value, options, read_settings
+from cdmem.study.until import Until, read_until
 
 STAGE = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]{0,60}")  # a student's name is a folder and the start of its overrides
 
@@ -73,6 +74,7 @@ class StudyConfig:
         seed: everything derives from it.
         stages: stage name -> (config file, overrides); the teacher first.
         audit: settings of the audit.
+        until: of the students that are distilled until their claim is decided.
         raw: the merged settings, for the record.
         unfinished: stages that ran out of time are taken as they are.
         said: the command line, as the user gave it.
@@ -83,6 +85,7 @@ class StudyConfig:
     stages: dict[str, tuple[Path, dict[str, Any]]]
     audit: AuditSettings
     raw: dict[str, Any]
+    until: dict[str, Until] = field(default_factory=dict)
     unfinished: bool = False
     said: tuple[str, ...] = ()
 
@@ -156,7 +159,9 @@ def _checked(path: Path, raw: dict[str, Any]) -> StudyConfig:
         given = given | {"samples": SAMPLES}
     audit = read_settings(AuditSettings, given, "audit")
     run_dir = settings.run_dir or f"runs/{config_name(path)}"
-    return StudyConfig(run_dir, settings.seed, stages, audit, raw, settings.allow_unfinished)
+    students = {name: raw["students"][name] for name in stages if name != "teacher"}
+    until = {name: read_until(s["until"], name) for name, s in students.items() if s.get("until") is not None}
+    return StudyConfig(run_dir, settings.seed, stages, audit, raw, until, settings.allow_unfinished)
 
 
 def _stages(path: Path, raw: dict[str, Any]) -> dict[str, tuple[Path, dict[str, Any]]]:
@@ -174,7 +179,7 @@ def _stages(path: Path, raw: dict[str, Any]) -> dict[str, tuple[Path, dict[str, 
         if not config.is_file():
             hint = "paths are relative to the study file"
             raise InputError(f"{name}.config", value["config"], f"no file {config}", hint)
-        own = {k: v for k, v in value.items() if k != "config"}
+        own = {k: v for k, v in value.items() if k not in ("config", "until")}
         stages[name] = (config, {k: v for k, v in {**flatten(shared), **flatten(own)}.items() if k})
     if len(stages) < 2:
         raise InputError("students", raw.get("students"), "a study needs a student", "students: {student: file.yaml}")

@@ -39,8 +39,9 @@ ASIDES = (
 )
 PRESETS = """Presets of --model.method: configs/methods/small.yaml, stable at small batch, the defaults;
 configs/methods/cm.yaml, CIFAR-10 of Song et al. 2023, no target network, 800,000 steps of 512 there;
-configs/methods/ict.yaml, Song & Dhariwal 2023, a grid that grows from 10 to 1280 intervals over the run, for long runs
-(docs/configs.md). Settings of a model: --model.help cdmem.training.Student."""
+configs/methods/ict.yaml, Song & Dhariwal 2023, a grid that grows from 10 to 1280 intervals over the run, for long runs;
+configs/methods/regression.yaml, a control, regression along the teacher's trajectories (docs/configs.md).
+Settings of a model: --model.help cdmem.training.Student."""
 UNKNOWN = re.compile(r"(?:unrecognized arguments?: -*|nested key ')([\w.+]+)(?:[ =](\S+))?", re.IGNORECASE)
 KEY = re.compile(r'(?:Parser key "|are required: )([\w.]+)')
 NESTED = re.compile(r"NestedArg\(key='([\w.]+)', val='?([^')]*)")

@@ -14,12 +14,13 @@ from cdmem.data.subset import TrainingSet
 from cdmem.errors import InputError
 from cdmem.models.flops import activations, forward_flops, memory, on_meta, parameters
 from cdmem.models.load import load_teacher, load_trained
-from cdmem.models.speed import measure, step_costs
+from cdmem.models.speed import StepCosts, measure, step_costs
 from cdmem.study.config import StudyConfig, stage_arguments
 from cdmem.study.stage import Stage, build
 from cdmem.study.study import check_parts
 from cdmem.training.engine import NAMES as PRECISION_NAMES
 from cdmem.training.frozen_teacher import ANALYTIC
+from cdmem.training.ladder import ladder_steps
 from cdmem.training.student import DistillationData, Student
 from cdmem.training.teacher import DiffusionTeacher
 
@@ -119,10 +120,11 @@ def plan_stage(
     evaluations = _evaluations(stage, evaluation, devices)
     if isinstance(model, Student):
         model.seen = DistillationData()  # a pool of the teacher's samples is counted above; T replaces it in real steps
-    step, state = step_costs(model, data)
-    used = memory(model, devices, machine["precision"], state) | {"activations": kept}
-    rates = _rates(stage, machine, settings, (step, evaluation))
-    training, extra = step * batch * steps, sum(evaluations["flops"].values())
+    costs = step_costs(model, data)
+    used = memory(model, devices, machine["precision"], costs.optimizer) | {"activations": kept}
+    rates = _rates(stage, machine, settings, costs, evaluation)
+    step = costs.flops(micro, batch // micro)
+    training, extra = step * steps, sum(evaluations["flops"].values())
     hours = (training / rates["training"] + extra / rates["evaluation"]) / TERA_HOUR
     sizes = {"n": len(t.images), "rows": t.rows, "held_out": len(t.held_out_images)}
     return {
@@ -134,7 +136,7 @@ def plan_stage(
         "parameters": numbers,
         "parameters_total": sum(numbers.values()),
         "evaluation_flops": evaluation,
-        "step_flops": step * batch,
+        "step_flops": step,
         "steps": steps,
         "batch": batch,
         "micro_batch": micro,
@@ -196,9 +198,9 @@ def _evaluations(stage: PlannedStage, each: int, devices: int) -> dict[str, Any]
 
 
 def _rates(
-    stage: PlannedStage, machine: dict[str, Any], settings: PlanSettings, flops: Sequence[int]
+    stage: PlannedStage, machine: dict[str, Any], settings: PlanSettings, costs: StepCosts, evaluation: int
 ) -> dict[str, Any]:
-    """TFLOP/s of one device, stated or of real steps on this machine; ``flops`` per image of a step, an evaluation."""
+    """TFLOP/s of one device, stated or of real steps on this machine; ``evaluation`` is FLOPs of one, per image."""
     if settings.tflops is not None:
         return {"training": settings.tflops, "evaluation": settings.tflops, "source": "stated, not measured"}
     cpu = machine["accelerator"] == "cpu" or not torch.accelerator.is_available()
@@ -208,7 +210,7 @@ def _rates(
     speed = measure(stage.model, stage.datamodule, images, settings.seconds, precision=precision, **trainer)
     source = f"measured here ({speed.device}) in {speed.steps} steps of {speed.images} images"
     source += "" if speed.images == images else f", scaled to {images}"
-    step, evaluation = flops
+    step = costs.flops(speed.images) / speed.images
     rates = {"training": step / speed.step / 1e12, "evaluation": evaluation / speed.evaluation / 1e12}
     return rates | {"source": source}
 
@@ -223,14 +225,19 @@ def plan_study(config: StudyConfig, settings: PlanSettings) -> tuple[list[dict[s
     check_parts(stages)
     share = replace(settings, seconds=settings.seconds / len(stages))
     teacher: DiffusionTeacher = stages["teacher"].model
+    run = stages["teacher"].trainer
+    rungs = {step for c in run.callbacks for step in ladder_steps(run.max_steps, getattr(c, "keep_ladder", 0))}
     plans = {"teacher": plan_stage("teacher", stages.pop("teacher"), share)}
     plans |= {name: plan_stage(name, stage, share, teacher) for name, stage in stages.items()}
-    samples, mids, nfes = config.audit.samples, set(), {"teacher": [teacher.sampler().nfe]}
+    samples, mids, nfes, ceilings = config.audit.samples, set(), {"teacher": [teacher.sampler().nfe]}, []
     for name, student in ((name, stage.model) for name, stage in stages.items()):
         nfes[name] = config.audit.nfe or student.default_nfe
         mids |= {tuple(student.sampler(nfe).mid_sigmas) for nfe in nfes[name]}
-    # The teacher by Euler steps at every student's own levels.
+        ceilings += [student.ceiling(teacher.function(), nfe) for nfe in nfes[name]]
+    # The teacher by Euler steps at every student's own levels, and down every student's own grid.
     nfes["teacher"] += [teacher.few_step_sampler(levels).nfe for levels in mids]
+    nfes["teacher"] += [sampler.evaluations for sampler in ceilings if sampler is not None]
+    nfes["teacher"] += [teacher.sampler().nfe] * len(rungs)
     work = {name: samples * sum(nfe) * plans[name]["evaluation_flops"] for name, nfe in nfes.items()}
     hours = sum(work[name] / plan["rates"]["evaluation"] for name, plan in plans.items()) / TERA_HOUR
     audit = {"samples": samples, "evaluations": samples * sum(map(sum, nfes.values())), "work": work}

@@ -56,6 +56,7 @@ from cdmem.study.start import (
 from cdmem.study.trainer_options import check_trainer_options, give_folder
 from cdmem.tracking.jsonl import JsonlLogger
 from cdmem.tracking.wandb import teacher_link, wandb_logger
+from cdmem.training.checkpoint import resumable_checkpoint
 from cdmem.training.checkpoint_callback import DurableCheckpointIO, RunCheckpoint
 from cdmem.training.datamodule import MemorizationDataModule
 from cdmem.training.ending import TimeLimit, ending_of
@@ -69,7 +70,6 @@ from cdmem.training.trial import try_model
 with contextlib.suppress(ModuleNotFoundError):
     import callbacks  # noqa: F401  (the one place that looks callbacks up: short class names in configs)
 
-OPTIMIZATION = "model.init_args.optimization"
 DERIVED_MODEL_SEEDS = ("training", "sampling")
 MAX_THREADS = 256
 set_parsing_settings(omegaconf_absolute_to_relative_paths=True)
@@ -201,8 +201,7 @@ class Stage(LightningCLI):
             # Its own checkpoints (hpc_ckpt_*.ckpt) would take precedence over newer ones of ours; see docs/clusters.md.
             cluster.auto_requeue = False
         check_launch(trainer, s.data.batch_size)
-        if trainer.max_steps < 1:
-            raise InputError("trainer.max_steps", trainer.max_steps, "the stream of images never ends", "set a number")
+        self.model.optimization.phases(trainer.max_steps)  # or there is no such schedule
         return trainer
 
     @staticmethod
@@ -255,10 +254,10 @@ class Stage(LightningCLI):
         """Raises InputError where the run folder was made with settings that cannot change on the way."""
         if self.command != "fit" or self.settings.trainer.fast_dev_run:
             return
-        changed = {c.key: c.old for c in check_changes(Start(), self.folder, self.record, self.said)}
-        schedule, length = self.model.optimization, changed.get("trainer.max_steps")
-        if length and self.folder.last_checkpoint.is_file() and f"{OPTIMIZATION}.schedule" not in changed:
-            schedule.continued(schedule.phases(length), 0, self.trainer.max_steps)
+        changed = {c.key for c in check_changes(Start(), self.folder, self.record, self.said)}
+        last = resumable_checkpoint(self.folder.path) if "trainer.max_steps" in changed else None
+        if last is not None:
+            self._continue_schedule(Start(*last))
 
     def execute(self) -> None:
         """Check the folder and the checkpoint, then hand over to Lightning."""

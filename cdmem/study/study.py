@@ -6,24 +6,29 @@ import copy
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 import yaml
 
 from cdmem.audit.auditor import Auditor
-from cdmem.audit.distillation_curve import distillation_record
-from cdmem.audit.generators import study_generators
+from cdmem.audit.distillation_curve import distillation_record, spent_error
+from cdmem.audit.generators import Generator, study_generators
+from cdmem.audit.opening import copies_of
 from cdmem.audit.result import AuditResult
+from cdmem.audit.settings import AuditSettings
 from cdmem.data.counts import report
 from cdmem.errors import InputError
 from cdmem.run.folder import CONFIG, RunFolder
 from cdmem.run.settings import deciding
 from cdmem.study.config import UNFINISHED, StudyConfig, stage_arguments
+from cdmem.study.rounds import Rounds
 from cdmem.study.stage import Stage, build
 from cdmem.study.start import command_line
 from cdmem.study.trial import try_study
+from cdmem.study.until import Until
 from cdmem.tracking.wandb import finish_wandb
 from cdmem.training.student import Student
 from cdmem.training.teacher import DiffusionTeacher
@@ -56,6 +61,7 @@ class Study:
         for stage in self.stages.values():
             stage.leave_distilled = config.unfinished
             stage.check_folder()
+        self.rounds = {name: self._rounds(name, until) for name, until in config.until.items()}
         self.record = self._record()
         self._earlier_audit()  # what is none is refused before anything is written
 
@@ -78,9 +84,12 @@ class Study:
         """All stages, then the audit; finished parts are skipped."""
         if not (self.folder / CONFIG).is_file():
             self.stages["teacher"].begun = self._write_settings  # for whoever goes on before this stage has ended
-        for number, (name, stage) in enumerate(self.stages.items(), 1):
+        for number, (name, stage) in enumerate(list(self.stages.items()), 1):
             print(f"[{number}/{len(self.stages) + 1}] {name}", flush=True)
-            stage.execute()
+            if name in self.rounds:
+                stage = self.stages[name] = self.rounds[name].run()
+            else:
+                stage.execute()
             finish_wandb()
             self._check_ending(name, stage)
             if number == 1 and stage.trainer.is_global_zero:
@@ -103,6 +112,23 @@ class Study:
             hint = f"give the same command again, or take it as it is: {command_line(self.config.said)} {UNFINISHED}"
             raise InputError(name, ending.step, f"{ending} of {stage.trainer.max_steps}", hint)
 
+    def _rounds(self, name: str, until: Until) -> Rounds:
+        """The rounds of a student that is distilled until its claim is decided."""
+
+        def make(further: Sequence[str]) -> Stage:
+            finish_wandb()
+            return build("fit", [*stage_arguments(self.config, name), *further], said=self.config.said)
+
+        return Rounds(name, until, self.stages[name], make, lambda error: self._judged(name, error))
+
+    def _judged(self, name: str, error: float) -> dict[str, Any]:
+        """Verdicts of a student as it stands, by NFE."""
+        settings = replace(self.config.audit, metrics=["quality"])
+        generators = study_generators(self.config.run_dir, [name], settings.nfe, settings.torch_device)
+        asked = [g for g in generators if g.role in ("teacher", "student")]
+        result = self._audited(asked, settings, None, {name: error})
+        return {str(m["nfe"]): m["verdict"] for m in result.models if m["name"] == name}
+
     # ---- audit --------------------------------------------------------------------------------------------------
 
     def audit(self) -> AuditResult:
@@ -119,18 +145,30 @@ class Study:
         key = [[g.name, g.method, g.sampler.nfe, g.weights, g.step] for g in generators]
         endings = {name: ending for name, s in self.stages.items() if (ending := s.folder.ending())}
         old = self._earlier_audit()
-        if old is not None and _audited(old) == key and old.settings.get("asked") == settings.asked():
+        if old is not None and _generators(old) == key and old.settings.get("asked") == settings.asked():
             return old
-        seed = teacher.model.sampling_seed
-        auditor = Auditor(teacher.datamodule.training_set, settings, seed, folder=self.folder)
-        records = {n: distillation_record(RunFolder(self.folder / n), settings.threshold) for n in students}
-        result = auditor.run(generators, records)
+        errors = {name: spent_error(RunFolder(self.folder / name)) for name in students}
+        result = self._audited(generators, settings, self.folder, errors)
         result.notes += report(teacher.datamodule.training_set.provenance, "training_set", "held_out")
         result.stages = {name: ending.plain() for name, ending in endings.items()}
         short = [(name, ending) for name, ending in endings.items() if ending.ended != "max_steps"]
         result.notes += [f"{name} {ending}" for name, ending in short]
         self.folder.write_text("audit/summary.json", result.to_json())
         return result
+
+    def _audited(
+        self,
+        generators: Sequence[Generator],
+        settings: AuditSettings,
+        folder: RunFolder | None,
+        errors: Mapping[str, float],
+    ) -> AuditResult:
+        """Generators of this study, measured; ``errors`` of the intervals by student."""
+        teacher = self.stages["teacher"]
+        training_set, seed = teacher.datamodule.training_set, teacher.model.sampling_seed
+        copies = copies_of(settings, training_set)
+        records = {n: distillation_record(RunFolder(self.folder / n), copies, error=e) for n, e in errors.items()}
+        return Auditor(training_set, settings, seed, folder, progress=folder is not None).run(generators, records)
 
     def _earlier_audit(self) -> AuditResult | None:
         """The audit that the folder holds; None without one, or with one of a version that gave no verdicts.
@@ -142,13 +180,13 @@ class Study:
             return None
         try:
             old = AuditResult.from_dict(self.folder.read_json("audit/summary.json"))
-            _audited(old)
+            _generators(old)
             return old if all(m.get("verdict") for m in old.models if m["role"] == "student") else None
         except (KeyError, TypeError, AttributeError):
             hint = "remove it and run again"
             raise InputError("run_dir", self.folder.path, "audit/summary.json is no audit", hint) from None
 
 
-def _audited(result: AuditResult) -> list[list[Any]]:
+def _generators(result: AuditResult) -> list[list[Any]]:
     """Which models an audit measured."""
     return [[m["name"], m["method"], m["nfe"], m["weights"], m["step"]] for m in result.models]

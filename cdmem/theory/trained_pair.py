@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cdmem.audit.generators import students_of, study_generators
+from cdmem.audit.generators import study_generators
+from cdmem.audit.opening import students_of
 from cdmem.audit.reference_sets import from_record, is_record, load_references
 from cdmem.data.subset import UNRECORDED, TrainingSet
 from cdmem.diffusion.noise import sampler_sigmas

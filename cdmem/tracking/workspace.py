@@ -21,9 +21,11 @@ class PanelSpec:
 
 
 F_MEM = ("memorization/f_mem", "memorization/f_mem_low", "memorization/f_mem_high")
+TOLERANT = tuple(f"memorization/tolerant_copies{end}" for end in ("", "_low", "_high"))
 LAYOUT: dict[str, list[PanelSpec]] = {
     "Memorisation": [
         PanelSpec("f_mem with its 95 % interval", F_MEM),
+        PanelSpec("tolerant copies with their 95 % interval", TOLERANT),
         PanelSpec("f_mem against images seen", F_MEM[:1], IMAGES),
         PanelSpec("unique training images hit", ("memorization/unique",)),
         PanelSpec("onset", ("onset/tau_mem", "onset/tau_gen")),

@@ -22,7 +22,9 @@ from cdmem.errors import InputError
 from cdmem.io.atomic import add_name, replacing
 from cdmem.run.metrics_log import MetricsRecord
 from cdmem.training.checkpoint import LAST, PREVIOUS
+from cdmem.training.ladder import ladder_steps, write_rung
 
+MOST_RUNGS = 100
 ASK_EVERY = 10  # steps between the ranks' questions whether one of them was told to stop
 
 
@@ -70,12 +72,19 @@ class RunCheckpoint(Checkpoint):
         every_n_steps: cadence in optimizer steps.
         keep_all: keep a numbered file each time (memorisation is studied along training), not only the last.
         dirpath: set by the command line to ``<run folder>/checkpoints``.
+        keep_ladder: keep the evaluated weights alone at so many steps, spaced by a constant factor, in
+            ``checkpoints/ladder/``; a study audits those of its teacher.
     """
 
-    def __init__(self, every_n_steps: int = 500, keep_all: bool = False, dirpath: str | None = None) -> None:
+    def __init__(
+        self, every_n_steps: int = 500, keep_all: bool = False, dirpath: str | None = None, keep_ladder: int = 0
+    ) -> None:
         if every_n_steps < 1:
             raise InputError("RunCheckpoint.every_n_steps", every_n_steps, "must be at least 1", "500 is usual")
+        if not 0 <= keep_ladder <= MOST_RUNGS:
+            raise InputError("RunCheckpoint.keep_ladder", keep_ladder, f"must be 0 to {MOST_RUNGS}", "8 is usual")
         self.every_n_steps, self.keep_all, self.dirpath = every_n_steps, keep_all, dirpath
+        self.keep_ladder, self._rungs = keep_ladder, set[int]()
         self._whole = False  # nothing of the next step has happened yet
         self._saved = self._kept = -1  # step of last.ckpt, and of the newest checkpoint there is
         self._told_to_stop = False
@@ -84,6 +93,7 @@ class RunCheckpoint(Checkpoint):
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         trainer.strategy.checkpoint_io = DurableCheckpointIO()
         self._whole = self._told_to_stop = False
+        self._rungs = ladder_steps(trainer.max_steps, self.keep_ladder)
         for record in self._records(trainer):
             record.rewind_before_next_line(*self._metrics)
 
@@ -124,6 +134,8 @@ class RunCheckpoint(Checkpoint):
             self._save(trainer)
         if due:
             self._number(trainer)
+        if step in self._rungs and self.dirpath and trainer.is_global_zero:
+            write_rung(pl_module, Path(self.dirpath), step)
         if stop:
             raise SIGTERMException
 

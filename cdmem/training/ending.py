@@ -7,7 +7,9 @@ from typing import Any
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import EarlyStopping, Timer
 from lightning.pytorch.callbacks.early_stopping import EarlyStoppingReason
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
+from cdmem.errors import InputError, brief
 from cdmem.run.ending import Ending
 
 
@@ -21,6 +23,24 @@ class TimeLimit(Timer):
         """Time spent by earlier jobs does not count."""
 
 
+class TimeBudget(Timer):
+    """``until.max_time``: time of all jobs of a run together; what is spent is kept in its checkpoints."""
+
+    KEY = "until.max_time"
+
+    @classmethod
+    def of(cls, duration: str, key: str) -> TimeBudget:
+        """From DD:HH:MM:SS.
+
+        Raises:
+            InputError: no duration.
+        """
+        try:
+            return cls(duration)
+        except (MisconfigurationException, TypeError, ValueError) as error:
+            raise InputError(key, duration, brief(error), "e.g. 00:12:00:00") from None
+
+
 def ending_of(trainer: Trainer, seconds: float) -> Ending:
     """How a fit that returned ended.
 
@@ -32,6 +52,8 @@ def ending_of(trainer: Trainer, seconds: float) -> Ending:
         return Ending(step, "max_steps", seconds=seconds)
     for callback in trainer.callbacks:
         left = callback.time_remaining() if isinstance(callback, Timer) else None
+        if left is not None and left <= 0 and isinstance(callback, TimeBudget):
+            return Ending(step, "stopped", TimeBudget.KEY, "the budget of time is spent", seconds)
         if left is not None and left <= 0:
             by = "trainer.max_time" if isinstance(callback, TimeLimit) else type(callback).__name__
             return Ending(step, "out_of_time", by, seconds=seconds)

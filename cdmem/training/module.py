@@ -27,7 +27,7 @@ from cdmem.training.datamodule import MemorizationDataModule
 from cdmem.training.ema import EMA
 from cdmem.training.engine import check_trainer, loss_scale
 from cdmem.training.record import ModelRecord
-from cdmem.training.settings import RAW, Averaging, Optimization, Phase, Seeds, apply_hyperparameters
+from cdmem.training.settings import RAW, Averaging, Optimization, Phase, Seeds, apply_hyperparameters, read_phases
 
 Parameterization = Literal["edm", "vp"]
 UNLOGGED = 50  # steps between looks at the loss of a run that logs none
@@ -191,11 +191,8 @@ class DiffusionModule(LightningModule):
         compile_in_place(self.raw.network)
 
     def configure_optimizers(self) -> dict[str, Any]:
-        total = self.trainer.max_steps
-        if total is None or total < 1:
-            raise InputError("trainer.max_steps", total, "the stream of images never ends", "set a number of steps")
         # A checkpoint was looked at by now.
-        self.phases = self.phases or self.optimization.phases(total)
+        self.phases = self.phases or self.optimization.phases(self.trainer.max_steps)
         return self.optimization.configure(self.raw.network.parameters(), self.phases, self.default_optimizer)
 
     def step_noise(self, local_batch: int, batch_idx: int) -> StepNoise:
@@ -322,6 +319,5 @@ class DiffusionModule(LightningModule):
         Raises:
             InputError: see :meth:`Optimization.continued`.
         """
-        before = checkpoint.get("schedule") or self.optimization.phases(max_steps)
-        phases = [Phase(int(start), int(end), str(kind)) for start, end, kind in before]
+        phases = read_phases(checkpoint.get("schedule") or self.optimization.phases(max_steps))
         self.phases = self.optimization.continued(phases, int(checkpoint["global_step"]), max_steps)

@@ -31,7 +31,8 @@ class ModelRecord:
         sigma_max: noise level that samples start from.
         parameterization: ``edm`` or ``vp``.
         network: class path and settings of the network.
-        sampler: ``solver`` and ``points``; of a student also ``mid_sigmas``, and ``points`` is its training grid's.
+        sampler: ``solver`` and ``points``; of a student also ``mid_sigmas``, ``points`` is its training grid's, and
+            ``ode_solver`` is that of the teacher's ODE on this grid, None where its method follows none.
         weights: the evaluated weights, ``raw`` or ``ema_<half-life>``.
         half_lives: of the averages that the file holds.
         sampling_seed: of the model's own samples.
@@ -109,6 +110,8 @@ class ModelRecord:
             raise ValueError("sampler points")
         if self.role == "teacher" and self.sampler["solver"] not in SOLVERS:
             raise ValueError(f"solver {self.sampler['solver']}")
+        if self.sampler.get("ode_solver") not in (None, *SOLVERS):
+            raise ValueError(f"ode_solver {self.sampler['ode_solver']}")
         if len(self.sampler.get("mid_sigmas", [])) > MAX_LEVELS:
             raise ValueError("mid_sigmas")
         if self.step is not None and (type(self.step) is not int or self.step < 0):

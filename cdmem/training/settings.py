@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
@@ -22,13 +22,28 @@ class Phase(NamedTuple):
 
     Attributes:
         start: optimizer step of its first rate.
-        end: where a cosine reaches 0.
-        kind: ``cosine``, ``constant``, or ``hold``: the last rate before ``start``.
+        end: where a cosine reaches 0, a constant rate or a cooldown ends.
+        kind: ``cosine``, ``constant``, ``cooldown``, or ``hold``: the last rate before ``start``.
     """
 
     start: int
     end: int
     kind: str
+
+
+def constant_phase(phases: Sequence[Phase]) -> tuple[int, int] | None:
+    """Steps (from, to) between which the rate is the full one throughout, warm-up aside: the last such phase."""
+    found = [(phase.start, phase.end) for phase in phases if phase.kind == "constant" and phase.end > phase.start]
+    return found[-1] if found else None
+
+
+def read_phases(plain: Iterable[Sequence[Any]]) -> list[Phase]:
+    """The schedule that a checkpoint holds.
+
+    Raises:
+        TypeError, ValueError: no schedule.
+    """
+    return [Phase(int(start), int(end), str(kind)) for start, end, kind in plain]
 
 
 @dataclass(frozen=True)
@@ -40,39 +55,87 @@ class Optimization:
             for a student.
         schedule: of the learning rate: ``cosine`` to 0 at ``trainer.max_steps``, or ``constant``.
         warmup_steps: linear ramp of the learning rate.
-        longer: what a cosine does when a run goes on with another ``trainer.max_steps``: ``restart`` from the full rate
-            towards the new end, or ``constant_at_end``, the rate it had come to.
+        longer: what a cosine, or a cooldown that has begun, does when a run goes on with another ``trainer.max_steps``:
+            ``restart`` from the full rate towards the new end, or ``constant_at_end``, the rate it had come to.
+        cooldown_steps: the last steps of a constant schedule, at a smaller rate.
+        cooldown_to: that rate as a share of the full one: 0.1 is a tenth throughout; 0 falls to 0 in a straight line.
     """
 
     optimizer: OptimizerCallable | None = None
     schedule: Literal["cosine", "constant"] = "cosine"
     warmup_steps: int = 0
     longer: Literal["restart", "constant_at_end"] | None = None
+    cooldown_steps: int = 0
+    cooldown_to: float = 0.1
+
+    def __post_init__(self) -> None:
+        key = "model.optimization"
+        if self.cooldown_steps < 0:
+            hint = "0 for none"
+            raise InputError(f"{key}.cooldown_steps", self.cooldown_steps, "must not be negative", hint)
+        if self.cooldown_steps and self.schedule != "constant":
+            hint = f"add --{key}.schedule constant, or leave it out"
+            raise InputError(f"{key}.cooldown_steps", self.cooldown_steps, "a cosine has an end of its own", hint)
+        if not 0 <= self.cooldown_to < 1:
+            raise InputError(f"{key}.cooldown_to", self.cooldown_to, "must be in [0, 1)", "0.1 is a tenth of the rate")
+
+    def constant_until(self, total_steps: int) -> int:
+        """Steps after which the constant rate of a run of this length ends; 0 for a cosine."""
+        return total_steps - self.cooldown_steps if self.schedule == "constant" else 0
 
     def phases(self, total_steps: int) -> list[Phase]:
-        """The schedule of a run that is never changed."""
-        return [Phase(0, total_steps, self.schedule)]
+        """The schedule of a run that is never changed.
+
+        Raises:
+            InputError: no length; a cooldown that is longer than the run.
+        """
+        if total_steps < 1:
+            raise InputError("trainer.max_steps", total_steps, "the stream of images never ends", "set a number")
+        return self._phases_from(0, 0, total_steps)
+
+    def _phases_from(self, start: int, step: int, total_steps: int) -> list[Phase]:
+        """These settings' schedule from ``start`` on, in a run that has come to ``step``."""
+        if self.schedule == "cosine":
+            return [Phase(start, total_steps, "cosine")]
+        begins = total_steps - self.cooldown_steps
+        if not self.cooldown_steps:
+            return [Phase(start, total_steps, "constant")]
+        if begins < step:
+            problem = f"only {total_steps - step} of {total_steps} steps are left at step {step}"
+            hint = "use fewer, or raise trainer.max_steps"
+            raise InputError("model.optimization.cooldown_steps", self.cooldown_steps, problem, hint)
+        return [Phase(start, begins, "constant"), Phase(begins, total_steps, "cooldown")]
 
     def continued(self, phases: Sequence[Phase], step: int, total_steps: int) -> list[Phase]:
         """The schedule of a run that goes on from ``step`` with these settings.
 
+        A constant rate goes on at any length, and a cooldown that has not begun moves to the new end.
+
         Raises:
-            InputError: a cosine whose end has moved, and no word of ``longer``.
+            InputError: a cosine or a begun cooldown whose end has moved, and no word of ``longer``; a cooldown that is
+                longer than what is left.
         """
-        last = phases[-1]
-        if self.schedule == "constant":
-            return list(phases) if last.kind == "constant" else [*phases, Phase(step, total_steps, "constant")]
-        if last.kind != "constant" and last.end == total_steps:
-            return list(phases)
-        if last.kind != "constant" and self.longer is None:
-            raise InputError(
-                "trainer.max_steps",
-                total_steps,
-                f"the learning rate was to reach 0 at step {last.end}",
-                "add --model.optimization.longer restart (or constant_at_end)",
-            )
-        kind = "hold" if self.longer == "constant_at_end" and last.kind != "constant" else "cosine"
-        return [*phases, Phase(step, total_steps, kind)]
+        phases = list(phases)
+        if phases[-1].kind == "cooldown" and step <= phases[-1].start:
+            phases.pop()
+        last, entered = phases[-1], next((p for p in reversed(phases) if p.kind != "hold"), phases[-1])
+        if entered.kind == self.schedule == "constant":
+            return [*phases[:-1], *self._phases_from(last.start, step, total_steps)]
+        if entered.kind != ("cooldown" if self.cooldown_steps else self.schedule):
+            return [*phases, *self._phases_from(step, step, total_steps)]
+        if last.end == total_steps and (last.kind != "cooldown" or last.end - last.start == self.cooldown_steps):
+            return phases
+        if self.longer is None:
+            key, value = "trainer.max_steps", total_steps
+            problem = f"the learning rate was to reach 0 at step {entered.end}"
+            if entered.kind == "cooldown":
+                problem = f"the cooldown began at step {entered.start}"
+                if last.end == total_steps:
+                    key, value = "model.optimization.cooldown_steps", self.cooldown_steps
+            raise InputError(key, value, problem, "add --model.optimization.longer restart (or constant_at_end)")
+        if self.longer == "constant_at_end":
+            return [*phases, Phase(step, total_steps, "hold")]
+        return [*phases, *self._phases_from(step, step, total_steps)]
 
     def factor(self, step: int, phases: Sequence[Phase]) -> float:
         """Share of the learning rate at an optimizer step, counted from 0."""
@@ -81,8 +144,10 @@ class Optimization:
         if kind == "hold":
             return self.factor(start - 1, phases[:index])
         warm = min(1.0, (step + 1) / self.warmup_steps) if self.warmup_steps else 1.0
-        cosine = 0.5 * (1 + math.cos(math.pi * min((step - start) / (end - start), 1.0))) if end > start else 0.0
-        return warm * (cosine if kind == "cosine" else 1.0)
+        gone = min((step - start) / (end - start), 1.0) if end > start else 1.0
+        if kind == "cosine":
+            return warm * 0.5 * (1 + math.cos(math.pi * gone))
+        return warm * (1.0 if kind == "constant" else self.cooldown_to or 1 - gone)
 
     def configure(
         self, parameters: Iterator[nn.Parameter], phases: Sequence[Phase], default: OptimizerCallable
@@ -134,6 +199,11 @@ class Averaging:
     def evaluated(self) -> str:
         """Name of the evaluated weights."""
         return self.weights or f"ema_{self.half_lives[0]}"
+
+    @property
+    def half_life(self) -> int:
+        """Of the evaluated average, in steps; 0 for raw weights."""
+        return 0 if self.evaluated == RAW else int(self.evaluated.removeprefix("ema_"))
 
 
 @dataclass(frozen=True)

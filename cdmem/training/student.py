@@ -19,6 +19,7 @@ from cdmem.diffusion.preconditioning import ConsistencyFunction, Denoiser, Denoi
 from cdmem.diffusion.sampling import ConsistencySampler, NoiseSource, OdeSampler
 from cdmem.diffusion.step_noise import StepNoise, dropout_seed
 from cdmem.distillation.base import CleanBatch, DistillationMethod, Progress, StudentFunctions
+from cdmem.distillation.ceiling import CeilingSampler
 from cdmem.distillation.consistency import ConsistencyDistillation, ConsistencyTraining
 from cdmem.errors import InputError
 from cdmem.images import to_uint8
@@ -56,7 +57,8 @@ class Student(DiffusionModule):
             model; or ``analytic:empirical``, ``analytic:gaussian``, ``analytic:partial:FRACTION``.
         method: how it learns, for example ``cdmem.distillation.ConsistencyDistillation``; or a file:
             ``configs/methods/small.yaml`` (stable at small batch; the defaults), ``configs/methods/cm.yaml`` (CIFAR-10
-            of Song et al. 2023, with l2) or ``configs/methods/ict.yaml`` (Song & Dhariwal 2023, growing curriculum).
+            of Song et al. 2023, with l2) or ``configs/methods/ict.yaml`` (Song & Dhariwal 2023, growing curriculum); or
+            a control, ``configs/methods/regression.yaml`` or ``cdmem.distillation.ConsistencyTraining``.
         network: for a student from random weights; None starts from the teacher's network and weights.
         teacher_weights: which of the teacher's weights to distil; None is the teacher's own choice.
         teacher_parameterization: ``vp`` (DDPM, linear betas, epsilon) or ``edm``, of a diffusers network without a
@@ -149,10 +151,10 @@ class Student(DiffusionModule):
             inherited = ("num_classes", "null_label", "sigma_data", "sigma_min", "sigma_max", "parameterization")
             about = {name: getattr(teacher.record, name) for name in (*inherited, "scaling", "training_set_status")}
             own = replace(own, **about, teacher=teacher.name, teacher_digest=teacher.digest)
-        points = self.method.grid_points()
+        sampler = {"solver": "consistency", "points": self.method.grid_points(), "mid_sigmas": self.mid_sigmas}
         own = replace(
             own,
-            sampler={"solver": "consistency", "points": points, "mid_sigmas": self.mid_sigmas},
+            sampler=sampler | {"ode_solver": self.method.ode_solver},
             method=f"{type(self.method).__module__}.{type(self.method).__qualname__}",
             function=_function_path(self.method.function),
         )
@@ -221,7 +223,7 @@ class Student(DiffusionModule):
 
     def progress(self, step: int) -> Progress:
         """What the method may know of where the run stands."""
-        return Progress(step, self.trainer.max_steps, self.sigma_min, self.sigma_max)
+        return Progress(step, self.trainer.max_steps, self.sigma_min, self.sigma_max, tuple(self.mid_sigmas))
 
     def loss(self, batch: Batch, noise: StepNoise) -> Tensor:
         clean = CleanBatch(self.images(batch), self.labels(batch))
@@ -267,6 +269,17 @@ class Student(DiffusionModule):
             self.shape,
             self.mid_sigmas[: steps - 1],
             self.num_classes,
+        )
+
+    def ceiling(self, teacher: DenoiserLike, nfe: int | None = None) -> CeilingSampler | None:
+        """What :meth:`sampler` would give if the student had learned its recipe perfectly from this teacher; None of a
+        method that follows no ODE, and of students that were made before it was recorded."""
+        recipe, sampler = self.record.sampler, self.sampler(nfe)
+        if not recipe.get("ode_solver"):
+            return None
+        ends, mids = (self.sigma_max, self.sigma_min), tuple(sampler.mid_sigmas)
+        return CeilingSampler.of(
+            teacher, recipe["points"], recipe["ode_solver"], *ends, self.shape, mids, self.num_classes
         )
 
 

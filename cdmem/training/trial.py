@@ -55,7 +55,7 @@ def try_method(student: Student, training_set: TrainingSet, total_steps: int) ->
         _one_a_sample(key, own[key], "distance", _given(key, own[key], distances[key], x0, x0.flip(0)), len(x0))
     key, name = next(iter(own.items()))
     labels = training_set.labels[:IMAGES] if student.num_classes else None
-    at = Progress(0, total_steps, student.sigma_min, student.sigma_max)
+    at = Progress(0, total_steps, student.sigma_min, student.sigma_max, tuple(student.mid_sigmas))
     noise = StepNoise(student.training_seed, 0, len(x0))
     online = copy.deepcopy(student.raw).eval()  # what counts its calls is left alone
     functions = StudentFunctions(online, copy.deepcopy(online) if method.keeps_target else online)

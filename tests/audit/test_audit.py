@@ -9,15 +9,18 @@ import torch
 from scipy import stats
 
 from cdmem.audit.auditor import Auditor
+from cdmem.audit.gate import detectors, judge_gate
 from cdmem.audit.generators import Generator
 from cdmem.audit.result import AuditResult
 from cdmem.audit.settings import AuditSettings
+from cdmem.audit.text import table
 from cdmem.data.pixels import ImagePool
 from cdmem.data.subset import SubsetSpec, choose
 from cdmem.diffusion.analytic import EmpiricalDenoiser, GaussianDenoiser
 from cdmem.diffusion.noise import sampler_sigmas
 from cdmem.diffusion.sampling import OdeSampler
 from cdmem.diffusion.solvers import heun_step
+from cdmem.distillation.ceiling import CeilingSampler
 from cdmem.images import to_float
 from cdmem.metrics.neighbors.pixels import int_mm_works
 from cdmem.metrics.statistics import wilson_interval
@@ -163,12 +166,34 @@ def test_the_same_student_is_kept_and_a_forgetful_one_loses(result, t):
     assert smooth["transfer"]["lost"] > 0.8 * SAMPLES and smooth["difference"]["ci95"][1] < -0.8
     assert sum(smooth["transfer"].values()) == SAMPLES
     # Nobody followed these students along a distillation.
-    assert twins.models[1]["verdict"]["reason"] == "convergence unknown"
+    assert twins.models[1]["verdict"]["reason"] == "no limit can be given: no evaluations along the distillation"
     assert result.models[1]["verdict"]["claim"] in ("not_distilled", "undecided")
 
 
+def test_a_ceiling_is_measured_beside_its_student_and_never_judged(t):
+    """The exact teacher down a grid of its own copies everything, whatever its student does; no gate looks at it."""
+    smooth = subject(GaussianDenoiser.fit(to_float(t.images), t.multiplicities), "student", "student")
+    sampler = CeilingSampler.of(empirical(t), 10, "heun", 80.0, 0.002, SHAPE, (0.8,))
+    ceiling = Generator("ceiling of student", "ceiling", "heun", sampler, "raw", 0)
+    audited = auditor(t, 60).run([subject(empirical(t)), smooth, ceiling])
+    entry = audited.models[2]
+    assert (entry["name"], entry["role"], entry["nfe"]) == ("ceiling of student", "ceiling", 2)
+    assert entry["f_mem"] == {"value": 1.0, "ci95": list(wilson_interval(60, 60))}
+    assert entry["seeds"] == audited.models[1]["seeds"] and entry["rmse_to_teacher"] > 0 and entry["variance_ratio"] > 0
+    assert "paired" not in entry and "verdict" not in entry
+    assert any(line.startswith("ceiling of student (heun)  2 ") for line in table(audited))
+    looked = detectors(["f_mem"], [], 30)
+    assert [b.model for b in judge_gate(audited.models, 30, looked, 0.5).bounds] == ["student 35 NFE"]
+
+
 def test_a_converged_twin_is_unchanged(t):
-    still = {"trend": "stopped", "change": 0.0, "low": -0.01, "high": 0.01, "from_step": 1, "to_step": 2, "samples": 9}
-    record = {"twin": {"f_mem_trend": {"35": still}, "rmse_trend": {"35": still}, "lr_schedule": "constant"}}
-    twins = auditor(t).run([subject(empirical(t)), subject(empirical(t), "twin", "student")], record)
-    assert twins.models[1]["verdict"]["claim"] == "unchanged"
+    """By a limit that its distillation gave, or on the user's word."""
+    pair = [subject(empirical(t)), subject(empirical(t), "twin", "student")]
+    zero = {"value": 0.0, "ci90": [-0.02, 0.02], "ci95": [-0.03, 0.03], "from_step": 5}
+    record = {"limit": {"35": {"strict": zero, "tolerant": zero}}, "length": "9 steps"}
+    verdict = auditor(t).run(pair, {"twin": record}).models[1]["verdict"]
+    assert verdict["claim"] == "unchanged" and "after 9 steps" in verdict["statement"]
+    assert verdict["limit"] == zero and verdict["coverage"]["student"] == 12 and verdict["lost_seeds"]["count"] == 0
+    given = Auditor(t, AuditSettings(samples=SAMPLES), progress=False, converged=True).run(pair)
+    assert given.models[1]["verdict"]["claim"] == "unchanged" and given.settings["converged"] == "given by the user"
+    assert "taken as given" in given.models[1]["verdict"]["statement"]

@@ -33,6 +33,8 @@ def files(tmp_path_factory):
         "copies": copies,
         "brighter": copies * 0.6 + 60,
         "darker": copies * 0.4,
+        "moved": copies.flip(-1).roll((1, -1), (-2, -1)),
+        "few": t.held_out_images[:98],
     }
     for name, images in sets.items():
         np.savez(folder / f"{name}.npz", images=images.clamp(0, 255).byte().permute(0, 2, 3, 1).numpy())
@@ -46,22 +48,45 @@ def there(files, monkeypatch):
 
 @pytest.mark.parametrize("kind", ["brighter", "darker"])
 def test_copies_that_the_ratio_misses_fail(kind, capsys, tmp_path):
-    """The table says HOG copies; f_mem alone passes, by name only."""
+    """The table says which copies; f_mem alone passes, by name only."""
     out = tmp_path / "a.json"
     asked = ["--generator", f"{kind}.npz", *COMMON, *H, "--fail_above", 0.06]
     assert audit(*asked, "--out", out) == 1
     printed = capsys.readouterr().out
-    (line,) = (line for line in printed.splitlines() if "exceeds 6 %" in line)
-    assert "HOG copies" in line and "f_mem" not in line and "FAILED" in printed
+    lines = [line.split(":")[1] for line in printed.splitlines() if "exceeds 6 %" in line]
+    assert [line.split(" copies")[0].strip() for line in lines] == ["tolerant", "HOG"] and "FAILED" in printed
     gate = read(out)["gate"]
-    assert gate["failed"] == ["images 0 NFE"] and gate["detectors"] == ["f_mem", "hog"]
+    assert gate["failed"] == ["images 0 NFE"] and gate["detectors"] == ["f_mem", "tolerant", "hog"]
     found = {b["detector"]: b for b in gate["bounds"]}
     assert found["f_mem"]["passed"] and not found["hog"]["passed"]
-    assert found["hog"]["bound"] > found["hog"]["limit"] == 0.06
+    for name in ("hog", "tolerant"):
+        assert not found[name]["passed"] and found[name]["bound"] > found[name]["limit"] == 0.06
     assert audit(*asked, "--gate", "f_mem") == 0
     printed = capsys.readouterr().out
     assert "looked at: f_mem\n" in printed and "only f_mem gates" in printed
-    assert audit(*asked, "--gate", "hog") == 1
+    assert audit(*asked, "--gate", "hog") == audit(*asked, "--gate", "tolerant") == 1
+
+
+def test_mirrored_and_moved_copies_are_seen_by_the_tolerant_detector_alone(capsys, tmp_path):
+    out = tmp_path / "a.json"
+    assert audit("--generator", "moved.npz", *COMMON, *H, "--fail_above", 0.15, "--out", out) == 1
+    assert "tolerant copies (less H's rate)" in capsys.readouterr().out
+    record = read(out)
+    assert [b["detector"] for b in record["gate"]["bounds"] if not b["passed"]] == ["tolerant"]
+    tolerant = record["models"][0]["metrics"]["tolerant_copies"]
+    assert tolerant["copied"] == 1 and tolerant["both"] == record["models"][0]["f_mem"]["value"] < 0.1
+    assert record["control"]["copycat"]["metrics"]["tolerant_copies"]["copied"] == 1 > 0.02 > tolerant["heldout_rate"]
+
+
+def test_few_held_out_images_leave_the_tolerant_detector_out(capsys):
+    """It cannot be calibrated on them, so it must not be missing either."""
+    asked = ["--generator", "copies.npz", *COMMON, "--held_out", "few.npz", "--fail_above", 0.5]
+    assert audit(*asked, "--gate", "tolerant") == 2
+    assert "gate=tolerant: is calibrated on held-out images, and there are 98; give --held_out with 99" in (
+        capsys.readouterr().err
+    )
+    assert audit(*asked) == 1
+    assert "looked at: f_mem, HOG copies\n" in capsys.readouterr().out
 
 
 def test_without_held_out_images_it_says_that_only_f_mem_looks(capsys):

@@ -23,6 +23,7 @@ METRICS = {
     "Fidelity": ({"features": {"class_path": "my_features.Corner"}}, "fd_corner"),
     "ManifoldQuality": ({"k": 2}, "precision"),
     "CopyDetection": ({}, "copied"),
+    "TolerantCopies": ({}, "copied"),
 }
 FEATURES = """
 from torch import nn
@@ -40,7 +41,7 @@ def entry(name: str, samples: int = 32, own: dict | None = None, **options) -> d
 
 
 def fit(folder: Path, *callbacks: dict) -> int:
-    data, model = {"n": 10, "held_out": 40}, {"points": 4, "teacher": "analytic:empirical", "network": mlp()}
+    data, model = {"n": 10, "held_out": 99}, {"points": 4, "teacher": "analytic:empirical", "network": mlp()}
     trainer = {"max_steps": 2, "callbacks": list(callbacks)}
     return stages.fit(folder, stage("student", trainer, data, **model), "--seed", 0)
 

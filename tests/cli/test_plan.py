@@ -27,7 +27,7 @@ from cdmem.study.plan import PlanSettings, count_devices, plan_study
 from cdmem.study.stage import build
 from cdmem.study.study import Study
 from cdmem.training.datamodule import MemorizationDataModule
-from support.stages import callback, cdmem, stage, write_study
+from support.stages import callback, cdmem, stage, write, write_study
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 
@@ -46,12 +46,14 @@ MODELS = {
     "teacher": {"sampler_points": 4},
     "heun": {"points": 5, "mu": 0.9, "mid_sigmas": [2.0, 0.5]},
     "euler": {"points": 5, "mu": 0.0, "solver": "euler", "data": "teacher_samples", "teacher_sample_count": 11},
+    "regression": {"regression": True, "points": 5, "reuse": 3, "mid_sigmas": [0.5]},
 }
 
 
 def planned_stage(name: str) -> dict:
-    """Three steps; those of the Heun student are of two batches."""
-    trainer = {"max_steps": 3, "callbacks": CALLBACKS, "accumulate_grad_batches": 2 if name == "heun" else 1}
+    """Three steps; those of the Heun student and of the regression are of two batches."""
+    twice = name in ("heun", "regression")
+    trainer = {"max_steps": 3, "callbacks": CALLBACKS, "accumulate_grad_batches": 2 if twice else 1}
     role = "teacher" if name == "teacher" else "student"
     return stage(role, trainer, {"held_out": 20}, ema_half_lives=[2, 5], **MODELS[name])
 
@@ -61,7 +63,10 @@ def run(tmp_path_factory):
     """A study that ran, with what it spent, and its plan."""
     folder = tmp_path_factory.mktemp("plan")
     stages = {name: planned_stage(name) for name in MODELS}
-    file = write_study(folder, {"samples": 16, "metrics": ["memorization"]}, **stages)
+    audit = {"samples": 16, "metrics": ["memorization"]}
+    file = write_study(folder, audit, **stages)
+    # Whose steps cost twice as much with twice the batch.
+    write(folder / "linear.yaml", {"teacher": "teacher.yaml", "students": {"heun": "heun.yaml"}, "audit": audit})
     args = ["--config", file, "--run_dir", str(folder / "run"), "--wandb", "false"]
     config = read_study(args)
     stages, audit = plan_study(config, PlanSettings(tflops=1.0))
@@ -103,6 +108,15 @@ def test_evaluations_are_those_of_the_real_run(run, name, forward):
     assert evaluations["moments"] == 3 + (name != "teacher")
     # Teacher and student have one network here: every evaluation costs the same.
     assert sum(evaluations["flops"].values()) == evaluations["count"] * plan["evaluation_flops"]
+
+
+def test_images_that_share_a_trajectory_share_its_cost(run):
+    """Groups of three: in a batch of eight, images 0 to 3 are of two groups, 4 to 7 too, one of which is cut in two.
+
+    A trajectory is Heun on five points, and a Heun step to the sampling level.
+    """
+    evaluations = run.plans["regression"]["evaluations"]
+    assert run.spent["regression"] == 3 * (8 + 2 * 2 * (2 * 4 + 2)) + evaluations["count"]
 
 
 def test_the_audit_is_that_of_the_real_run(run):
@@ -242,13 +256,13 @@ def shares(monkeypatch):
 
 
 def test_hours_follow_measured_seconds(run, shares, capsys):
-    plan = plan_json(capsys, "--config", run.folder / "study.yaml")
+    plan = plan_json(capsys, "--config", run.folder / "linear.yaml")
     for planned in plan["stages"]:
         seconds = 3.0 * planned["images_seen"] + 2.0 * planned["evaluations"]["count"]
         assert planned["hours"] == pytest.approx(seconds / 3600)
         assert planned["rates"]["source"] == "measured here (cpu) in 20 steps of 2 images, scaled to 4"
     assert plan["audit"]["hours"] == pytest.approx(2.0 * plan["audit"]["evaluations"] / 3600)
-    assert shares == [20.0] * 3  # of a minute
+    assert shares == [30.0] * 2  # of a minute
 
 
 def test_real_steps_are_measured(run, capsys):
@@ -261,13 +275,13 @@ def test_real_steps_are_measured(run, capsys):
 
 
 def test_a_sweep_is_the_sum_of_its_cells(run, shares, capsys):
-    sweep = plan_json(capsys, "--config", run.folder / "study.yaml", "--sweep", "data.batch_size=4,8")
-    steps = sum(plan["step_flops"] * plan["steps"] for plan in run.plans.values())
-    alone = sum(plan["flops"] for plan in run.plans.values()) + run.audit["flops"]
+    sweep = plan_json(capsys, "--config", run.folder / "linear.yaml", "--sweep", "data.batch_size=4,8")
+    steps = sum(run.plans[name]["step_flops"] * run.plans[name]["steps"] for name in ("teacher", "heun"))
+    alone = plan_json(capsys, "--config", run.folder / "linear.yaml", "--tflops", 1)["total"]["flops"]
     # Twice the batch is twice the steps' cost; the evaluations stay.
     assert [c["flops"] for c in sweep["cells"]] == [alone, alone + steps]
     assert sweep["total"]["flops"] == 2 * alone + steps
-    assert [c["cell"] for c in sweep["cells"]] == ["data.batch_size=4", "data.batch_size=8"] and shares == [10.0] * 6
+    assert [c["cell"] for c in sweep["cells"]] == ["data.batch_size=4", "data.batch_size=8"] and shares == [15.0] * 4
 
 
 @pytest.mark.parametrize(

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from scipy import stats
+from sklearn.cluster import KMeans
+from sklearn.decomposition import PCA
 
 from cdmem.errors import InputError
 from cdmem.metrics.memorization.data_copying import (
@@ -59,6 +62,43 @@ def test_c_t_is_the_average_by_held_out_mass():
     one = c_t(normal(200, 6, 5), normal(150, 6, 6), normal(130, 6, 7), cells=1)
     distances = [nearest(side, normal(200, 6, 5))[0] for side in (normal(130, 6, 7), normal(150, 6, 6))]
     assert one.c_t == pytest.approx(z_u(*distances))  # six components of six turn the space, nothing else
+
+
+@pytest.mark.parametrize("copies", [0, 40])
+def test_c_t_as_meehan_defines_it(copies):
+    """The paper's formula, from scikit-learn and NumPy: every side's distances to the training images of its own cell,
+    Z_U = (U - mu) / sigma of all pairs, averaged by the held-out mass of the cells with at least 20 samples."""
+    train, held_out, samples = (normal(n, 12, k).numpy() for n, k in ((160, 30), (140, 31), (170, 32)))
+    samples[:copies] = train[:copies] + 0.01 * samples[:copies]
+    pca = PCA(4, random_state=3).fit(train)
+    sides = [pca.transform(side) for side in (train, held_out, samples)]
+    kmeans = KMeans(5, n_init=10, random_state=3).fit(sides[0])
+    cells = [((side[:, None] - kmeans.cluster_centers_) ** 2).sum(2).argmin(1) for side in sides]
+    scores, masses = [], []
+    for cell in range(5):
+        t, p, q = (side[of == cell] for side, of in zip(sides, cells))
+        if len(q) < 20:
+            continue
+        l_p, l_q = (np.sqrt(((side[:, None] - t) ** 2).sum(2).min(1)) for side in (p, q))
+        n, m = len(p), len(q)
+        u = (l_q[:, None] > l_p).sum() + 0.5 * (l_q[:, None] == l_p).sum()
+        scores.append((u - n * m / 2) / math.sqrt(n * m * (n + m + 1) / 12))
+        masses.append(n / len(held_out))
+    found = Cells(torch.from_numpy(train), cells=5, components=4, seed=3)
+    score = found.score(torch.from_numpy(held_out), torch.from_numpy(samples))
+    assert 2 <= len(scores) == score.cells_used and score.c_t == pytest.approx(np.dot(scores, masses) / sum(masses))
+
+
+def test_the_nearest_image_of_another_cell_does_not_count():
+    """Two cells around 0 and 10; the samples at 4 have their nearest image, at 6, beyond the border."""
+    train = torch.tensor([0.0, 0.1, 0.2, 6.0, 12.0, 12.1])[:, None]
+    cells = Cells(train, cells=2, components=1)
+    score = cells.score(torch.full((20, 1), 1.0), torch.full((20, 1), 4.0))
+    assert score.cells_used == 1 and score.c_t > 5  # 3.8 from its cell, held-out images 0.8
+    assert z_u(*(nearest(torch.full((20, 1), x), train)[0] for x in (4.0, 1.0))) > 5
+    near = cells.score(torch.full((20, 1), 2.5), torch.full((20, 1), 4.5))
+    assert near.c_t > 5  # over all of T the samples would be nearer: 1.5 against 2.3
+    assert z_u(*(nearest(torch.full((20, 1), x), train)[0] for x in (4.5, 2.5))) < -5
 
 
 def test_cells_need_twenty_samples_and_a_held_out_image():

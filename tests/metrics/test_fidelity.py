@@ -17,14 +17,16 @@ from cdmem.images import to_float
 from cdmem.metrics.quality.features import PixelFeatures
 from cdmem.metrics.quality.fidelity import Fidelity, kernel_interval, reference_of
 from cdmem.metrics.quality.frechet import (
-    NORMAL_95,
     Moments,
+    delta_variance,
     frechet_infinity,
     frechet_interval,
+    least_for_infinity,
     moments,
     moments_distance,
     sampling_floor,
 )
+from cdmem.metrics.statistics import squared_distance_interval
 from support import random_images
 from support.samples import measure, normal, training_set
 
@@ -218,9 +220,17 @@ def test_metric_equals_the_functions(flip, held_out):
     assert measure(metric, samples) == pytest.approx(want, rel=1e-12) and metric.references() is references
 
 
-def test_infinity_is_a_key_with_enough_samples():
-    assert "fd_projection_infinity" not in measure(metric_of(Projection(), infinity=True), images(30, 9))
-    found = measure(metric_of(Projection(), infinity=True), images(80, 9))
+def test_infinity_is_a_key_with_enough_samples_and_else_a_reason():
+    metric = metric_of(Projection(), infinity=True)  # 16 features
+    assert "fd_projection_infinity" not in measure(metric, images(63, 9))
+    assert metric.unavailable(63) == "fd_projection_infinity of 63 images cannot be had: 16 features need 64"
+    assert metric.unavailable(64) is None and metric_of(Projection()).unavailable(63) is None
+    assert "are needed" in metric.unavailable(9) and "to 9 held-out" in metric_of(
+        Projection(), held_out=9, infinity=True
+    ).unavailable(64)
+    assert "there are none" in metric_of(Projection(), held_out=0, infinity=True).unavailable(64)
+    assert [least_for_infinity(count) for count in (1, 10, 11)] == [40, 40, 44]
+    found = measure(metric, images(64, 9))
     assert found["fd_projection_infinity_low"] < found["fd_projection_infinity"] < found["fd_projection_infinity_high"]
 
 
@@ -255,15 +265,48 @@ def test_pixels_of_cifar_size_are_cheap(monkeypatch):
     assert sizes and max(max(shape) for shape in sizes) <= 600
 
 
-@pytest.mark.parametrize(("n", "d", "most"), [(300, 6, 1.25), (40, 60, 1.6)])
-def test_the_frechet_interval_has_the_width_of_the_sampling_error(n, d, most):
-    """A hundred repetitions against a fixed Gaussian: delta-method standard error against the true spread."""
-    reference = moments(normal(4000, d, 900))
-    found = [frechet_interval(normal(n, d, 1000 + k) * 1.3, reference) for k in range(100)]
-    values = torch.tensor([f.value for f in found], dtype=torch.float64)
-    halves = torch.tensor([(f.high - f.low) / 2 for f in found], dtype=torch.float64)
-    assert 0.8 < float(halves.mean() / NORMAL_95 / values.std()) < most
-    assert found[0].value == pytest.approx(moments_distance(moments(normal(n, d, 1000) * 1.3), reference), rel=1e-9)
+@pytest.mark.parametrize(
+    ("n", "d", "shift"),
+    [(300, 6, 0.0), (100, 6, 0.5), (40, 20, 0.0), (30, 60, 0.5)],
+    ids=["null", "far", "few", "wide"],
+)
+def test_the_frechet_interval_covers(n, d, shift):
+    """300 repetitions against a fixed Gaussian, features of variance 1 / k. The delta method's covered 98 to 99 %."""
+    scale = torch.arange(1, d + 1, dtype=torch.float64) ** -0.5
+    reference = moments(normal(4000, d, 900) * scale)
+    found = [frechet_interval((normal(n, d, 1000 + k) + shift) * scale, reference) for k in range(300)]
+    values, low, high = (torch.tensor(column, dtype=torch.float64) for column in zip(*found))
+    truth = values.mean()
+    above, below = (float(miss.double().mean()) for miss in (low > truth, high < truth))
+    assert 0.92 <= 1 - above - below <= 0.98 and max(above, below) < 0.065
+    assert found[0].value == pytest.approx(
+        moments_distance(moments((normal(n, d, 1000) + shift) * scale), reference), rel=1e-9
+    )
+
+
+def test_the_frechet_variance_takes_the_doubled_part_off():
+    """From the whole and its two halves, every other row: 1.5 whole - halves / 4, between half and all of the whole."""
+    reference, inside = moments(normal(500, 5, 2)), 0
+    for k in range(20):
+        x = normal(60, 5, 50 + k) + 0.2 * (k % 2)
+        value, whole = delta_variance(x, reference)
+        halves = (delta_variance(x[0::2], reference)[1] + delta_variance(x[1::2], reference)[1]) / 2
+        variance = min(max(1.5 * whole - halves / 4, whole / 2), whole)
+        inside += whole / 2 < variance < whole
+        assert frechet_interval(x, reference) == squared_distance_interval(value, variance, whole, value)
+    assert inside > 5
+
+
+def test_the_frechet_interval_of_the_reference_itself_is_a_point():
+    x = normal(40, 5, 3)
+    found = frechet_interval(x, moments(x))
+    assert abs(found.value) < 1e-12 and found.high - found.low < 1e-6
+    # Sorted by class or not: halves are every other row.
+    ordered = torch.cat([x, x + 9])
+    mixed = ordered.reshape(2, 40, 5).transpose(0, 1).reshape(80, 5)
+    far = moments(normal(90, 5, 4) + 3)
+    wide, wider = (frechet_interval(rows, far) for rows in (ordered, mixed))
+    assert wide.high - wide.low == pytest.approx(wider.high - wider.low, rel=0.15)
 
 
 @pytest.mark.parametrize(("n", "d"), [(2000, 4), (20, 60)])
@@ -279,9 +322,7 @@ def test_the_influence_of_a_sample_is_the_derivative_by_its_weight(n, d):
     rows = (x - mean) * share.sqrt()[:, None]
     moments_gradient(mean, rows, reference).backward()
     error = n * weights.grad.std() / n**0.5
-    found = frechet_interval(x, reference)
-    assert (found.high - found.value) / NORMAL_95 == pytest.approx(float(error), rel=1.5 / n)
-    assert found.value - found.low == pytest.approx(found.high - found.value, rel=1e-9)
+    assert delta_variance(x, reference)[1] ** 0.5 == pytest.approx(float(error), rel=1.5 / n)
 
 
 def moments_gradient(mean, root, reference):

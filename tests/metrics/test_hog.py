@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -111,6 +112,12 @@ def test_any_extractor_and_few_held_out_images():
         def forward(self, images):
             return F.adaptive_avg_pool2d(images.float(), 4).flatten(1)
 
+    t, samples = training_set(held_out=10), training_set().images[:4]
+    found = detect(t, samples // 2 + 30, Means())
+    sides = [
+        copy_similarity(Means()(side), Means()(t.images)).numpy() for side in (samples // 2 + 30, t.held_out_images)
+    ]
+    assert [found[key] for key in ("similarity_median", "heldout_similarity_median")] == [np.median(s) for s in sides]
     found = detect(training_set(held_out=9), training_set().images, Means())
     assert found["copied"] == 1 and found["rate_bound"] == pytest.approx(0.1)
     # Two of 199 would be more than 1 %.

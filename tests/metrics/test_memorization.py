@@ -67,6 +67,10 @@ def test_other_thresholds_and_the_area_by_hand():
     assert [found[f"f_mem_1/{k}"] for k in (2, 3, 4)] == pytest.approx([6 / 7, 4 / 7, 3 / 7])
     mean = (24 / 76 + 25 / 75 + 26 / 74 + 10 / 140 + 0 + 45 / 55 + 19 / 81) / 7
     assert found["cdf_area"] == pytest.approx(1 - mean, rel=1e-12)
+    assert found["median_ratio"] == pytest.approx(24 / 76)
+    # Of an even number, the mean of the two in the middle.
+    found = measure(flat(0, 100, 250), flat(24, 26, 45, 100))
+    assert found["median_ratio"] == pytest.approx((24 / 76 + 26 / 74) / 2)
 
 
 def test_cdf_counts_what_lies_below():
@@ -168,6 +172,6 @@ def test_numpy_rows_read_the_same():
 
 
 def test_what_a_report_needs_loads_no_torch():
-    names = ("statistics", "memorization.ratio", "comparison.verdict", "comparison.convergence")
+    names = ("statistics", "memorization.ratio", "comparison.verdict", "comparison.convergence", "comparison.specific")
     code = f"import sys, {', '.join(f'cdmem.metrics.{n}' for n in names)}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[2], timeout=60).returncode == 0

@@ -23,6 +23,7 @@ from cdmem.metrics.memorization.data_copying import CopyTest, TrainPreference, T
 from cdmem.metrics.memorization.extraction import AbsoluteExtraction, AdaptiveExtraction
 from cdmem.metrics.memorization.feature_likelihood import FeatureLikelihood
 from cdmem.metrics.memorization.fraction import MemorizedFraction
+from cdmem.metrics.memorization.tolerant import TolerantCopies
 from cdmem.metrics.neighbors.index import group_index
 from cdmem.metrics.quality.fidelity import Fidelity
 from cdmem.metrics.quality.prdc import ManifoldQuality
@@ -47,7 +48,7 @@ def case(n=50):
     samples = random_images(n, seed=9)
     samples[::3] = train[torch.arange(len(samples[::3])) % 20]
     seeds = torch.randperm(10 * n, generator=torch.Generator().manual_seed(10))[:n]
-    return make_training_set(train, torch.tensor([1, 4]).repeat(10), random_images(30, seed=11)), samples, seeds
+    return make_training_set(train, torch.tensor([1, 4]).repeat(10), random_images(99, seed=11)), samples, seeds
 
 
 def feed(metric, images, seeds, batch=1000):
@@ -75,9 +76,17 @@ METRICS = {
     "two_sample": TwoSampleAccuracy,
     "likelihood": FeatureLikelihood,
     "hog": CopyDetection,
+    "tolerant": TolerantCopies,
 }
 NAMES = list(METRICS)
-KINDS = ["weighted", "f_mem", "coverage", "paired", "fidelity"]  # every kind of states and numbers, for processes
+KINDS = [
+    "weighted",
+    "f_mem",
+    "coverage",
+    "paired",
+    "fidelity",
+    "tolerant",
+]  # every kind of states and numbers, for processes
 
 
 @pytest.mark.parametrize("name", NAMES)

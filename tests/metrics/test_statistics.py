@@ -7,16 +7,22 @@ import math
 
 import numpy as np
 import pytest
+import torch
 from scipy import stats
 
 from cdmem.errors import InputError
 from cdmem.metrics.statistics import (
+    NORMAL_95,
     benjamini_hochberg,
+    conformal_discoveries,
     conformal_p_values,
     holm,
     mcnemar_exact,
     mean_interval,
+    median,
     newcombe_paired_difference,
+    smallest_visible,
+    squared_distance_interval,
     wilcoxon_signed_rank,
     wilson_interval,
 )
@@ -154,6 +160,48 @@ def test_conformal_p_values_by_hand():
     assert found.tolist() == [1 / 5, 3 / 5, 3 / 5, 1, 1]
 
 
+def brute_visible(samples, controls, rate):
+    """The least number of samples below every control that is discovered, by trying."""
+    control = np.arange(controls) + 10.0
+    for k in range(1, samples + 1):
+        scores = np.append(np.zeros(k), np.full(samples - k, 10.0 + controls))
+        if benjamini_hochberg(conformal_p_values(scores, control), rate).sum() == k:
+            return k / samples
+    return None
+
+
+@pytest.mark.parametrize(("samples", "controls"), [(200, 999), (200, 1000), (60, 99), (60, 98), (7, 400), (50, 20_000)])
+@pytest.mark.parametrize("rate", [0.01, 0.1])
+def test_smallest_visible_share_by_trying(samples, controls, rate):
+    assert smallest_visible(samples, controls, rate) == brute_visible(samples, controls, rate)
+
+
+def test_smallest_visible_share_is_one_over_rate_times_controls():
+    """10 % with 1,000 held-out images at 1 %, rounded up to a number of samples; none below 99 of them."""
+    assert smallest_visible(10**5, 999, 0.01) == 0.1 and smallest_visible(2000, 1000, 0.01) == 200 / 2000
+    assert smallest_visible(2000, 99, 0.01) == 1 and smallest_visible(2000, 98, 0.01) is None
+    for h in (500, 3000, 20_000):
+        assert 0 <= smallest_visible(10**5, h, 0.01) - 100 / (h + 1) < 1e-5
+
+
+def test_conformal_discoveries_say_what_they_cannot_see():
+    """101 exact copies of 2,000 samples: nothing with 1,000 held-out images, all with as many as the note asks for."""
+    scores, rng = np.append(np.zeros(101), np.full(1899, 0.9)), np.random.default_rng(0)
+    found = conformal_discoveries(scores, 0.5 + 0.3 * rng.random(1000), 0.01, 101 / 2000)
+    assert found["discoveries"] == 0 and found["smallest_visible"] == 0.1 and found["held_out"] == 1000
+    assert found["smallest_p"] == 1 / 1001 and found["false_discovery_rate"] == 0.01
+    assert found["note"] == (
+        "1000 held-out images show no less than 10.0 % at a false-discovery rate of 1 %: f_mem of 5.1 % takes 1980"
+    )
+    assert conformal_discoveries(scores, 0.5 + 0.3 * rng.random(1980), 0.01)["discoveries"] == 101
+    assert conformal_discoveries(scores, 0.5 + 0.3 * rng.random(1979), 0.01)["discoveries"] == 0
+    for suspected in (0.0, 0.1, 0.5):
+        assert "note" not in conformal_discoveries(scores, np.full(1000, 0.5), 0.01, suspected)
+    few = conformal_discoveries(scores, np.full(98, 0.5), 0.01, 0.9)
+    assert few["smallest_visible"] is None and "98 held-out images show nothing" in few["note"]
+    assert "note" not in conformal_discoveries(scores, np.full(98, 0.5), 0.01)
+
+
 # ---- paired values, means, runs -------------------------------------------------------------------------------------
 
 
@@ -184,3 +232,37 @@ def test_mean_interval_is_students(confidence):
     want = stats.t.interval(confidence, 6, loc=v.mean(), scale=stats.sem(v))
     assert mean_interval(v, confidence) == pytest.approx((v.mean(), *want), rel=1e-12)
     assert mean_interval(np.array([2.0])) == (2.0, -math.inf, math.inf)
+
+
+@pytest.mark.parametrize("values", [[3.0], [1.0, 4.0], [5.0, 1.0, 2.0], [1, 2, 3, 10], [0.0, -1.0, 7.0, 7.5, 2.0, 2.5]])
+def test_median_is_the_middle_of_the_sorted_or_of_its_two(values):
+    ordered, k = sorted(values), len(values)
+    assert median(values) == median(torch.tensor(values)) == (ordered[(k - 1) // 2] + ordered[k // 2]) / 2
+
+
+@pytest.mark.parametrize(("value", "variance", "plug_in"), [(2.0, 0.3, 0.4), (-0.1, 0.05, 0.2), (0.5, 0.0, 0.1)])
+def test_squared_distance_interval_solves_its_equation(value, variance, plug_in):
+    """Its ends are where the distance to the estimate is z standard errors of the end in question."""
+    found = squared_distance_interval(value, variance, plug_in, 1.6)
+    for end in found[1:]:
+        spread = variance + plug_in / 1.6 * (end - value)
+        assert (end - value) ** 2 == pytest.approx(NORMAL_95**2 * spread, abs=1e-12)
+    assert found.low <= value < found.high
+    # Without growth it is the normal interval.
+    half = NORMAL_95 * math.sqrt(variance)
+    assert squared_distance_interval(value, variance, plug_in, 0.0) == pytest.approx(
+        (value, value - half, value + half)
+    )
+
+
+def test_squared_distance_interval_covers_where_the_normal_one_does_not():
+    """|shift + noise|^2 less its bias, in 5 dimensions, for noise of unit variance, which is known."""
+    rng = np.random.default_rng(6)
+    for shift in (0.0, 1.0, 3.0):
+        points = rng.normal(size=(4000, 5)) + np.eye(5)[0] * shift
+        biased = (points**2).sum(1)
+        variances = np.maximum(4 * (biased - 5), 0) + 10  # 4 |shift|^2 + 2 d
+        pairs = [(b - 5, v) for b, v in zip(biased, variances)]
+        found = [squared_distance_interval(v, s, 4 * (v + 5), v + 5) for v, s in pairs]
+        assert 0.93 <= np.mean([f.low <= shift**2 <= f.high for f in found]) <= 0.985
+        assert np.mean([f.high < shift**2 for f in found]) < 0.04

@@ -263,8 +263,10 @@ def audit(digest, **more):
     row |= {"f_mem": {"value": 0.25, "ci95": [0.2, 0.31]}, "variance_ratio": 0.95, "rmse_to_teacher": None}
     row |= {"verdict": {"claim": "reduced"}} | more
     other = row | {"digest": "f" * 64, "nfe": 2, "f_mem": {"value": 0.77, "ci95": [0.7, 0.8]}}
+    # Of a teacher's weights too, but no way to sample it.
+    ceiling = row | {"role": "ceiling", "f_mem": {"value": 0.66, "ci95": [0.6, 0.7]}}
     control = {"heldout_f_mem": {"value": 0.01, "ci95": [0.0, 0.02], "samples": 100}}
-    return {"training_set": {"hash": "ab" * 32}, "models": [row, other], "control": control}
+    return {"training_set": {"hash": "ab" * 32}, "models": [row, other, ceiling], "control": control}
 
 
 def exported(home, out, *options):
@@ -278,7 +280,8 @@ def test_only_rows_of_these_weights_are_shown(home, tmp_path):
     file.write_text(json.dumps(audit(digest)))
     header, body = exported(home, tmp_path / "a", "--audit", file, "--licence", "CC-BY-4.0")
     assert "| consistency | 1 | 200 | 25.0 % [20.0, 31.0] | 0.950 | - | - | reduced |" in body
-    assert "77.0" not in body and "1.0 % [0.0, 2.0]" in body and header["license"] == "cc-by-4.0"
+    assert "77.0" not in body and "66.0" not in body and "1.0 % [0.0, 2.0]" in body
+    assert header["license"] == "cc-by-4.0"
     # A name may hold what Markdown or HTML would act on.
     file.write_text(json.dumps(audit(digest, method="<img src=x>|\n# ![](http://x)")))
     header, body = exported(home, tmp_path / "b", "--audit", file, "--licence", "mine: |\n only")

@@ -17,7 +17,7 @@ from diffusers import (
 )
 
 import support
-from cdmem.audit.generators import stage_generators
+from cdmem.audit.opening import stage_generators
 from cdmem.diffusion.ddpm import DDPMSchedule
 from cdmem.diffusion.preconditioning import EDMScaling, VPScaling
 from cdmem.diffusion.sampling import NoiseSource, sample_ode
@@ -218,7 +218,7 @@ def test_the_training_set_is_claimed_aloud(tmp_path, unet, capsys):
 def test_an_audit_finds_teacher_and_student_and_says_the_claim(pair, tmp_path, unet):
     folder, student, file = pair
     subjects, notes = stage_generators(file, None, "cpu", None, str(folder))
-    assert subjects[0].role == "teacher" and subjects[-1].role == "student"
+    assert [g.role for g in subjects] == ["teacher"] * 3 + ["student"] * 2 + ["ceiling"] * 2
     assert any("claimed" in note for note in notes)
     assert subjects[0].digest == student.teacher_digest == weights_digest(load_model(folder).raw.network)
     other = saved(tmp_path / "other", make_unet(seed=1), DDPMScheduler())
@@ -258,7 +258,8 @@ def test_the_command_line_from_folder_to_audit_and_export(tmp_path, unet, capsys
     assert cdmem(*audit, run, "--teacher", other) == 2
     assert cdmem(*audit, run, "--teacher", folder, "--out", report) == 0
     models, notes = (json.loads(report.read_text())[key] for key in ("models", "notes"))
-    assert {m["role"] for m in models} == {"teacher", "student"} and any("claimed" in note for note in notes)
+    assert {m["role"] for m in models} == {"teacher", "student", "ceiling"}
+    assert any("claimed" in note for note in notes)
     assert cdmem("export", "--checkpoint", run, "--out", out, "--audit", report) == 0
     assert "claimed" in (out / "README.md").read_text()
     assert cdmem("sample", "--checkpoint", out, "--samples", 4, "--out", tmp_path / "s.npz") == 0

@@ -26,7 +26,7 @@ from diffusers import (
     UniPCMultistepScheduler,
 )
 
-from cdmem.audit.generators import open_generators
+from cdmem.audit.opening import open_generators
 from cdmem.audit.settings import AuditSettings
 from cdmem.errors import InputError
 from cdmem.models.load import load_model

@@ -13,7 +13,7 @@ import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 from cdmem.report import charts
-from cdmem.report.charts import Series
+from cdmem.report.charts import Series, noise
 from cdmem.report.charts.base import INK, LOOKS, PAPER, clean, looks, number, share, spread
 
 NASTY = 'a <b>&"quoted"</b> \x00 $x^2$ _' + "very long " * 20
@@ -39,6 +39,12 @@ def every(tag, series, ratios, table, shares=None):
         charts.hits_by_multiplicity(f"{tag}_g", series, {NASTY: (1.0, 0.5, None), "teacher": None}, alt),
         charts.by_noise(f"{tag}_h", series, NASTY, alt),
     ]
+
+
+def test_slopes_in_words():
+    words = [noise._slope(fit) for fit in (None, (0.934, 0.81, 1.05), (0.5, None, None), ("inf", 1.234, "inf"))]
+    assert words == ["", ": slope 0.93 [0.81, 1.05]", ": slope 0.5", ": slope ≥ 1.23"]
+    assert noise._slope(("-inf", "-inf", 0.3)) == ": slope ≤ 0.3" and noise._slope(("inf", "inf", "inf")) == ""
 
 
 CDF = Series(NASTY, "control", np.linspace(0, 1, 101), np.linspace(0, 1, 101) ** 2)

@@ -13,10 +13,12 @@ from pathlib import Path
 
 import pytest
 import yaml
+from markupsafe import escape
 from PIL import Image
 
 from cdmem.errors import InputError
-from cdmem.report.build import write_report
+from cdmem.metrics.comparison.verdict import CLAIMS
+from cdmem.report.build import confounds, headline, write_report
 from cdmem.report.compare import differing, over_seeds, prepare_comparison, studies_below
 from cdmem.report.run_data import read_run
 from support.report import HOSTILE, make_study_folder
@@ -73,8 +75,41 @@ def test_every_section_and_every_figure(run, html):
 def test_numbers_of_the_summary_are_on_the_page(html):
     text = re.sub(r"<[^>]+>", "", html)
     assert "tau_mem" in html or "τ_mem" in html
-    for part in ("90.0 % [88.0, 92.0]", "-40.0", "Still rising.", "35 NFE", "abababab", "12.5"):
+    for part in ("90.0 % [88.0, 92.0]", "-40.0", "Now below, limit unclear.", "35 NFE", "abababab", "12.5"):
         assert part in text, part
+
+
+def test_what_became_of_lost_seeds_limits_and_images_stand_on_the_page(run, html):
+    (table,) = confounds(read_run(run))
+    rows = {row[0]: str(row[1]) for row in table.rows}
+    assert all(f">{escape(name)}</th>" in html for name in rows)
+    wanted = {
+        "tolerant copies (points)": "-35.0 [-37.0, -33.0]",
+        "in the limit (points)": "-12.0 [-14.0, -10.0]",
+        "different images, teacher": "14",
+        "different images, student": "9",
+        "seeds lost": "25",
+        "of them nearest to the same image": "64.0 % [62.0, 66.0]",
+        "that by chance": "0.034",
+        "of them damaged copies": "8.0 % [6.0, 10.0]",
+        "noise given to the sharper side (grey levels)": "12.5",
+    }
+    assert {key: rows.get(key) for key in wanted} == wanted
+
+
+def test_every_claim_has_a_headline_of_its_own(tmp_path):
+    """What cannot be claimed is said once; every claim in words of its own, and mixed claims as undecided."""
+    said = {}
+    for claim in CLAIMS:
+        run = read_run(make_study_folder(tmp_path / claim))
+        for m in run.students:
+            m["verdict"]["claim"] = claim
+        said[claim] = headline(run)
+    run.students[0]["verdict"]["claim"] = "reduced"
+    assert headline(run) == said["undecided"] and said["unpaired"] == said["undecided"]
+    assert len(set(said.values())) == len(CLAIMS) - 1
+    run.students[0]["verdict"] = run.students[1]["verdict"] = None
+    assert headline(run) not in said.values()
 
 
 def test_text_from_outside_is_escaped(html, tmp_path):

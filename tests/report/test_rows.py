@@ -12,7 +12,17 @@ from cdmem.audit.result import AuditResult
 from cdmem.audit.text import opinions, table
 from cdmem.models.model_card import audit_rows, audit_table
 from cdmem.report.build import write_report
-from cdmem.report.rows import NOTHING, model_table, number, p_value, percent, points, second_opinions
+from cdmem.report.rows import (
+    NOTHING,
+    bounded,
+    discoveries,
+    model_table,
+    number,
+    p_value,
+    percent,
+    points,
+    second_opinions,
+)
 from support.report import make_study_folder
 
 
@@ -33,6 +43,32 @@ def test_digits_and_other_forms():
     assert str(percent(estimate)) == "93.1 % [91.9, 94.1]" and str(points(estimate)) == "+93.1 [+91.9, +94.1]"
     assert percent(None) == points(None) == p_value(None) == NOTHING
     assert [p_value(p) for p in (1, 0.02, 0.0009, 0.0)] == ["1.000", "0.020", "9.0e-04", "< 1e-300"]
+
+
+def test_unbounded_estimates_show_the_end_that_is_known():
+    slope = {"slope": "inf", "slope_low": 1.0273, "slope_high": "inf"}
+    assert bounded(slope, "slope") == ">= 1.027" and bounded({"slope": "inf"}, "slope") == "inf"
+    assert bounded({"slope": "-inf", "slope_low": "-inf", "slope_high": 0.31}, "slope") == "<= 0.310"
+    assert bounded({"slope": 0.5, "slope_low": 0.1}, "slope", 2) == "0.50" and bounded({}, "slope") == NOTHING
+
+
+def test_discoveries_stand_beside_what_can_be_seen():
+    record = {"discoveries": 0, "smallest_visible": 0.0999}
+    assert discoveries(record) == "0 (10.0 %)" and discoveries(record | {"smallest_visible": None}) == "0 (never)"
+    assert discoveries({"discoveries": 12}) == "12" and discoveries(None) == discoveries({}) == NOTHING
+    summary = {"settings": {}, "models": [{"metrics": {}, "conformal": record}, {"metrics": {}}]}
+    assert second_opinions(summary) == [["beyond H (seen from)", "0 (10.0 %)", NOTHING, NOTHING, NOTHING]]
+    assert second_opinions(summary | {"models": [{"metrics": {}, "conformal": None}]}) == []
+
+
+def test_chao_is_shown_as_what_it_is_a_lower_bound():
+    slope = {"duplication_slope": "inf", "duplication_slope_low": 2.5, "duplication_slope_high": "inf"}
+    record = {"coverage": {"chao1": 12.6, "chao1_low": 9.0} | slope}
+    rows = second_opinions({"settings": {}, "models": [{"metrics": record}]})
+    assert rows == [
+        ["Chao1, at least", "9", NOTHING, NOTHING],
+        ["duplication slope", ">= 2.500", NOTHING, NOTHING],
+    ]
 
 
 def test_terminal_page_and_card_show_the_same_numbers(tmp_path):

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import yaml
 
-from cdmem.audit.distillation_curve import distillation_record
+from cdmem.audit.distillation_curve import Copies, distillation_record
 from cdmem.audit.reference_sets import load_references
 from cdmem.cli.export import find_rows, known_images
 from cdmem.data.sources import load_source
@@ -185,11 +185,13 @@ def evaluated(folder, **columns):
 
 
 def test_evaluations_after_the_audited_checkpoint_do_not_count(tmp_path):
-    folder = evaluated(tmp_path)
+    folder = evaluated(tmp_path, squared_error=np.arange(1.0, 6))
     (tmp_path / "evaluations/step=x_nfe=1.npz").write_bytes(b"")
     (tmp_path / "metrics.jsonl").write_bytes(b'\xff\n5\n[]\n{"a": 1}\n')
-    assert distillation_record(folder, 1 / 3)["f_mem_trend"]["1"]["to_step"] == 9
-    assert distillation_record(folder, 1 / 3, until=6)["f_mem_trend"]["1"] is None  # step 3 is not in its last third
+    for until, ends in ((None, (6, 9)), (8, (3, 6)), (6, (3, 6))):
+        trend = distillation_record(folder, Copies(1 / 3), until=until)["rmse_trend"]["1"]
+        assert (trend["from_step"], trend["to_step"]) == ends
+    assert distillation_record(folder, Copies(1 / 3), until=5)["rmse_trend"]["1"] is None
 
 
 COLUMNS = {
@@ -209,7 +211,7 @@ def test_damaged_evaluations_are_not_passed_over(damage, tmp_path):
     if damage == "schedule":
         (tmp_path / "config.yaml").write_text("model: [")
     with pytest.raises(InputError, match="config=" if damage == "schedule" else "evaluations="):
-        distillation_record(folder, 1 / 3)
+        distillation_record(folder, Copies(1 / 3))
 
 
 # ---- links and pipes ------------------------------------------------------------------------------------------------
@@ -267,7 +269,7 @@ def test_pipes_and_devices_are_not_waited_for(kind, tmp_path):
     assert data.stages[1].config == {} and data.arrays("samples", data.models[0]) == {}
     folder = RunFolder(stage)
     assert MetricsRecord(folder).rows() == [] and read_wandb_id(stage) is None and folder.ending() is None
-    refused = [folder.read_config, partial(load_record, run), partial(distillation_record, folder, 1 / 3)]
+    refused = [folder.read_config, partial(load_record, run), partial(distillation_record, folder, Copies(1 / 3))]
     for read in (*refused, partial(folder.read_json, "onset.json")):
         with pytest.raises(InputError):
             read()

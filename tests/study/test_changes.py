@@ -12,6 +12,10 @@ import pytest
 import torch
 import yaml
 
+from cdmem.audit.distillation_curve import Copies, distillation_record
+from cdmem.errors import InputError
+from cdmem.run.folder import RunFolder
+from cdmem.study.stage import build
 from support.stages import cdmem, checkpoint, fit, rows, same_weights, stage, write_study
 
 OPTIMIZER = {"class_path": "torch.optim.Adam", "init_args": {"lr": 0.01}}
@@ -130,6 +134,72 @@ def test_a_cosine_becomes_constant(tmp_path):
 
 def cosine(step: int, start: int, end: int) -> float:
     return 0.01 * 0.5 * (1 + math.cos(math.pi * (step - start) / (end - start)))
+
+
+COOLDOWN = "--model.optimization.cooldown_steps"
+
+
+def logged_rates(folder: Path) -> dict[int, float]:
+    return {r["step"]: r["train/lr"] for r in rows(folder) if "train/lr" in r}
+
+
+def full_rate(folder: Path) -> list[int]:
+    """Which steps an audit takes for those at the full rate."""
+    return distillation_record(RunFolder(folder), Copies(1 / 3))["constant_phase"]
+
+
+def test_a_constant_run_ends_in_a_cooldown(half, capsys):
+    assert full_rate(half / "run") == [0, 3]
+    shutil.copytree(half / "run", half / "other")
+    assert fit(half, config("teacher"), COOLDOWN, 2) == 0
+    assert logged_rates(half / "run") == pytest.approx(dict.fromkeys(range(4), 0.01) | {4: 0.001, 5: 0.001}, rel=1e-12)
+    assert [(c["key"].rpartition(".")[2], c["new"]) for c in changes(half / "run")] == [
+        ("cooldown_steps", 2),
+        ("max_steps", 6),
+    ]
+    assert full_rate(half / "run") == [0, 4]
+    # One that has begun must be told how to go on; a study asks before it trains.
+    longer = config("teacher", {"max_steps": 9})
+    before = (half / "run/checkpoints/last.ckpt").read_bytes()
+    assert fit(half, longer, COOLDOWN, 2) == 2
+    said = capsys.readouterr().err.strip().splitlines()[-1]
+    assert said.startswith("cdmem: error: trainer.max_steps=9: the cooldown began at step 4") and "restart" in said
+    assert (half / "run/checkpoints/last.ckpt").read_bytes() == before
+    made = build("fit", ["--config", str(half / "stage.yaml"), "--run_dir", str(half / "run"), f"{COOLDOWN}=2"])
+    with pytest.raises(InputError, match="cooldown began at step 4"):
+        made.check_folder()
+    assert fit(half, longer, COOLDOWN, 2, "--model.optimization.longer", "restart") == 0
+    assert logged_rates(half / "run")[6] == 0.01 and logged_rates(half / "run")[8] == pytest.approx(0.001)
+    assert full_rate(half / "run") == [6, 7]
+    # Another rate begins another phase.
+    assert fit(half, config("teacher"), COOLDOWN, 1, OPTION, 0.5, run="other") == 0
+    assert full_rate(half / "other") == [3, 5] and logged_rates(half / "other")[5] == pytest.approx(0.05)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ([COOLDOWN, 2, "--model.optimization.schedule", "cosine"], "cooldown_steps=2: a cosine has an end of its own"),
+        ([COOLDOWN, 7], "cooldown_steps=7: only 6 of 6 steps are left at step 0"),
+        (["--model.optimization.cooldown_to", 2.0], "cooldown_to=2.0: must be in [0, 1)"),
+    ],
+)
+def test_a_cooldown_that_cannot_be_is_one_line(tmp_path, capsys, options, said):
+    assert fit(tmp_path, config("teacher"), *options) == 2
+    line = capsys.readouterr().err.strip()
+    assert said in line and "\n" not in line and not (tmp_path / "run").exists()
+
+
+def test_a_run_from_before_cooldowns_goes_on(half):
+    """Its record lacks the settings: nothing has changed but its length."""
+    content = torch.load(half / "run/checkpoints/last.ckpt", weights_only=True)
+    for record in (content["settings"], settings(half / "run")):
+        for name in ("cooldown_steps", "cooldown_to"):
+            del record["model"]["init_args"]["optimization"][name]
+        (half / "run/config.yaml").write_text(yaml.safe_dump(record))
+    torch.save(content, half / "run/checkpoints/last.ckpt")
+    assert fit(half, config("teacher")) == 0
+    assert [c["key"] for c in changes(half / "run")] == ["trainer.max_steps"]
 
 
 def test_a_cosine_must_be_told_how(tmp_path, capsys):

@@ -16,6 +16,7 @@ from PIL import Image
 
 from cdmem.cli.study import run_study
 from cdmem.cli.theory import LABORATORIES, WITH_RUN, read_settings
+from cdmem.distillation import ConsistencyDistillation, ConsistencyTraining, TrajectoryRegression
 from cdmem.run.folder import RunFolder
 from cdmem.study.config import read_study
 from cdmem.study.stage import Stage, build
@@ -36,6 +37,11 @@ ALONE = {"cifar10/teacher_vp.yaml", "debug/mlp_teacher.yaml", "guidance/teacher.
 DIGITS = ["--data.source=digits", "--data.path=null", "--data.n=16", "--data.held_out=20"]
 HERE = ["--trainer.accelerator=cpu", "--trainer.devices=1", "--trainer.precision=32-true", "--wandb=false"]
 HERE += ["--threads=1", "--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false"]
+
+
+def config_of(student: str | dict) -> str:
+    """The file that a study names for a student, alone or with settings that go over it."""
+    return student if isinstance(student, str) else student["config"]
 
 
 def small_callbacks(name: str) -> str:
@@ -91,7 +97,7 @@ def test_every_file_is_of_one_kind_and_used():
     assert {f.relative_to(CONFIGS).as_posix() for f in CONFIGS.rglob("*") if f.is_file()} == {*CONTENT, *THEORY}
     assert sorted([*STAGES, *STUDIES, *FRAGMENTS, *SWEEPS, *METHODS]) == sorted(CONTENT)
     assert {str(Path(s).parent / CONTENT[s]["data"]) for s in STAGES} == set(FRAGMENTS)
-    named = {n for s in STUDIES for n in (CONTENT[s]["teacher"], *CONTENT[s]["students"].values())}
+    named = {n for s in STUDIES for n in (CONTENT[s]["teacher"], *map(config_of, CONTENT[s]["students"].values()))}
     assert named | ALONE == set(STAGES)
 
 
@@ -140,6 +146,19 @@ def test_study_builds_teachers_and_students_of_one_training_set(name, tmp_path):
 
 
 # ---- what the comments claim -----------------------------------------------------------------------------------------
+
+
+def test_the_controls_have_the_grid_of_the_distillation_and_the_network_of_the_teacher(tmp_path):
+    file = CONFIGS / "controls.yaml"
+    study = Study(read_study(["--config", str(file), "--run_dir", str(tmp_path / "study")]))
+    methods = {name: cli.model.method for name, cli in study.stages.items() if name != "teacher"}
+    kinds = (ConsistencyDistillation, TrajectoryRegression, ConsistencyTraining)
+    assert tuple(map(type, methods.values())) == kinds and len({m.points for m in methods.values()}) == 1
+    assert methods["student"].solver == methods["regression"].solver
+    networks = [study.stages[name].model.network_config for name in methods]
+    assert networks[:2] == [None, None] and networks[2] == study.stages["teacher"].model.network_config
+    lengths = {cli.trainer.max_steps for name, cli in study.stages.items() if name != "teacher"}
+    assert len(lengths) == 1
 
 
 @pytest.mark.parametrize(

@@ -77,7 +77,10 @@ def test_summary_follows_its_schema(study):
         ("teacher", "euler", 2),
         ("student", "consistency", 1),
         ("student", "consistency", 2),
+        ("ceiling", "heun", 1),
+        ("ceiling", "heun", 2),
     ]
+    assert [m["name"] for m in summary["models"][-2:]] == ["ceiling of student"] * 2
     for m in summary["models"]:
         low, high = m["f_mem"]["ci95"]
         assert low <= m["f_mem"]["value"] <= high
@@ -88,7 +91,7 @@ def test_summary_follows_its_schema(study):
     assert summary["models"][0]["rmse_to_teacher"] == 0 and summary["models"][0]["variance_ratio"] == 1
     assert summary["control"]["heldout_f_mem"]["samples"] == 32
     assert summary["control"]["copycat"]["f_mem"]["value"] == 1
-    assert set(summary["distillation"]["student"]["f_mem_trend"]) == {"1", "2"}
+    assert set(summary["distillation"]["student"]["rmse_trend"]) == {"1", "2"}
 
 
 def test_audit_numbers_are_those_of_the_stored_images(study):

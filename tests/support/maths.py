@@ -12,6 +12,8 @@ from torch import nn
 
 from cdmem.diffusion import curriculum, losses, noise, preconditioning, sampling, solvers
 from cdmem.diffusion.step_noise import StepNoise
+from cdmem.distillation import TrajectoryRegression
+from cdmem.distillation.base import CleanBatch, Progress
 from cdmem.errors import InputError
 from cdmem.training import student
 from support.parts import (
@@ -249,6 +251,24 @@ def check_pair_of_consistency_training():
         assert bool(((c.x_lo - (x0 + lo * eps)).abs() <= bound).all())
         # Five standard errors of the second moment of 4 x 64 draws.
         assert abs(float(eps.square().mean()) - 1) < 5 * (2 / eps.numel()) ** 0.5
+
+
+def check_pairs_of_regression():
+    """Every trajectory is trained at sigma_max, from unit noise, and each of its points onto where the grid leads from
+    there."""
+    method, sigmas = TrajectoryRegression(6), noise.karras_sigmas(6)
+    at = Progress(0, 1, SIGMA_MIN, 80.0)
+    images = CleanBatch(torch.zeros(500, 1, 1, 1), None)
+    x, sigma, goal, _, _ = method.teacher_part(gaussian(), images, StepNoise(0, 0, 500), at)
+    start = x[sigma == 80.0].double() / 80
+    assert len(start) == 100
+    # Five standard errors of the second moment of 100 draws.
+    assert abs(float(start.square().mean()) - 1) < 5 * (2 / 100) ** 0.5
+    for k, level in enumerate(sigmas[:-1]):
+        mine = sigma == level.float()
+        assert int(mine.sum()) == 100
+        end = walk(solvers.heun_step, gaussian(), x[mine].double(), sigmas[k:])
+        torch.testing.assert_close(goal[mine].double(), end, rtol=0, atol=1e-5)
 
 
 class Composed(nn.Module):

@@ -17,14 +17,21 @@ def estimate(value: float, width: float = 0.02) -> dict:
 
 
 def difference(value: float) -> dict:
-    return {"value": value, "ci95": [value - 0.02, value + 0.02], "p_mcnemar": 1e-9, "p_holm": 2e-9}
+    bounds = {f"ci{c}": [value - half, value + half] for c, half in ((95, 0.02), (90, 0.017))}
+    return {"value": value, **bounds, "p_value": 1e-9, "p_holm": 2e-9}
 
 
 def model(name: str, role: str, method: str, nfe: int, f_mem: float, rng: np.random.Generator) -> dict:
     cdf = np.linspace(0, 1, 101) ** (1 / (0.2 + f_mem))
     row = {"groups": 4, "p_hit": 0.5, "ci95": [0.1, 0.9]}
     rows = [row | {"copies": c, "hits_per_sample": 0.01 * c} for c in (1, 2, 8)]
-    coverage = {"chao1": 9.0, "duplication_slope": 1.0, "duplication_slope_low": 0.9, "duplication_slope_high": 1.1}
+    coverage = {
+        "chao1": 9.0,
+        "chao1_low": 7.0,
+        "duplication_slope": 1.0,
+        "duplication_slope_low": 0.9,
+        "duplication_slope_high": 1.1,
+    }
     coverage["detail"] = {"by_multiplicity": rows, "top": [{"image": k, "hits": 30 - k} for k in range(6)]}
     noise = [{"sigma": s, "gap": estimate(0.1 / s), "train": 0.1, "held_out": 0.2} for s in (0.1, 0.5, 2.0)]
     optimum = [{"sigma": s, "absolute": 0.1, "reference": 0.2, "ratio": 0.5} for s in (0.1, 0.5, 2.0)]
@@ -46,21 +53,32 @@ def model(name: str, role: str, method: str, nfe: int, f_mem: float, rng: np.ran
     }
     if role == "student":
         transfer = {"kept_same": 20, "kept_other": 2, "lost": 25, "gained": 3, "neither": 10}
-        matched = {"recognised_at": 0.45, "recognised": difference(-0.2), "noise": 12.5, "teacher_f_mem": 0.7}
+        matched = {"recognised_at": 0.45, "recognised": difference(-0.2), "noise": 12.5, "f_mem": 0.7}
         found["paired"] = {
             "difference": difference(-0.4),
             "transfer": transfer,
             "identity": {"same": 0.9, "ci95": [0.8, 1.0], "chance": 0.1, "kappa": 0.9},
             "log_ratio": {"median": 0.4, "p_value": 1e-5},
-            "matched": matched | {"difference": difference(-0.1)},
+            "tolerant": difference(-0.35),
+            "matched": matched | {"noised": "teacher", "common": 20, "difference": difference(-0.1)},
+            "images": {"teacher": 14, "student": 9, "ratio": 0.7, "fewer": True},
+            "lost_seeds": {
+                "count": 25,
+                "nearest_to_same": estimate(0.64),
+                "chance": 0.034,
+                "damaged": estimate(0.08),
+            },
+            "damaged": False,
+            "seeds_belong_together": True,
             "equal_nfe": {"difference": difference(0.2)},
         }
         found["verdict"] = {
             "claim": "undecided",
-            "reason": "still rising",
-            "statement": f"{name}, {nfe} NFE: undecided: still rising.",
-            "checks": {"amplitude": True, "converged": False, "below_at_equal_noise": None},
+            "reason": "now below, limit unclear",
+            "statement": f"{name}, {nfe} NFE: undecided: now below, limit unclear.",
+            "checks": {"amplitude": True, "for_tolerant_copies": False, "at_equal_noise": None},
             "equal_nfe": f"{name}, {nfe} NFE against the teacher at equal NFE: f_mem +20.0 points.",
+            "limit": difference(-0.12) | {"from_step": 30},
         }
     return found
 

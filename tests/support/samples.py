@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from torch.nn import functional as F
 
 from support.parts import make_training_set, random_images, rng
 
@@ -16,6 +17,15 @@ def normal(n, size, seed):
 
 def images(n, seed, shape=(3, SIDE, SIDE)):
     return random_images(n, shape, seed)
+
+
+def photos(n, seed, shape=(3, 8, 8), grain=4):
+    """Photo-like: coarse noise, enlarged, with some grain; uint8 (n, C, H, W)."""
+    channels, height, width = shape
+    coarse = torch.randn(n, channels, 4, 4, generator=rng(seed))
+    coarse = coarse + torch.randn(n, 1, 4, 4, generator=rng(seed + 100))  # channels of photos are alike
+    images = F.interpolate(coarse, size=(height, width), mode="bicubic")
+    return (120 + 30 * images + grain * torch.randn(n, *shape, generator=rng(seed + 200))).clamp(0, 255).byte()
 
 
 def flat(*levels):

@@ -25,7 +25,7 @@ TEACHER = {
 }
 STUDENT = {"data": (DistillationData, {"data": "images", "teacher_sample_count": "count"})}
 METHOD = ("points", "start_points", "curriculum", "solver", "distance", "weighting", "intervals")
-METHOD += ("mu", "mu_start", "dropout")
+METHOD += ("mu", "mu_start", "dropout", "reuse")
 DISTANCES = {"l1": "L1", "l2": "L2", "pseudo_huber": "PseudoHuber"}
 
 
@@ -45,13 +45,14 @@ def _with_method(role: str, flat: dict[str, Any], make: Callable[[str, dict[str,
     rest, groups = _grouped(role, flat)
     if role == "student":
         settings = {name: rest.pop(name) for name in METHOD if name in rest}
-        name = "ConsistencyTraining" if rest.pop("training", False) else "ConsistencyDistillation"
-        rest["method"] = make(name, settings)
+        names = {"training": "ConsistencyTraining", "regression": "TrajectoryRegression"}
+        asked = [names[key] for key in names if rest.pop(key, False)]
+        rest["method"] = make(asked[0] if asked else "ConsistencyDistillation", settings)
     return rest, groups
 
 
 def nested(role: str, **flat: Any) -> dict[str, Any]:
-    """``init_args`` of a config; ``training=True`` is consistency training, the control."""
+    """``init_args`` of a config; ``training=True`` is consistency training, ``regression=True`` that: the controls."""
 
     def method(name: str, settings: dict[str, Any]) -> dict[str, Any]:
         if "distance" in settings:

@@ -37,7 +37,7 @@ MODELS = {"teacher": {"sampler_points": 4}, "student": {"points": 5}}
 
 
 def fit(folder: Path, name: str, *words: object) -> None:
-    content = stage(name, TRAINER, {"held_out": 32}, **MODELS[name])
+    content = stage(name, TRAINER, {"held_out": 99}, **MODELS[name])
     assert stages.fit(folder, content, "--seed", 0, *words, run=f"study/{name}") == 0
 
 

@@ -1,17 +1,15 @@
-"""Is a student less memorised, or merely blurrier? The comparison at equal nearest-image noise.
+r"""Is one of two models only sharper? Their copies at equal noise.
 
-The ratio test stops calling a copy a copy once its error passes about spacing / sqrt(8 D) per pixel, although the
-copied image is still plain to see. So the teacher's samples are made as inexact as the student's *copies* are, and
-compared again:
+d1/d2 < 1/3 stops counting a copy once its error passes about spacing / sqrt(8 D) per pixel, although the image is plain
+to see. So a model must not count as forgetful for being blurrier, nor as a stronger copier for being sharper:
 
-1. A threshold at which copies are still recognised: the 1 % quantile of held-out d1/d2 (or 1/2 without enough of H).
-2. Seeds on which both models are recognised with the same image: pure copies of one image by both.
-3. Gaussian noise on the teacher's samples, one level for all, so that over these seeds its median distance to the
-   nearest image is the student's (by bisection, after clamping and rounding, which swallow noise at black and white).
-   Both medians are over copies that are still recognised with their image.
-4. f_mem of the noisy teacher against the student's, paired by seed.
+1. *Recognised* means d1/d2 below what 1 % of held-out images reach (1/2 with fewer than 99 of them).
+2. The sharper side, which has the higher f_mem, gets Gaussian noise: a level for each of its recognised copies, so that
+   their distances to the copied images are distributed like the other side's (sorted against sorted, not only the
+   medians: half of the copies may be damaged and half not).
+3. f_mem of the noised side against the other side.
 
-A student that only blurs has lost nothing in step 4; one whose seeds leave the copies has.
+A side that is only sharper has lost its lead in step 3.
 """
 
 from __future__ import annotations
@@ -29,11 +27,10 @@ from cdmem.metrics.memorization.extraction import conformal_threshold
 from cdmem.metrics.memorization.ratio import memorized
 from cdmem.metrics.neighbors.index import GroupIndex
 
-MAX_NOISE = 128.0
 FALSE_POSITIVES = 0.01
 WITHOUT_CONTROL = 1 / 2
 MIN_SEEDS = 20
-MOST_COPIES = 512  # are enough for a median
+ROUNDS, MOST = 8, 2.0  # of the search for the levels, and the largest factor of one of them
 
 
 def recognition_threshold(control: Tensor | None, threshold: float) -> float:
@@ -46,133 +43,117 @@ def recognition_threshold(control: Tensor | None, threshold: float) -> float:
     return max(WITHOUT_CONTROL if loose is None else loose, threshold)
 
 
-def add_noise(images: Tensor, noise: Tensor, level: float) -> Tensor:
-    """uint8 images (B, C, H, W) plus ``level`` grey levels times unit ``noise``, clamped and rounded to uint8."""
-    return to_uint8(to_float(images) + level / HALF_RANGE * noise)
+def add_noise(images: Tensor, noise: Tensor, levels: Tensor | float) -> Tensor:
+    """uint8 images (B, C, H, W) plus ``levels`` grey levels, (B,) or one, times unit ``noise``; uint8 again."""
+    levels = torch.as_tensor(levels, dtype=torch.float32).reshape(-1, 1, 1, 1)
+    return to_uint8(to_float(images) + levels / HALF_RANGE * noise)
 
 
-def _copied_images(copies: Tensor, search: GroupIndex) -> Tensor:
-    """The training image nearest to each copy, mirrored where its mirror image is what was copied."""
-    images = search.training_images[search.index.query(copies, 1).nearest.cpu()]
-    as_is, mirrored = ((copies.double() - x.double()).square().flatten(1).sum(1) for x in (images, images.flip(-1)))
-    swap = (mirrored < as_is) if search.flip else torch.zeros_like(as_is, dtype=torch.bool)
-    return torch.where(swap[:, None, None, None], images.flip(-1), images)
+def _quantiles(values: Tensor, count: int) -> Tensor:
+    """``count`` evenly spaced quantiles of values (n,), ascending, float64."""
+    return torch.quantile(values.double(), (torch.arange(count, dtype=torch.float64) + 0.5) / count)
 
 
-def _median_squared(images: Tensor, targets: Tensor) -> float:
-    return float((images.double() - targets.double()).square().flatten(1).sum(1).median())
+def matching_levels(
+    images: Tensor, noise: Tensor, groups: Tensor, search: GroupIndex, loose: float, wanted: Tensor
+) -> Tensor:
+    """Grey levels of noise for each copy after which the distances of those still recognised are distributed as wanted.
 
-
-def copy_noise(teacher: Tensor, noise: Tensor, targets: Tensor, student_squared: Tensor) -> float:
-    """Grey levels of noise that bring the teacher's copies as far from their images as the student's are.
-
-    Args:
-        teacher: the teacher's copies, uint8 (b, C, H, W).
-        noise: unit Gaussian (b, C, H, W).
-        targets: the training images that they copy, uint8 (b, C, H, W).
-        student_squared: squared distances of the student's copies to the same images, (b,).
-
-    Returns:
-        0 where the student's copies are the closer ones.
-    """
-    wanted = float(student_squared.double().median())
-    low, high = 0.0, MAX_NOISE
-    if _median_squared(teacher, targets) >= wanted:
-        return 0.0
-    for _ in range(16):
-        middle = (low + high) / 2
-        if _median_squared(add_noise(teacher, noise, middle), targets) < wanted:
-            low = middle
-        else:
-            high = middle
-    return (low + high) / 2
-
-
-def selected_noise(
-    images: Tensor,
-    noise: Tensor,
-    targets: Tensor,
-    groups: Tensor,
-    search: GroupIndex,
-    loose: float,
-    wanted: float,
-    start: float,
-) -> float:
-    """Grey levels of noise at which the teacher's copies *that stay recognised* are as far off as the student's are.
-
-    The student's copies are those that were recognised; its noisiest ones were not. Without the same choice among the
-    noisy teacher's, the level comes out too small, and a merely noisy student would look forgetful.
+    The other side's distances are those of copies that were recognised; its noisiest ones were not. So the levels are
+    raised until the same choice among the noised copies gives the same distribution.
 
     Args:
-        images: the teacher's recognised copies, uint8 (b, C, H, W).
+        images: recognised copies, uint8 (b, C, H, W).
         noise: unit Gaussian (b, C, H, W).
-        targets: the training images that they copy, uint8 (b, C, H, W).
-        groups: of these images, int64 (b,).
+        groups: that they copy, int64 (b,).
         search: over T.
         loose: recognition threshold.
-        wanted: median squared distance of the student's recognised copies.
-        start: level without the choice, a lower bound.
+        wanted: squared distances of the other side's recognised copies, (k,).
+
+    Returns:
+        levels, float64 (b,), of an image's own rank among ``images`` by distance.
     """
-    low, high = start, min(4 * start + 1.0, MAX_NOISE)
-    for _ in range(10):
-        middle = (low + high) / 2
-        noisy = add_noise(images, noise, middle)
-        neighbors = search.index.query(noisy, 2)
-        kept = memorized(neighbors.squared1.cpu(), neighbors.squared2.cpu(), loose) & (neighbors.group1.cpu() == groups)
-        if bool(kept.any()) and _median_squared(noisy[kept], targets[kept]) < wanted:
-            low = middle
-        else:
-            high = middle
-    return (low + high) / 2
+    count, size = len(images), images[0].numel()
+    own = search.index.query(images, 1).squared[:, 0].cpu().double()
+    order = own.argsort(stable=True)
+    squared = torch.empty(count, dtype=torch.float64)
+    squared[order] = (_quantiles(wanted, count) - own[order]).clamp_min(0) / size
+    for _ in range(ROUNDS):
+        neighbors = search.index.query(add_noise(images, noise, squared.sqrt()), 2)
+        d1, d2 = neighbors.squared1.cpu().double(), neighbors.squared2.cpu()
+        kept = memorized(d1, d2, loose) & (neighbors.group1.cpu() == groups)
+        if not bool(kept.any()):
+            break
+        # Each kept copy against the wanted distance of its rank. By a factor: black and white swallow a share of noise.
+        ranks = torch.where(kept, d1, torch.inf).argsort(stable=True)[: int(kept.sum())]
+        added, missing = (d1 - own)[ranks], _quantiles(wanted, len(ranks)) - own[ranks]
+        factor = torch.ones(count, dtype=torch.float64)
+        factor[ranks] = (missing.clamp_min(0) / added.clamp_min(1)).clamp(1 / MOST, MOST)
+        # Those that are past recognition were the noisiest: they go with the noisiest tenth of the others.
+        factor[~kept] = factor[ranks[-max(len(ranks) // 10, 1) :]].median()
+        squared *= factor
+    return squared.sqrt()
 
 
-def fidelity_matched(
+def equal_noise(
     teacher_images: Tensor,
+    student_images: Tensor,
     teacher: dict[str, Tensor],
     student: dict[str, Tensor],
     search: GroupIndex,
     threshold: float,
     control: Tensor | None,
+    paired: bool = True,
+    error: float = 0.05,
 ) -> dict[str, Any]:
     """The comparison of the module's docstring.
 
     Args:
         teacher_images: uint8 (m, C, H, W), in the order of the rows.
+        student_images: of the same seeds.
         teacher: rows with ``seeds``, ``squared`` and ``groups``.
-        student: rows of the same seeds.
+        student: the same columns.
         search: over T.
         threshold: memorised means d1/d2 below it.
         control: d1/d2 of held-out images, or None.
+        paired: whether the seeds belong together, see `cdmem.metrics.comparison.paired`.
+        error: of the intervals, see :func:`~cdmem.metrics.comparison.paired.difference`.
 
     Returns:
-        ``recognised_at`` (threshold of step 1), ``recognised`` (difference of f_mem there), ``noise`` (grey levels,
-        rms per pixel; None with fewer than 20 common copies), ``common`` (seeds of step 2), ``teacher_f_mem`` of the
-        noisy teacher and ``difference`` (student minus noisy teacher).
+        ``recognised_at`` (threshold of step 1), ``recognised`` (difference of f_mem there), ``common`` (copies
+        compared), ``noised`` (``teacher`` or ``student``, None with fewer than 20 of them), ``noise`` (grey levels,
+        root mean square over copies), ``f_mem`` of the noised side and ``difference`` (student minus teacher).
     """
     loose = recognition_threshold(control, threshold)
     seen_t, seen_s = (memorized(r["squared"][:, 0], r["squared"][:, 1], loose) for r in (teacher, student))
-    common = seen_t & seen_s & (teacher["groups"][:, 0] == student["groups"][:, 0])
-    record: dict[str, Any] = {"recognised_at": loose, "recognised": difference(seen_t, seen_s)}
-    record |= {"common": int(common.sum()), "noise": None, "teacher_f_mem": None, "difference": None}
+    both = seen_t & seen_s & (teacher["groups"][:, 0] == student["groups"][:, 0])
+    common = (both, both) if paired else (seen_t, seen_s)
+    record: dict[str, Any] = {"recognised_at": loose, "recognised": difference(seen_t, seen_s, paired, error)}
+    record |= {"common": min(int(c.sum()) for c in common)}
+    record |= dict.fromkeys(("noised", "noise", "f_mem", "difference"))
     if record["common"] < MIN_SEEDS:
         return record
-    noise = NoiseSource(teacher[SEEDS].tolist(), tuple(teacher_images.shape[1:]), stream="equal_noise").next()
-    targets = _copied_images(teacher_images[common], search)
-    level = copy_noise(teacher_images[common], noise[common], targets, student["squared"][common, 0])
-    if level > 0:
-        chosen = seen_t.nonzero().flatten()[:MOST_COPIES]
-        level = selected_noise(
-            teacher_images[chosen],
-            noise[chosen],
-            _copied_images(teacher_images[chosen], search),
-            teacher["groups"][chosen, 0],
-            search,
-            loose,
-            float(student["squared"][common, 0].double().median()),
-            level,
-        )
-    noisy = search.index.query(add_noise(teacher_images, noise, level), 2)
-    hit_t = memorized(noisy.squared1.cpu(), noisy.squared2.cpu(), threshold)
-    hit_s = memorized(student["squared"][:, 0], student["squared"][:, 1], threshold)
-    record |= {"noise": level, "teacher_f_mem": float(hit_t.double().mean()), "difference": difference(hit_t, hit_s)}
-    return record
+    hit_t, hit_s = (memorized(r["squared"][:, 0], r["squared"][:, 1], threshold) for r in (teacher, student))
+    sharper = "student" if int(hit_s.sum()) > int(hit_t.sum()) else "teacher"
+    ours, theirs = (student, teacher) if sharper == "student" else (teacher, student)
+    images, chosen = (student_images, common[1]) if sharper == "student" else (teacher_images, common[0])
+    noise = NoiseSource(ours[SEEDS].tolist(), tuple(images.shape[1:]), stream="equal_noise").next()
+    wanted = theirs["squared"][common[0] if sharper == "student" else common[1], 0]
+    levels = torch.zeros(len(images), dtype=torch.float64)
+    levels[chosen] = matching_levels(images[chosen], noise[chosen], ours["groups"][chosen, 0], search, loose, wanted)
+    # A copy of one side alone gets the level of a common copy at its own distance.
+    seen = seen_s if sharper == "student" else seen_t
+    levels[seen & ~chosen] = _level_at(ours["squared"][:, 0], chosen, levels, seen & ~chosen)
+    noisy = search.index.query(add_noise(images, noise, levels), 2)
+    hit = memorized(noisy.squared1.cpu(), noisy.squared2.cpu(), threshold)
+    pair = (hit_t, hit) if sharper == "student" else (hit, hit_s)
+    record |= {"noised": sharper, "noise": float(levels[seen].square().mean().sqrt())}
+    return record | {"f_mem": float(hit.double().mean()), "difference": difference(*pair, paired, error)}
+
+
+def _level_at(squared: Tensor, known: Tensor, levels: Tensor, asked: Tensor) -> Tensor:
+    """Levels of the copies ``asked``, from those of the ``known`` copy of nearest rank by distance, float64."""
+    order = squared[known].double().argsort(stable=True)
+    distances, of_rank = squared[known].double()[order].contiguous(), levels[known][order]
+    rank = torch.searchsorted(distances, squared[asked].double()).clamp_max(len(of_rank) - 1)
+    return of_rank[rank]

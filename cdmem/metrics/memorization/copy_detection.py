@@ -17,7 +17,7 @@ from cdmem.errors import InputError
 from cdmem.metrics.memorization.ratio import memorized
 from cdmem.metrics.neighbors.index import group_index
 from cdmem.metrics.quality.feature_space import FeatureMetric
-from cdmem.metrics.statistics import conformal_p_values, share
+from cdmem.metrics.statistics import conformal_p_values, median, share
 
 BINS = 8
 SMALL = 16  # below this side cells are 2 pixels wide, above 4
@@ -108,8 +108,8 @@ class CopyDetection(FeatureMetric):
             "heldout_rate": float((control > threshold).double().mean()),
             "rate_bound": (allowed + 1) / (h + 1),
             "threshold": threshold,
-            "similarity_median": float(similarity.median()),
-            "heldout_similarity_median": float(control.median()),
+            "similarity_median": median(similarity),
+            "heldout_similarity_median": median(control),
         }
         return values | self._agreement(rows["images"], copied)
 

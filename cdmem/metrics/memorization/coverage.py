@@ -3,11 +3,10 @@ r"""Which training images come back: hits, unique images, how many more there ar
 A memorised fraction of 60 % can mean 60 images or 6,000. With hits_i the memorised samples whose nearest group is i:
 
 * unique S, and Chao's lower bound :math:`S + f_1 (f_1 - 1) / (2 (f_2 + 1))` on the number that a longer run would find
-  (Chao 1984; f_k groups were hit k times);
+  (Chao 1984; f_k groups were hit k times): *at least* so many, however many more there are;
 * Good and Turing's covered mass :math:`1 - f_1 / m_{mem}`: the chance that the next memorised sample is a known image;
 * effective number :math:`\exp H(hits / m_{mem})`;
-* the response to duplication: slope of a Poisson regression :math:`\log E[hits_i] = a + \beta \log c_i`. The exact
-  empirical sampler has :math:`\beta = 1`.
+* the response to duplication, see `cdmem.metrics.memorization.duplication`.
 """
 
 from __future__ import annotations
@@ -19,8 +18,11 @@ import torch
 from scipy import stats
 from torch import Tensor
 
+from cdmem.metrics.memorization.duplication import duplication_slope
 from cdmem.metrics.memorization.fraction import RatioMetric
-from cdmem.metrics.statistics import Estimate, fraction
+from cdmem.metrics.statistics import fraction
+
+ONE_SIDED_95 = 1.6448536269514722
 
 
 def hit_counts(groups: Tensor, hit: Tensor, num_groups: int) -> Tensor:
@@ -32,65 +34,41 @@ def coverage(hits: Tensor) -> dict[str, float]:
     """How much of T came back, from hits per group int64 (G,).
 
     Returns:
-        ``unique``, ``unique_share``, ``chao1`` with ``_low`` and ``_high`` (95 %, Chao 1987), ``good_turing`` (NaN
-        without hits), ``effective``, ``most_hits``.
+        ``unique``, ``unique_share``, ``chao1`` and ``chao1_low`` (:func:`chao1`), ``good_turing`` (NaN without hits),
+        ``effective``, ``most_hits``.
     """
     unique, total = int((hits > 0).sum()), int(hits.sum())
-    once, twice = int((hits == 1).sum()), int((hits == 2).sum())
+    once, (estimate, low) = int((hits == 1).sum()), chao1(hits)
     share = hits[hits > 0].double() / max(total, 1)
     return {
         "unique": float(unique),
         "unique_share": unique / len(hits),
-        **_chao(unique, once, twice).columns("chao1"),
+        "chao1": estimate,
+        "chao1_low": low,
         "good_turing": 1 - once / total if total else math.nan,
         "effective": float(torch.exp(-(share * share.log()).sum())) if total else 0.0,
         "most_hits": float(hits.max()),
     }
 
 
-def _chao(unique: int, once: int, twice: int) -> Estimate:
-    """Chao's estimate of all groups; its 95 % interval is log-normal in the part that was not seen."""
-    a, b = once, twice + 1
-    extra = a * (a - 1) / (2 * b)
-    if extra == 0:
-        return Estimate.around(float(unique), 0.0)
-    variance = extra + a * (2 * a - 1) ** 2 / (4 * b**2) + a**2 * twice * (a - 1) ** 2 / (4 * b**4)
-    factor = math.exp(float(stats.norm.ppf(0.975)) * math.sqrt(math.log1p(variance / extra**2)))
-    return Estimate(unique + extra, unique + extra / factor, unique + extra * factor)
+def chao1(hits: Tensor) -> tuple[float, float]:
+    """Chao's estimate of how many groups a longer run would hit, and its one-sided 95 % lower bound, a whole number.
 
-
-def duplication_slope(hits: Tensor, copies: Tensor) -> Estimate | None:
-    """Poisson slope of hits on log multiplicity with a 95 % interval.
-
-    Newton's method on the concave log likelihood. The interval uses White's sandwich variance, since hits vary more
-    between images than a Poisson count does, times G / (G - 2), and Student's t with G - 2 degrees of freedom: without
-    them it covers 88 % instead of 95 % for G = 12 groups (400 samples, three multiplicities, 400 repetitions).
+    The estimate is itself a lower bound of the expected total: images that are hit rarely enough leave no trace in f_1
+    and f_2. So there is no upper bound. The lower one is log-normal in the part that was not seen (Chao 1987), with the
+    variance of f_2 taken as f_2 + 1, so that f_2 = 0 is not certain; it covers >= 94 % (docs/metrics.md).
 
     Args:
         hits: int64 (G,).
-        copies: rows of T per group, int64 (G,), at least 1.
-
-    Returns:
-        None where it cannot be known: fewer than three groups, one multiplicity, or hits at one only.
     """
-    x = torch.stack([torch.ones(len(copies), dtype=torch.float64), copies.double().log()], 1)
-    y = hits.double()
-    if len(copies) < 3 or len(torch.unique(copies)) < 2 or len(torch.unique(copies[hits > 0])) < 2:
-        return None
-    beta = torch.tensor([math.log(float(y.mean())), 0.0], dtype=torch.float64)
-    for _ in range(100):
-        mean = (x @ beta).exp()
-        fisher = x.T @ (mean[:, None] * x)
-        step = torch.linalg.solve(fisher, x.T @ (y - mean))
-        beta = beta + step * min(1.0, 2.0 / float(step.abs().max().clamp_min(1e-12)))
-        if float(step.abs().max()) < 1e-10:
-            break
-    mean = (x @ beta).exp()
-    bread = torch.linalg.inv(x.T @ (mean[:, None] * x))
-    meat = x.T @ (((y - mean) ** 2)[:, None] * x)
-    freedom = len(hits) - 2
-    half = float(stats.t.ppf(0.975, freedom)) * math.sqrt(float((bread @ meat @ bread)[1, 1]) * len(hits) / freedom)
-    return Estimate.around(float(beta[1]), half)
+    unique, once, twice = (int(found.sum()) for found in (hits > 0, hits == 1, hits == 2))
+    a, b = once, twice + 1
+    extra = a * (a - 1) / (2 * b)
+    if extra == 0:
+        return float(unique), float(unique)
+    variance = extra + a * (2 * a - 1) ** 2 / (4 * b**2) + a**2 * (a - 1) ** 2 / (4 * b**3)
+    factor = math.exp(ONE_SIDED_95 * math.sqrt(math.log1p(variance / extra**2)))
+    return unique + extra, float(min(math.floor(unique + extra / factor), len(hits)))
 
 
 def hits_by_multiplicity(hits: Tensor, copies: Tensor, samples: int) -> list[dict[str, Any]]:
@@ -145,7 +123,8 @@ class HitCoverage(RatioMetric):
         return hit_counts(rows["groups"][:, 0], self.hits(rows), self.search.index.num_groups)
 
     def evaluate(self, rows: dict[str, Tensor]) -> dict[str, float]:
-        """:func:`coverage`, and ``duplication_slope`` with ``_low`` and ``_high`` where multiplicities differ."""
+        """:func:`coverage`, and ``duplication_slope`` with ``_low`` and ``_high`` where multiplicities differ; infinite
+        where only images of the largest, or of the smallest, came back."""
         hits = self.hits_by_group(rows)
         values, slope = coverage(hits), duplication_slope(hits, self.search.multiplicities)
         return values if slope is None else values | slope.columns("duplication_slope")

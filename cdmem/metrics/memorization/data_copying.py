@@ -77,6 +77,10 @@ class CopyScore:
 class Cells:
     """Cells of T for C_T: first principal components, and k-means in them.
 
+    As in Meehan et al. 2020 a sample's nearest neighbour is sought among the training images *of its cell*. A nearest
+    image beyond the cell's border does not count: over all of T the distances are shorter, those of the side that lies
+    nearer to the borders most (for copies of CIFAR-10 images C_T is then -21.3, within the cells -20.5).
+
     Args:
         train: features (n, F); repeated rows count once.
         cells: number of cells, fewer if T has fewer images.
@@ -94,14 +98,15 @@ class Cells:
         self.pca = PCA(min(components, len(rows) - 1, rows.shape[1]), random_state=seed).fit(rows.numpy())
         low = self.pca.transform(rows.numpy())
         self.kmeans = KMeans(min(cells, len(rows)), n_init=10, random_state=seed).fit(low)
-        self.space = torch.from_numpy(low)
+        self.spaces = [torch.from_numpy(low[self.kmeans.labels_ == k]) for k in range(self.kmeans.n_clusters)]
 
-    def _place(self, side: Tensor) -> tuple[Tensor, Tensor]:
-        """Cell of every row of a side (m, F) and its distance to T, both (m,)."""
+    def _distances(self, side: Tensor) -> list[Tensor]:
+        """By cell, the distances of its rows of a side (m, F) to the nearest training image of the cell."""
         if not len(side):
-            return torch.zeros(0), torch.zeros(0)
+            return [torch.zeros(0, dtype=torch.float64) for _ in self.spaces]
         low = self.pca.transform(side.double().numpy())
-        return torch.from_numpy(self.kmeans.predict(low)), nearest(torch.from_numpy(low), self.space)[0]
+        cells = self.kmeans.predict(low)
+        return [nearest(torch.from_numpy(low[cells == k]), space)[0] for k, space in enumerate(self.spaces)]
 
     def score(self, held_out: Tensor, generated: Tensor) -> CopyScore:
         """C_T of Meehan et al. 2020, generated (m, F) against held-out features (h, F): Z_U averaged by held-out mass.
@@ -109,10 +114,8 @@ class Cells:
         A cell counts if at least 20 samples (tau = 20/m) and one held-out image fall into it. Far below 0: copying; far
         above: underfitting. Values grow with the square root of the number of samples, so compare only equal numbers.
         """
-        (cells_p, near_p), (cells_q, near_q) = self._place(held_out), self._place(generated)
         cells = []
-        for k in range(self.kmeans.n_clusters):
-            p, q = near_p[cells_p == k], near_q[cells_q == k]
+        for p, q in zip(self._distances(held_out), self._distances(generated)):
             cells.append(Cell(len(q), len(p), z_u(q, p) if len(q) >= MIN_PER_CELL and len(p) else None))
         used = [(cell.held_out, cell.z_u) for cell in cells if cell.z_u is not None]
         total = sum(mass * z for mass, z in used) / sum(mass for mass, _ in used) if used else None

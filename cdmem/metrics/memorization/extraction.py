@@ -18,7 +18,7 @@ from torch import Tensor
 from cdmem.data.subset import TrainingSet
 from cdmem.errors import InputError
 from cdmem.metrics.neighbors.index import NearDuplicates, NeighborMetric
-from cdmem.metrics.statistics import share
+from cdmem.metrics.statistics import median, share
 
 LEVELS = 255.0
 
@@ -56,7 +56,7 @@ class AbsoluteExtraction(NeighborMetric):
         """``extracted`` with ``_low`` and ``_high`` (95 % Wilson), ``median_distance``."""
         distance = absolute_distance(rows["squared"][:, 0], math.prod(self.training_set.shape))
         hit = int((distance <= self.delta).sum())
-        return share("extracted", hit, len(distance)) | {"median_distance": float(distance.median())}
+        return share("extracted", hit, len(distance)) | {"median_distance": median(distance)}
 
 
 class AdaptiveExtraction(NeighborMetric):
@@ -92,7 +92,7 @@ class AdaptiveExtraction(NeighborMetric):
     def evaluate(self, rows: dict[str, Tensor]) -> dict[str, float]:
         """``extracted`` with ``_low`` and ``_high`` (95 % Wilson), ``median_score``."""
         score = adaptive_score(rows["squared"], self.alpha)
-        return share("extracted", int((score < 1).sum()), len(score)) | {"median_score": float(score.median())}
+        return share("extracted", int((score < 1).sum()), len(score)) | {"median_score": median(score)}
 
 
 def conformal_threshold(control: Tensor, alpha: float) -> float | None:

@@ -17,7 +17,7 @@ from cdmem.errors import InputError
 from cdmem.metrics.memorization.ratio import memorized, ratios
 from cdmem.metrics.neighbors.index import NearDuplicates, NeighborMetric
 from cdmem.metrics.statistics import fraction as estimated
-from cdmem.metrics.statistics import share
+from cdmem.metrics.statistics import median, share
 
 THRESHOLDS = (1 / 2, 1 / 3, 1 / 4)
 CDF_GRID = torch.linspace(0.0, 1.0, 101, dtype=torch.float64)
@@ -34,9 +34,12 @@ def fraction(hits: Tensor) -> dict[str, float | list[float]]:
 
 
 def disk_rows(rows: dict[str, Tensor]) -> dict[str, np.ndarray]:
-    """Rows as they are stored: ``seeds``, ``squared1``, ``squared2``, ``group1``, int64 (m,)."""
+    """Rows as they are stored: ``seeds``, ``squared1``, ``squared2``, ``group1``, int64 (m,); where tolerant copies
+    were looked for ``tolerant_ratio``, float64 (m,), and ``tolerant_group``, int64 (m,)."""
     columns = {"seeds": rows["seeds"], "squared1": rows["squared"][:, 0], "squared2": rows["squared"][:, 1]}
-    return {name: value.numpy() for name, value in (columns | {"group1": rows["groups"][:, 0]}).items()}
+    columns |= {"group1": rows["groups"][:, 0]}
+    columns |= {name: rows[name] for name in ("tolerant_ratio", "tolerant_group") if name in rows}
+    return {name: value.numpy() for name, value in columns.items()}
 
 
 class RatioMetric(NeighborMetric):
@@ -77,7 +80,7 @@ class MemorizedFraction(RatioMetric):
             **share("f_mem", int(hit.sum()), len(hit)),
             "samples": float(len(hit)),
             "unique": float(len(torch.unique(rows["groups"][:, 0][hit]))),
-            "median_ratio": float(ratio.median()),
+            "median_ratio": median(ratio),
             "cdf_area": float(1 - ratio.mean()),
         }
         for threshold in THRESHOLDS:

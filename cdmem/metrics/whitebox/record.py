@@ -18,6 +18,7 @@ from cdmem.data.subset import TrainingSet
 from cdmem.diffusion.preconditioning import DenoiserLike
 from cdmem.diffusion.sampling import NoiseSource
 from cdmem.io.progress import progress
+from cdmem.metrics.statistics import median
 from cdmem.metrics.whitebox.empirical_optimum import OptimumDistance, distance_to_optimum, training_optimum
 from cdmem.metrics.whitebox.intrinsic_dimension import lid
 from cdmem.metrics.whitebox.loss_gap import LossGap, OdeEndpoint, denoising_losses, endpoint_losses, loss_gap
@@ -268,11 +269,11 @@ def _attack_rows(whitebox: Whitebox) -> dict[str, Any]:
 def _dimension_rows(dimensions: Sequence[Tensor], hit: Tensor) -> list[dict[str, Any]]:
     """Median LID at generated points, at memorised and at other ones, by level; None where there are no such points."""
 
-    def median(value: Tensor, chosen: Tensor) -> float | None:
-        return float(value[chosen].median()) if bool(chosen.any()) else None
+    def middle(value: Tensor, chosen: Tensor) -> float | None:
+        return median(value[chosen]) if bool(chosen.any()) else None
 
     points = {"median": torch.ones_like(hit), "memorised": hit, "other": ~hit}
     return [
-        {"sigma": sigma, **{name: median(value, chosen) for name, chosen in points.items()}}
+        {"sigma": sigma, **{name: middle(value, chosen) for name, chosen in points.items()}}
         for sigma, value in zip(SIGMAS, dimensions)
     ]

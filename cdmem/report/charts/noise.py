@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -56,12 +55,12 @@ def hits_by_multiplicity(
 
 
 def _slope(fit: tuple[float | None, ...] | None) -> str:
-    """`: slope 0.93 [0.81, 1.05]`; nothing without a fit."""
-    ends = floats(fit, 3)
-    if not math.isfinite(ends[0]):
-        return ""
-    low_high = f" [{number(round(ends[1], 2))}, {number(round(ends[2], 2))}]" if np.isfinite(ends[1:]).all() else ""
-    return f": slope {number(round(ends[0], 2))}{low_high}"
+    """`: slope 0.93 [0.81, 1.05]`; `: slope ≥ 1.2` where it is unbounded; nothing without a fit."""
+    known = np.isfinite(floats(fit, 3)).tolist()
+    value, low, high = (number(round(end, 2)) if ok else "" for end, ok in zip(floats(fit, 3), known))
+    if known[0]:
+        return f": slope {value}" + (f" [{low}, {high}]" if all(known) else "")
+    return f": slope ≥ {low}" if known[1] else f": slope ≤ {high}" if known[2] else ""
 
 
 def _guide(ax: Axes, order: Sequence[np.ndarray]) -> None:

@@ -15,6 +15,7 @@ from cdmem.diffusion.analytic import EmpiricalDenoiser
 from cdmem.diffusion.noise import sampler_sigmas
 from cdmem.errors import InputError
 from cdmem.images import to_float
+from cdmem.metrics.statistics import median
 from cdmem.theory.decomposition.page import lead, sections
 from cdmem.theory.decomposition.parts import Split, correlate, decompose, diversity, split
 from cdmem.theory.decomposition.paths import exact_guided, exact_schedule, first_overestimate, noise_of, walk
@@ -116,7 +117,7 @@ def paths(s: Settings, teacher: Pair, sigmas: Tensor) -> dict[str, Any]:
         results[name] = entry
     when = parts["nearest"].commitment
     groups = {"copies": when[copied], "others": when[~copied], "all": when}
-    results["commitment"] = {name: float(of.median()) if len(of) else None for name, of in groups.items()}
+    results["commitment"] = {name: median(of) if len(of) else None for name, of in groups.items()}
     ratio, count = diversity(path, nearest[:, 0])
     results["diversity"] = {"ratio": ratio.tolist(), "groups": count}
     w_0, w_T = exact_schedule(sigmas[:-1])

@@ -7,7 +7,7 @@ import torch
 import support
 from cdmem.diffusion import losses, noise, preconditioning, sampling, solvers
 from cdmem.diffusion.step_noise import StepNoise
-from cdmem.distillation import ConsistencyDistillation, ConsistencyTraining, consistency
+from cdmem.distillation import ConsistencyDistillation, ConsistencyTraining, TrajectoryRegression, consistency
 from cdmem.training.student import Student
 from cdmem.training.teacher import DiffusionTeacher
 from support.faults.frame import EDM, VP, patch, plant, slip
@@ -64,6 +64,17 @@ plant(
         preconditioning.Denoiser, "forward", lambda real: lambda self, *a: torch.nan_to_num(real(self, *a))
     ),
     nan_left_out_of_the_loss=patch(consistency, "consistency_loss", lambda real: lambda *a: real(*a).nan_to_num()),
+)
+
+# ---- regression -----------------------------------------------------------------------------------------------------
+
+pairs = TrajectoryRegression.teacher_part
+plant(
+    support.check_pairs_of_regression,
+    onto_the_end_of_another_trajectory=slip(pairs, "ends[row]", "ends.roll(1, 0)[row]"),
+    sigma_max_left_to_chance=slip(pairs, "torch.zeros_like(others[:, :1])", "others[:, :1] - 1"),
+    trajectories_from_unit_noise=slip(pairs, "at.sigma_max * eps", "eps"),
+    pairs_of_other_levels=slip(pairs, "states[level, row]", "states[level.roll(1), row]"),
 )
 
 # ---- grid, solver, target -------------------------------------------------------------------------------------------

@@ -12,6 +12,7 @@ from cdmem.audit import reference_sets
 from cdmem.audit.auditor import Auditor
 from cdmem.audit.gate import Bound, Detector, detectors, judge_gate
 from cdmem.metrics import base
+from cdmem.metrics.comparison import paired as pairing
 from cdmem.metrics.comparison.paired import PairedWithTeacher
 from cdmem.metrics.memorization import authenticity, extraction
 from cdmem.metrics.memorization import data_copying as copying
@@ -151,11 +152,9 @@ plant(
 )
 plant(
     support.check_kernel_distance,
-    kernel_of_a_sample_with_itself=slip(
-        fidelity.kernel_interval, "ones, ones)[0] - _self_kernel(generated)", "ones, ones)[0]"
-    ),
+    kernel_of_a_sample_with_itself=slip(fidelity._within, "sums.rows - alone", "sums.rows"),
     kernel_of_a_reference_with_itself=slip(
-        fidelity.reference_of, "rows if weights is not None else rows - _self_kernel(features)", "rows"
+        fidelity.reference_of, "level, within.rows,", "level, within.rows + _self_kernel(features, level),"
     ),
     quadratic_kernel=slip(fidelity._kernel_sums, "** 3", "** 2"),
 )
@@ -195,8 +194,10 @@ plant(
 )
 plant(
     support.check_pair_metric,
-    variance_ratio_upside_down=slip(PairedWithTeacher.evaluate, "total[0] / total[1]", "total[1] / total[0]"),
+    variance_ratio_upside_down=slip(pairing._distance, "total[0] / total[1]", "total[1] / total[0]"),
+    amplitude_of_pixels_that_no_image_has=patch(pairing, "_saved", lambda _: lambda rows: rows["images"]),
     pairs_clamped=slip(PairedWithTeacher.columns, "images.float()", "images.float().clamp(-1, 1)"),
+    chance_of_all_basins_alike=patch(pairing, "chance_agreement", lambda _: lambda first, second: 1 / 5),
 )
 plant(
     support.check_controls_are_no_training_images,
@@ -217,7 +218,7 @@ plant(
 plant(
     support.check_gate,
     gate_on_the_estimate=slip(Bound.exceeds, "self.copies.high", "self.copies.value"),
-    gate_on_the_teacher=slip(judge_gate, 'if m["role"] != "teacher"', ""),
+    gate_on_the_teacher=slip(judge_gate, 'if m["role"] not in REFERENCES', ""),
     gate_blind_to_altered_copies=slip(detectors, "for d in DETECTORS", "for d in DETECTORS[:1]"),
     gate_on_the_rate_of_clean_images=slip(Detector.copies, "if self.clean is None", "if True"),
 )

@@ -30,7 +30,7 @@ from cdmem.metrics.comparison.verdict import AMPLITUDE, Evidence, judge
 from cdmem.metrics.memorization.fraction import MemorizedFraction, disk_rows, fraction, ratio_cdf, ratios
 from cdmem.metrics.neighbors.tolerant import tolerant_search
 from cdmem.metrics.quality.fidelity import LEAST
-from cdmem.metrics.statistics import benjamini_hochberg, conformal_p_values
+from cdmem.metrics.statistics import conformal_discoveries, conformal_p_values
 from cdmem.metrics.whitebox.record import IMAGES, POINTS, whitebox_record
 from cdmem.run.folder import RunFolder
 from cdmem.seeds import first_sample
@@ -176,7 +176,7 @@ class Auditor:
         entry |= {"f_mem": fraction(hit), "unique": int(values["unique"]), "median_ratio": values["median_ratio"]}
         entry["thresholds"] = {k: values[k] for k in values if k.startswith("f_mem_1/")}
         entry["ratio_cdf"] = _rounded_cdf(ratio)
-        entry["conformal"] = self._conformal(ratio)
+        entry["conformal"] = self._conformal(ratio, float(hit.double().mean()))
         entry["quality"] = self.quality(m.images, seeds)
         entry["metrics"] = measure(self.suite, m.images, seeds)
         pair = dict.fromkeys(PAIR) if reference is None else self._distance(m, reference)
@@ -199,13 +199,12 @@ class Auditor:
         distance = paired.compute()
         return {name: distance[name] for name in PAIR}
 
-    def _conformal(self, ratio: Tensor) -> dict[str, Any] | None:
-        """How many samples are closer to T than held-out images are, at a false-discovery rate of 1 %."""
+    def _conformal(self, ratio: Tensor, suspected: float) -> dict[str, Any] | None:
+        """What held-out images say of the ratios, at a false-discovery rate of 1 %."""
         if len(self._held_out) < 2:
             return None
-        p = conformal_p_values(ratio.numpy(), self._control_ratios.numpy())
-        discoveries = int(benjamini_hochberg(p, FALSE_DISCOVERIES).sum())
-        return {"smallest_p": float(p.min()), "discoveries": discoveries, "false_discovery_rate": FALSE_DISCOVERIES}
+        control = self._control_ratios.numpy()
+        return conformal_discoveries(ratio.numpy(), control, FALSE_DISCOVERIES, suspected)
 
     def _keep(self, m: Measured) -> None:
         arrays = disk_rows(m.rows)

@@ -21,6 +21,7 @@ from cdmem.io.arrays import UNREADABLE, array_shapes, read_arrays
 
 IMAGES = ("images", "arr_0", "x", "data")
 LABELS = ("labels", "label", "y", "arr_1")
+SEEDS = "seeds"  # of samples; an audit pairs by them
 MAX_CLASSES = 65536
 MAX_RATIO, FREE = 200, 2**26
 
@@ -49,7 +50,7 @@ def read_array(path: Path, options: PixelOptions) -> ImagePool:
         problem = f"not a readable NumPy file without pickles ({reason[:120]})"
         raise InputError("data.path", path.name, problem, "save a plain uint8 array") from error
     pixels = to_nchw(arrays[image_name], path.name)
-    rest = [name for name in shapes if name not in (image_name, *label_names)]
+    rest = [name for name in shapes if name not in (image_name, *label_names, SEEDS)]
     further = [name for name in rest if _looks_like_images(*shapes[name])]
     if further and not options.skip_unreadable:
         problem = f"holds images in {image_name} and in {', '.join(further[:4])}"
@@ -60,7 +61,8 @@ def read_array(path: Path, options: PixelOptions) -> ImagePool:
         raise InputError("data.path", path.name, problem, "keep one of them")
     labels, names = read_labels(arrays[label_names[0]] if label_names else None, len(pixels), path.name)
     skipped = {f"array {name}": 1 for name in rest}
-    return array_pool(path, pixels, labels, names, options, path.suffix.lower(), skipped)
+    notes = {"with seeds": len(pixels)} if SEEDS in shapes else None
+    return array_pool(path, pixels, labels, names, options, path.suffix.lower(), skipped, notes)
 
 
 def array_pool(
@@ -71,6 +73,7 @@ def array_pool(
     options: PixelOptions,
     form: str,
     skipped: Mapping[str, int] | None = None,
+    notes: Mapping[str, int] | None = None,
 ) -> ImagePool:
     """The pool of one file's images (N, C, H, W), uint8."""
     with path.open("rb") as file:
@@ -81,7 +84,7 @@ def array_pool(
         class_names=class_names,
         indices=torch.arange(len(pixels)),
         source="array",
-        provenance={"file": path.name, "sha256": sha256} | counted(len(pixels), {form: len(pixels)}, skipped),
+        provenance={"file": path.name, "sha256": sha256} | counted(len(pixels), {form: len(pixels)}, skipped, notes),
     )
 
 

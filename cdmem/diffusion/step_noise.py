@@ -73,5 +73,10 @@ def dropout_seed(device: torch.device, seed: int) -> Iterator[None]:
     """
     devices = [device] if device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices):
-        torch.manual_seed(seed)
+        # The streams in use only: torch.manual_seed also asks every other kind of device, which costs more than a small
+        # network's step where CUDA is installed but not in use.
+        torch.default_generator.manual_seed(seed)
+        if devices:
+            with torch.cuda.device(device):
+                torch.cuda.manual_seed(seed)
         yield

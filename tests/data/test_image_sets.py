@@ -294,7 +294,7 @@ def test_labels_of_arrays(tmp_path, name):
         np.savez(tmp_path / "x.npz", **{images: grey_levels(4, 6, 6), name: labels, "seeds": np.arange(4)})
         pool = load_source("array", str(tmp_path / "x.npz"))
         assert pool.labels.tolist() == [2, 0, 1, 2] and pool.class_names == ("0", "1", "2")
-        assert counts(pool) == {"read": 4, "formats": {".npz": 4}, "skipped": {"array seeds": 1}}
+        assert counts(pool) == {"read": 4, "formats": {".npz": 4}, "skipped": {}, "notes": {"with seeds": 4}}
 
 
 def test_a_second_array_of_images_is_left_out_only_when_asked(tmp_path):

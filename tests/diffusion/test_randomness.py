@@ -61,6 +61,8 @@ def test_same_seed_drops_the_same_units(p):
             masks.append(drop(x))
     assert torch.equal(masks[0], masks[1]) and not torch.equal(masks[0], masks[2])
     assert 0 < int((masks[0] == 0).sum()) < 200
+    torch.manual_seed(5)
+    assert torch.equal(drop(x), masks[0])
 
 
 def test_the_global_stream_is_restored():

@@ -49,13 +49,17 @@ class RunLevel:
         return asdict(self)
 
     def sentence(self, who: str) -> str:
-        """``over 5 runs: reduced. student, 2 NFE: -15.0 points [-19.0, -11.0] ...``."""
-        what = f"{self.claim}{f' ({self.reason})' if self.reason else ''}"
-        said = f"over {self.runs} runs: {what}. {who}, {self.step:,} steps: {_points(self.now)} against the teacher"
+        """``over 5 runs: reduced by 15 points [11, 19], student, 2 NFE after 30,000 steps; ...``."""
+        claimed = self.claim in ("reduced", "amplified")
+        low, high = sorted(abs(100 * x) for x in self.now["ci95"])
+        size = f"by {abs(100 * self.now['value']):.0f} points [{low:.0f}, {high:.0f}]"
+        reason = f" ({self.reason})" if self.reason else ""
+        what = f"{self.claim} {size}" if claimed else f"{self.claim}{reason}; {_points(self.now)}"
         limit = f"no limit ({self.limit})" if isinstance(self.limit, str) else f"in the limit {_points(self.limit)}"
+        said = f"over {self.runs} runs: {what}, {who} after {self.step:,} steps; {limit}"
         enough = self.needed is not None and self.needed <= self.runs
         more = "more than 1,000" if self.needed is None else f"about {self.needed}"
-        return f"{said}; {limit}" + ("." if enough else f"; {more} runs would tell it to 3 points.")
+        return f"{said}." if enough else f"{said}; {more} runs would tell it to 3 points."
 
 
 def run_level(differences: Sequence[float], limits: Sequence[float | None], steps: Sequence[int]) -> RunLevel | str:

@@ -23,7 +23,7 @@ from cdmem.run.folder import RunFolder
 from cdmem.seeds import first_sample
 from cdmem.training.module import DiffusionModule
 
-Spacing = Literal["log", "linear"]
+Spacing = Literal["log", "linear", "sqrt"]
 DRY_SAMPLES = 8  # images per evaluation under trainer.fast_dev_run
 MOST_POINTS = 10_000  # evaluations of one run
 MOST_SAMPLES = 10**8  # images of one evaluation
@@ -33,13 +33,18 @@ def evaluation_steps(max_steps: int, points: int, spacing: Spacing) -> list[int]
     """Optimizer steps at which to evaluate, always ending at ``max_steps``.
 
     ``log`` spaces them by a constant factor from max_steps / 64 on, so that the onset of memorisation is visible;
-    ``linear`` evenly, so that the end of a distillation is.
+    ``linear`` evenly, so that the end of a distillation is; ``sqrt`` evenly in the root of the step from max_steps / 100
+    on, which tells most of a distillation's limit.
     """
     if max_steps < 1 or points < 1:
         return []
-    first = max_steps / 64 if spacing == "log" else max_steps / points
-    space = np.geomspace if spacing == "log" else np.linspace
-    return sorted({max(1, round(s)) for s in space(first, max_steps, points)} | {max_steps})
+    if spacing == "log":
+        steps = np.geomspace(max_steps / 64, max_steps, points)
+    elif spacing == "sqrt":
+        steps = np.linspace((max_steps / 100) ** 0.5, max_steps**0.5, points) ** 2
+    else:
+        steps = np.linspace(max_steps / points, max_steps, points)
+    return sorted({max(1, round(s)) for s in steps} | {max_steps})
 
 
 @dataclass(frozen=True)
@@ -49,7 +54,7 @@ class Cadence:
     Attributes:
         samples: generated images per evaluation.
         points: number of evaluations during ``fit``; 0 is none.
-        spacing: ``log`` (onset) or ``linear`` (end of a distillation).
+        spacing: ``log`` (onset), ``linear`` (end of a distillation) or ``sqrt`` (its limit).
         batch_size: images at once.
         test_samples: generated images in ``test``; None is ``samples``.
     """

@@ -7,6 +7,7 @@ import json
 import pytest
 
 from callbacks import Cadence
+from callbacks.evaluation import evaluation_steps
 from cdmem.study.stage import build
 from support.fuzz import TEACHER, main
 
@@ -54,3 +55,10 @@ def test_bad_cadences_are_one_line(tmp_path, capsys, given, key):
     lines = [line for line in capsys.readouterr().err.splitlines() if line.strip()]
     assert len(lines) == 1 and key in lines[0], lines
     assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+def test_steps_of_the_spacings():
+    assert evaluation_steps(64, 7, "log") == [1, 2, 4, 8, 16, 32, 64]
+    assert evaluation_steps(100, 4, "linear") == [25, 50, 75, 100]
+    assert evaluation_steps(10_000, 10, "sqrt") == [100 * k**2 for k in range(1, 11)]
+    assert evaluation_steps(3, 10, "sqrt") == [1, 2, 3] and evaluation_steps(100, 0, "sqrt") == []

@@ -6,6 +6,7 @@ import json
 import math
 import os
 import shutil
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -178,6 +179,7 @@ class Crash(Callback):
 @pytest.fixture
 def outside(tmp_path, monkeypatch):
     (tmp_path / "my_metric.py").write_text(OUTSIDE)
+    monkeypatch.delitem(sys.modules, "my_metric", raising=False)  # README's metric has the same name
     monkeypatch.syspath_prepend(str(tmp_path))
     return "my_metric"
 

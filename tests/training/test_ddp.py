@@ -191,7 +191,7 @@ def test_resume_is_exact(runs, processes):
 @pytest.mark.sensitive
 def test_every_seed_is_measured_once(runs):
     """25 samples on 2 ranks: 13 and 12."""
-    files = [sorted((runs / n / "student/evaluations").glob("*.npz")) for n in ("one", "two")]
+    files = [sorted((runs / n / "student/evaluations").glob("step=*.npz")) for n in ("one", "two")]
     assert [f.name for f in files[0]] == [f.name for f in files[1]] and len(files[0]) == 6
     for one, two in zip(*([np.load(f) for f in fs] for fs in files)):
         assert set(one.files) == set(two.files)

@@ -33,8 +33,8 @@ def evaluation_steps(max_steps: int, points: int, spacing: Spacing) -> list[int]
     """Optimizer steps at which to evaluate, always ending at ``max_steps``.
 
     ``log`` spaces them by a constant factor from max_steps / 64 on, so that the onset of memorisation is visible;
-    ``linear`` evenly, so that the end of a distillation is; ``sqrt`` evenly in the root of the step from max_steps / 100
-    on, which tells most of a distillation's limit.
+    ``linear`` evenly, so that the end of a distillation is; ``sqrt`` evenly in the root of the step from
+    max_steps / 100 on, which tells most of a distillation's limit.
     """
     if max_steps < 1 or points < 1:
         return []

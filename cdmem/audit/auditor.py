@@ -20,13 +20,12 @@ from cdmem.audit.pairs import Samples, Yardstick, pair_record
 from cdmem.audit.result import AuditResult
 from cdmem.audit.settings import SAMPLES, AuditSettings
 from cdmem.audit.suite import FEATURES, extractor_record, fidelity_metrics, measure, prepared, try_own_metrics
+from cdmem.audit.verdicts import Audited, Verdicts
 from cdmem.data.subset import TrainingSet
 from cdmem.errors import InputError
 from cdmem.images import to_float, to_uint8
 from cdmem.io.progress import progress
-from cdmem.metrics.comparison.paired import PairedWithTeacher, adjust, difference
-from cdmem.metrics.comparison.specific import Control, specific_record
-from cdmem.metrics.comparison.verdict import AMPLITUDE, Evidence, judge
+from cdmem.metrics.comparison.paired import PairedWithTeacher, adjust
 from cdmem.metrics.memorization.fraction import MemorizedFraction, disk_rows, fraction, ratio_cdf, ratios
 from cdmem.metrics.neighbors.tolerant import tolerant_search
 from cdmem.metrics.quality.fidelity import LEAST
@@ -76,12 +75,7 @@ def sized(most: int, samples: int) -> int:
     return min(most, max(FEWEST_INSIDE, math.ceil(most * samples / SAMPLES)))
 
 
-def _has_amplitude(entry: dict[str, Any]) -> bool:
-    """Whether what a teacher of few steps makes are images at all, by their variance."""
-    return entry["variance_ratio"] is not None and AMPLITUDE[0] <= entry["variance_ratio"] <= AMPLITUDE[1]
-
-
-def _method(m: Measured) -> str | None:
+def _recipe(m: Measured) -> str | None:
     """How a student was made, or None where nobody knows."""
     return None if m.generator.module is None else m.generator.module.record.method
 
@@ -282,81 +276,31 @@ class Auditor:
             generators: teachers first.
             distillation: per student the record of `cdmem.audit.distillation_curve`, for the verdict.
         """
-        models, reference, cheap, control, comparisons = [], None, {}, self.control(), {}
-        distillation, students = distillation or {}, {}
+        audited: list[Audited] = []
+        reference, cheap, control, comparisons = None, {}, self.control(), {}
+        distillation = distillation or {}
         for generator in generators:
             m = self.draw(generator)
             if generator.role == "teacher" and reference is None:
                 reference = m
             entry = self.measure(m, reference)
-            if generator.role == "teacher" and generator.method == "euler" and _has_amplitude(entry):
+            audited.append(Audited(entry, self.yardstick.strict(m.rows), _recipe(m)))
+            if generator.role == "teacher" and generator.method == "euler" and audited[-1].makes_images:
                 cheap[generator.sampler.nfe] = m
             if generator.role == "student" and reference is not None:
                 error = (distillation.get(generator.name) or {}).get("error", ERROR)
                 entry["paired"] = self.pair(reference, m, cheap.get(generator.sampler.nfe), entry, error)
                 comparisons.setdefault(generator.name, []).append(entry["paired"])
-                students[generator.name, generator.sampler.nfe] = m
-            models.append(entry)
         for family in comparisons.values():
             adjust(family)
         if self.folder is not None:
-            self._keep_pictures(models)
-        for entry in models:
-            if entry["role"] == "student":
-                controls = self._controls(entry, students, distillation)
-                record = distillation.get(entry["name"]) or {}
-                entry["verdict"] = self._verdict(entry, models[0], control, record, controls)
+            self._keep_pictures([m.entry for m in audited])
+        keys = [metric.frechet_key for metric in self.fidelity]
+        verdicts = Verdicts(audited, control["heldout_f_mem"], distillation, self.converged, keys)
+        models = [m.entry | ({"verdict": verdicts.of(m)} if m.entry["role"] == "student" else {}) for m in audited]
         reasons = [reason for m in models for reason in m["quality"].get("unavailable", ())]
         notes = list(dict.fromkeys(reasons))
         return AuditResult(self._about(), models, control, self._settings(), distillation, notes)
-
-    def _controls(
-        self, entry: dict[str, Any], students: dict[tuple[str, int], Measured], distillation: dict[str, Any]
-    ) -> list[Control]:
-        """Students of the same teacher by other methods, at the same NFE."""
-        m = students.get((entry["name"], entry["nfe"]))
-        controls = []
-        for (name, nfe), other in students.items():
-            if m is None or nfe != entry["nfe"] or _method(other) == _method(m):
-                continue
-            limit = (distillation.get(name) or {}).get("limit", {}).get(str(nfe), {}).get("strict")
-            flags = (self.yardstick.strict(x.rows) for x in (other, m))
-            controls.append(Control(name, difference(*flags), limit, trained=True))
-        return controls
-
-    def _verdict(
-        self,
-        entry: dict[str, Any],
-        teacher: dict[str, Any],
-        control: dict[str, Any],
-        record: dict[str, Any],
-        controls: Sequence[Control],
-    ) -> dict[str, Any]:
-        paired, nfe, held = entry.get("paired"), str(entry["nfe"]), control["heldout_f_mem"]
-        equal, limit = (paired or {}).get("equal_nfe"), record.get("limit", {}).get(nfe)
-        evidence = Evidence(
-            variance_ratio=entry["variance_ratio"],
-            teacher_ci95=tuple(teacher["f_mem"]["ci95"]) if teacher["role"] == "teacher" else None,
-            control_ci95=tuple(held["ci95"]) if held else None,
-            pair=paired,
-            limit=limit,
-            slow_phase=record.get("slow_phase", {}).get(nfe),
-            rmse_trend=record.get("rmse_trend", {}).get(nfe),
-            converged=self.converged,
-            as_real=self._as_real(entry["quality"], teacher["quality"]),
-            equal_nfe=equal["difference"] if equal else None,
-            specific=specific_record((limit or {}).get("strict"), controls),
-            distillation=record.get("length", ""),
-            who=f"{entry['name']}, {entry['nfe']} NFE" if entry["nfe"] else entry["name"],
-        )
-        return judge(evidence).record()
-
-    def _as_real(self, student: dict[str, Any], teacher: dict[str, Any]) -> bool | None:
-        """Whether no extractor's Frechet distance to H is above the teacher's; None without H or quality."""
-        keys = [m.frechet_key for m in self.fidelity]
-        pairs = [(student.get(f"{k}_low"), teacher.get(f"{k}_high")) for k in keys]
-        known = [s <= t for s, t in pairs if s is not None and t is not None]
-        return all(known) if known else None
 
     def _about(self) -> dict[str, Any]:
         t = self.training_set

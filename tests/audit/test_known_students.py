@@ -11,6 +11,7 @@ from cdmem.audit.auditor import Auditor
 from cdmem.audit.generators import Generator
 from cdmem.audit.given_images import GivenImages
 from cdmem.audit.settings import AuditSettings
+from cdmem.audit.verdicts import Audited, Verdicts
 from cdmem.metrics.comparison.paired import adjust
 from cdmem.metrics.comparison.verdict import CLAIMS, OF_FEWER
 from support.students import DAMAGES, SEVERE, World, saved
@@ -32,7 +33,7 @@ class Bench:
         self.world, self.teachers = world, {}
         settings = AuditSettings(samples=world.seeds, metrics=[])
         self.audit = Auditor(world.training_set, settings, progress=False, converged=True)
-        self.control = {"heldout_f_mem": self.audit.control()["heldout_f_mem"]}
+        self.held_out = self.audit.control()["heldout_f_mem"]
 
     def drawn(self, images, role):
         sampler = GivenImages(saved(images), list(range(len(images))))
@@ -49,7 +50,9 @@ class Bench:
         entry = self.audit.measure(drawn, reference)
         entry["paired"] = self.audit.pair(reference, drawn, None, entry)
         adjust([entry["paired"]])
-        return self.audit._verdict(entry, about, self.control, {}, ()), entry["paired"]
+        strict = self.audit.yardstick.strict
+        models = [Audited(about, strict(reference.rows)), Audited(entry, strict(drawn.rows))]
+        return Verdicts(models, self.held_out, {}, converged=True).of(models[1]), entry["paired"]
 
 
 @cache

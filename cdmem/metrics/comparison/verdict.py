@@ -51,6 +51,7 @@ class Evidence:
         pair: the comparison on the same seeds, see `cdmem.audit.pairs`, or None.
         limit: of the paired difference along the distillation, by ``strict`` and ``tolerant``: record of
             `cdmem.metrics.comparison.limit`, or why there is none, as text.
+        ceiling: the perfect student of this recipe, minus the teacher: ``value``, ``ci95``; None if unknown.
         slow_phase: change of the difference in the phase at a lower rate, with ``ci95``; None without one.
         rmse_trend: record of the convergence of rmse, or None.
         converged: taken as given by the user: the limit is what is seen now.
@@ -66,6 +67,7 @@ class Evidence:
     control_ci95: tuple[float, float] | None = None
     pair: Record | None = None
     limit: Mapping[str, Record | str] | None = None
+    ceiling: Record | None = None
     slow_phase: Record | None = None
     rmse_trend: Record | None = None
     converged: bool = False
@@ -87,7 +89,8 @@ class Verdict:
         checks: every condition looked at and whether it held (None: could not be looked at).
         equal_nfe: sentence about the teacher at the student's own cost, or None.
         coverage: how many different images both copy.
-        limit: value, interval, exponent and first step of the limit, or why there is none.
+        limit: value, interval, exponent and first step of the limit, or why there is none; with ``ceiling``, the
+            perfect student of this recipe against the teacher, where it is known.
         lost_seeds: what became of the seeds that the teacher alone copies.
         specific: whether the controls of the study differ, or None.
     """
@@ -145,10 +148,13 @@ def judge(evidence: Evidence) -> Verdict:
         beside = f"{e.who} against the teacher at equal NFE: f_mem {points(e.equal_nfe)} (another question: its cost)."
     pair = e.pair or {}
     limit = (e.limit or {}).get("strict")
+    reached: Record | None = {"unavailable": limit} if isinstance(limit, str) else limit
+    if e.ceiling is not None:
+        reached = dict(reached or {}) | {"ceiling": {key: e.ceiling[key] for key in ("value", "ci95")}}
     about: dict[str, Any] = {
         "equal_nfe": beside,
         "coverage": pair.get("images"),
-        "limit": {"unavailable": limit} if isinstance(limit, str) else limit,
+        "limit": reached,
         "lost_seeds": pair.get("lost_seeds"),
         "specific": e.specific,
     }
@@ -256,6 +262,8 @@ def sentence(what: str, reason: str, e: Evidence) -> str:
         said += f" ({EXPLAINED[reason]})"
     parts = [f"{said}. f_mem stands {change} against the teacher on {seeds}{after}"]
     parts.append(_limit_words(e))
+    if e.ceiling is not None:
+        parts.append(f"a perfect student of this recipe stands at {points(e.ceiling)}")
     images = pair.get("images") or {}
     if images and (images["fewer"] or what.startswith(("reduced", "amplified"))):
         parts.append(f"it copies {images['student']} different images, the teacher {images['teacher']}")
@@ -266,7 +274,8 @@ def sentence(what: str, reason: str, e: Evidence) -> str:
             f"{same:.1f} % [{low:.1f}, {high:.1f}] of the {lost['count']} seeds lost are nearest to the very image "
             f"that the teacher copied (chance {100 * lost['chance']:.1f} %)"
         )
-    parts.append((e.specific or {}).get("statement", "").rstrip("."))
+    if pair["difference"]["ci95"][1] < 0:
+        parts.append((e.specific or {}).get("statement", "").rstrip("."))
     return "; ".join(part for part in parts if part) + "."
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from cdmem.audit.result import AuditResult
 from cdmem.metrics.comparison.paired import TRANSFER
@@ -40,12 +41,21 @@ def table(result: AuditResult) -> list[str]:
 
 def transfer(result: AuditResult) -> list[str]:
     """The fate of every seed from teacher to student; empty without pairs."""
-    rows = [["student", "NFE", *(fate.replace("_", " ") for fate in TRANSFER), "difference [95 %]", "Holm p"]]
+    head = [*(fate.replace("_", " ") for fate in TRANSFER), "lost, but nearest to the same (chance)"]
+    rows = [["student", "NFE", *head, "difference [95 %]", "Holm p"]]
     for m in (m for m in result.models if m.get("paired")):
         counts, difference = m["paired"]["transfer"], m["paired"]["difference"]
-        cells = [*(str(counts[fate]) for fate in TRANSFER), points(difference), p_value(difference["p_holm"])]
+        cells = [*(str(counts[fate]) for fate in TRANSFER), _still_near(m["paired"].get("lost_seeds"))]
+        cells += [points(difference), p_value(difference["p_holm"])]
         rows.append([m["name"], str(m["nfe"]), *cells])
     return _columns(rows) if rows[1:] else []
+
+
+def _still_near(lost: Mapping[str, Any] | None) -> str:
+    """``72.9 % (6.7 %)``: of the seeds that the teacher alone copies those that are nearest to the very same image."""
+    if not lost or not lost["nearest_to_same"]:
+        return NOTHING
+    return f"{100 * lost['nearest_to_same']['value']:.1f} % ({100 * lost['chance']:.1f} %)"
 
 
 def opinions(result: AuditResult) -> list[str]:

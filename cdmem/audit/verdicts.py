@@ -97,7 +97,7 @@ class Verdicts:
                 limit = limit if m.makes_images else "not distilled"  # a failed control shows nothing
                 found.append(Control(entry["name"], change, limit, trained=True))
             elif entry["role"] == "teacher" and entry["method"] == "euler" and entry["nfe"] == nfe and m.makes_images:
-                found.append(Control(f"the teacher of {nfe} steps", change))
+                found.append(Control(f"the teacher at {nfe} NFE", change))
         stopped = self._stopped(student)
         if stopped is not None:
             name = f"the {stopped.entry['name']}, of equal quality"

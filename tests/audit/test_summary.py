@@ -49,7 +49,9 @@ def test_inception_is_called_fid(result):
 def test_the_transfer_table_counts_every_fate(result):
     lines = transfer(result)
     assert lines[0].split()[:8] == ["student", "NFE", "kept", "same", "kept", "other", "lost", "gained"]
-    assert starting(lines[2:], "student") == "student 1 20 2 25 3 10 -40.0 points [-42.0, -38.0] 2.0e-09"
+    assert starting(lines[2:], "student") == "student 1 20 2 25 3 10 64.0 % (3.4 %) -40.0 points [-42.0, -38.0] 2.0e-09"
+    result.models[2]["paired"]["lost_seeds"] = None
+    assert starting(transfer(result)[2:], "student") == "student 1 20 2 25 3 10 - -40.0 points [-42.0, -38.0] 2.0e-09"
     for m in result.models:
         m.pop("paired", None)
     assert transfer(result) == []

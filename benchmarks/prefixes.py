@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import re
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -19,11 +20,23 @@ from scipy import stats
 
 from cdmem.io.arrays import read_arrays
 from cdmem.metrics.comparison.claims import LIMIT_MARGIN, MARGIN, claim, state
-from cdmem.metrics.comparison.limit import LEAST_EVALUATIONS, fit_limit, paired_differences
+from cdmem.metrics.comparison.limit import LEAST_EVALUATIONS, fit_limit, paired_differences, possible
 from cdmem.metrics.comparison.looks import confidences
 
 NAME = re.compile(r"step=(\d+)_nfe=(\d+)\.npz")
 Flags = tuple[np.ndarray, np.ndarray]  # seeds, copies
+
+
+@dataclass(frozen=True)
+class Curve:
+    """Paired differences (K, m) at steps (K,), and what their mean can be."""
+
+    steps: np.ndarray
+    differences: np.ndarray
+    bounds: tuple[float, float]
+
+    def first(self, count: int) -> Curve:
+        return Curve(self.steps[:count], self.differences[:count], self.bounds)
 
 
 def flags(file: Path, threshold: float) -> Flags:
@@ -32,8 +45,8 @@ def flags(file: Path, threshold: float) -> Flags:
     return rows["seeds"], rows["squared1"] < threshold**2 * rows["squared2"]
 
 
-def curves(study: Path, threshold: float, until: int | None) -> dict[int, tuple[np.ndarray, np.ndarray]]:
-    """Steps and paired differences by NFE, without the evaluation at step 0.
+def curves(study: Path, threshold: float, until: int | None) -> dict[int, Curve]:
+    """The curve of every NFE, without the evaluation at step 0.
 
     Raises:
         SystemExit: a study without the teacher's samples, or with other seeds.
@@ -51,21 +64,21 @@ def curves(study: Path, threshold: float, until: int | None) -> dict[int, tuple[
         pairs = paired_differences(teacher, by_step)
         if isinstance(pairs, str):
             raise SystemExit(f"{study}, NFE {nfe}: {pairs}")
-        found[nfe] = pairs
+        seeds = next(iter(by_step.values()))[0]
+        copied = int((np.isin(teacher[0], seeds) & teacher[1]).sum())
+        found[nfe] = Curve(*pairs, possible(copied, len(seeds)))
     return found
 
 
-def look(
-    steps: np.ndarray, differences: np.ndarray, spacing: float, confidence: tuple[float, float]
-) -> dict[str, object]:
+def look(curve: Curve, spacing: float, confidence: tuple[float, float]) -> dict[str, object]:
     """What would have been claimed."""
-    last = differences[-1]
+    last = curve.differences[-1]
     error = float(last.std(ddof=1)) / np.sqrt(len(last))
     narrow, wide = (error * float(stats.norm.ppf(0.5 + c / 2)) for c in confidence)
     value = float(last.mean())
     now = state((value - narrow, value + narrow), (value - wide, value + wide), MARGIN)
-    limit = fit_limit(steps, differences, spacing)
-    base = {"step": int(steps[-1]), "now": value}
+    limit = fit_limit(curve.steps, curve.differences, spacing, curve.bounds)
+    base = {"step": int(curve.steps[-1]), "now": value}
     if isinstance(limit, str):
         made, reason = claim(now, None, limit)
         return base | {"limit": None, "claim": made, "reason": reason}
@@ -85,13 +98,13 @@ def excluded(made: str, whole: list[float] | None) -> bool:
     return whole[0] > LIMIT_MARGIN or whole[1] < -LIMIT_MARGIN
 
 
-def prefixes(steps: np.ndarray, differences: np.ndarray, spacing: float, every: int, spend: bool) -> dict[str, object]:
+def prefixes(curve: Curve, spacing: float, every: int, spend: bool) -> dict[str, object]:
     """All looks at one curve, ``every`` so many evaluations from the twelfth on, and which of them were wrong."""
-    whole = look(steps, differences, spacing, (0.90, 0.95))
+    whole = look(curve, spacing, (0.90, 0.95))
     looks = []
-    for number, seen in enumerate(range(LEAST_EVALUATIONS, len(steps) + 1, every), 1):
+    for number, seen in enumerate(range(LEAST_EVALUATIONS, len(curve.steps) + 1, every), 1):
         confidence = confidences(number) if spend else (0.90, 0.95)
-        one = look(steps[:seen], differences[:seen], spacing, confidence)
+        one = look(curve.first(seen), spacing, confidence)
         looks.append(one | {"excluded": excluded(str(one["claim"]), whole["limit"])})  # type: ignore[arg-type]
     first = next((x for x in looks if x["claim"] != "undecided"), None)
     return {"whole": whole, "looks": looks, "first": first, "wrong": any(x["excluded"] for x in looks)}
@@ -109,9 +122,9 @@ def main() -> None:
     options = parser.parse_args()
     found = []
     for study in options.studies:
-        for nfe, (steps, differences) in curves(study, options.threshold, options.until).items():
+        for nfe, curve in curves(study, options.threshold, options.until).items():
             for spend in (False, True):
-                one = prefixes(steps, differences, 3 * options.half_life, options.every, spend)
+                one = prefixes(curve, 3 * options.half_life, options.every, spend)
                 found.append({"study": str(study), "nfe": nfe, "spending": spend, **one})
                 whole, first = one["whole"], one["first"]
                 said = "never" if first is None else f"{first['claim']} at {first['step']}"  # type: ignore[index]

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from cdmem.metrics.comparison.convergence import BySeed
-from cdmem.metrics.comparison.limit import Limit, fit_limit, paired_differences
+from cdmem.metrics.comparison.limit import Limit, fit_limit, paired_differences, possible
 from cdmem.metrics.comparison.looks import TOTAL, error_at_look, steps_missing
 from cdmem.metrics.statistics import newcombe_paired_difference
 
@@ -43,7 +43,9 @@ def limit_record(
     pairs = paired_differences(teacher, inside)
     if isinstance(pairs, str):
         return pairs
-    limit = fit_limit(*pairs, least_spacing=SPACING * half_life)
+    copied = np.isin(teacher[0], next(iter(inside.values()))[0]) & teacher[1]
+    bounds = possible(int(copied.sum()), pairs[1].shape[1])
+    limit = fit_limit(*pairs, least_spacing=SPACING * half_life, bounds=bounds)
     if isinstance(limit, str):
         return limit
     intervals = {"ci95": limit.interval(1 - error), "ci90": limit.interval(1 - 2 * error)}

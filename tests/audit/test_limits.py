@@ -48,7 +48,7 @@ def test_the_limit_of_an_exponential_is_found():
 def test_only_the_constant_stretch_is_fitted(monkeypatch):
     asked = []
     monkeypatch.setattr(
-        limits, "fit_limit", lambda steps, rows, least_spacing: asked.append((list(steps), least_spacing)) or ""
+        limits, "fit_limit", lambda steps, rows, least_spacing, bounds: asked.append((list(steps), least_spacing)) or ""
     )
     limit_record(CURVE | {0: flags(0.0)}, TEACHER, (2000, 4000), 50, 0.05)
     limit_record(CURVE | {0: flags(0.0)}, TEACHER, (0, 1000), 0, 0.05)

@@ -16,7 +16,9 @@ from cdmem.metrics.comparison.limit import (
     Limit,
     fit_limit,
     paired_differences,
+    possible,
     spaced,
+    within,
 )
 from support.curves import simulate
 
@@ -142,12 +144,23 @@ def test_a_straight_line_has_no_limit():
         assert isinstance(found, str) and "a straight line fits as well" in found
 
 
-def test_an_interval_beyond_what_differences_can_be_is_no_limit():
-    """A curve that rises by more than a point of f_mem a law could still add: the interval leaves [-1, 1]."""
-    found = fit_limit(
-        STEPS, exact(0.95 - 1.2 * power(0.4), 4_000) + simulate(np.random.default_rng(9), STEPS, 0 * STEPS, seeds=4_000)
-    )
-    assert isinstance(found, str) and "too wide" in found
+def test_what_differences_cannot_be_is_cut_off():
+    """A curve towards +0.95: its laws reach beyond 1, where no difference lies; a teacher of f_mem 0.9 allows 0.1."""
+    curve = exact(0.95 - 1.2 * power(0.4), 4_000) + simulate(np.random.default_rng(9), STEPS, 0 * STEPS, seeds=4_000)
+    free = fit_limit(STEPS, curve, bounds=(-9.0, 9.0))
+    found = fit_limit(STEPS, curve)
+    assert isinstance(found, Limit) and isinstance(free, Limit) and free.interval()[1] > 1
+    assert found.interval()[0] == free.interval()[0]
+    assert found.interval()[1] == 1.0 >= found.value and found.interval()[0] < 0.95
+    assert np.allclose(found.curve(STEPS), curve.mean(1), atol=0.05)  # the law itself is not cut
+    refused = fit_limit(STEPS, curve, bounds=possible(3_600, 4_000))
+    assert isinstance(refused, str) and "leads to what cannot be" in refused
+
+
+def test_what_is_possible_beside_a_teacher():
+    low, high = stats.binomtest(3_600, 4_000).proportion_ci(method="wilson")
+    assert possible(3_600, 4_000) == pytest.approx((-high, 1 - low), abs=1e-12)
+    assert within((-2.0, 0.5), (-0.9, 0.1)) == (-0.9, 0.1) and within((0.2, 0.3), (-0.9, 0.1)) == (0.1, 0.1)
 
 
 def test_the_early_part_may_follow_another_law():

@@ -9,8 +9,11 @@ The early part of a curve need not follow the law of its end. The fit starts at 
 law is adequate: beside it, three smooth terms explain nothing (p > :data:`ADEQUATE`), and at least
 :data:`LEAST_FITTED` evaluations remain.
 
-No limit is given where a straight line that rises or falls fits as well as the laws, where the interval leaves what
-differences can be, [-1, 1], or where it is wider than :data:`WIDEST`.
+A student copies at no more than all of its seeds and no fewer than none, so the difference to a teacher of f_mem F lies
+in [-F, 1 - F], whatever the law: what lies outside is cut off (:func:`possible`).
+
+No limit is given where a straight line that rises or falls fits as well as the laws, where the interval lies outside
+what is possible, or where it is wider than :data:`WIDEST`.
 """
 
 from __future__ import annotations
@@ -23,6 +26,7 @@ import numpy as np
 
 from cdmem.metrics.comparison.law_fit import Curve, Scan, adequacy, fit_laws
 from cdmem.metrics.comparison.laws import Laws, exponent
+from cdmem.metrics.statistics import wilson_interval
 
 LEAST_EVALUATIONS = 12
 LEAST_FITTED = 10
@@ -48,6 +52,7 @@ class Limit:
         evaluations: number that was fitted.
         skipped: earlier evaluations from which the law does not fit.
         seeds: paired at every evaluation.
+        bounds: what differences can be.
         step_noise: standard deviation of the noise of a training step, median over its distribution.
         fit: all laws, for intervals.
     """
@@ -61,12 +66,13 @@ class Limit:
     evaluations: int
     skipped: int
     seeds: int
+    bounds: tuple[float, float]
     step_noise: float
     fit: Scan = field(repr=False, compare=False)
 
     def interval(self, confidence: float = 0.95) -> tuple[float, float]:
         """Interval of the limit; the choice of the law and the noise of the steps lie inside."""
-        return self.fit.interval(confidence)
+        return within(self.fit.interval(confidence), self.bounds)
 
     @property
     def law(self) -> Laws:
@@ -76,7 +82,8 @@ class Limit:
     def curve(self, steps: np.ndarray) -> np.ndarray:
         """The best law's differences at ``steps``, float64 (K,), none before ``from_step``."""
         amplitude = self.fit.amplitude[self.fit.level, self.fit.best]
-        return self.value + amplitude * self.law.gap(np.asarray(steps, dtype=np.float64) - self.from_step)[0]
+        limit = self.fit.limit[self.fit.level, self.fit.best]  # also where it is cut off
+        return limit + amplitude * self.law.gap(np.asarray(steps, dtype=np.float64) - self.from_step)[0]
 
     def record(self) -> dict[str, Any]:
         """For JSON: the attributes without the fit, ``ci90`` and ``ci95``."""
@@ -96,6 +103,19 @@ class Limit:
             "seeds": self.seeds,
             "step_noise": self.step_noise,
         }
+
+
+def possible(copies: int, seeds: int) -> tuple[float, float]:
+    """What the difference to a teacher can be that copies at so many of so many seeds: from -F to 1 - F, each with the
+    farther end of F's 95 % Wilson interval."""
+    low, high = wilson_interval(copies, seeds)
+    return -high, 1 - low
+
+
+def within(interval: tuple[float, float], bounds: tuple[float, float]) -> tuple[float, float]:
+    """The part of an interval inside bounds; if there is none, the nearer bound."""
+    low, high = (min(max(end, bounds[0]), bounds[1]) for end in interval)
+    return low, high
 
 
 def spaced(steps: np.ndarray, least_spacing: float) -> np.ndarray:
@@ -143,7 +163,12 @@ def paired_differences(
     return np.array(steps), np.stack(rows)
 
 
-def fit_limit(steps: np.ndarray, differences: np.ndarray, least_spacing: float = 0.0) -> Limit | str:
+def fit_limit(
+    steps: np.ndarray,
+    differences: np.ndarray,
+    least_spacing: float = 0.0,
+    bounds: tuple[float, float] = (-1.0, 1.0),
+) -> Limit | str:
     """The limit of the paired difference.
 
     Args:
@@ -152,6 +177,7 @@ def fit_limit(steps: np.ndarray, differences: np.ndarray, least_spacing: float =
             in [-1, 1]; the same seeds in every row.
         least_spacing: three half-lives of the averaged weights, in steps. Closer evaluations are dropped, and the noise
             of those that are kept counts as correlated by 1/8 at that distance; 0: as independent.
+        bounds: what differences can be, see :func:`possible`.
 
     Returns:
         A :class:`Limit`, or in one line why no limit can be given.
@@ -174,35 +200,39 @@ def fit_limit(steps: np.ndarray, differences: np.ndarray, least_spacing: float =
     for start in range(len(kept) - LEAST_FITTED + 1):
         fitted = fit_laws(curve.since(start))
         if adequacy(fitted) > ADEQUATE:
-            return _limit(fitted, start, count)
+            return _limit(fitted, start, count, bounds)
     return f"no law fits the last {LEAST_FITTED} evaluations"
 
 
-def _limit(fit: Scan, skipped: int, seeds: int) -> Limit | str:
+def _limit(fit: Scan, skipped: int, seeds: int, bounds: tuple[float, float]) -> Limit | str:
     """The fit's limit, or why it gives none."""
     first, last = float(fit.curve.steps[0]), float(fit.curve.steps[-1])
     if fit.p_slope() < CHANGING and fit.p_line() > STRAIGHT:
         return f"from step {first:.0f} on, a straight line fits as well as any law that ends"
     low, high = fit.interval(0.95)
-    if low < -1 or high > 1 or high - low > WIDEST:
+    if high < bounds[0] or low > bounds[1]:
+        return f"the law leads to what cannot be, {100 * low:+.0f} to {100 * high:+.0f} points"
+    low, high = within((low, high), bounds)
+    if high - low > WIDEST:
         return f"the interval is too wide, {100 * low:+.0f} to {100 * high:+.0f} points"
-    factors, power, bounds = None, None, None
+    factors, power, power_ci95 = None, None, None
     if fit.p_constant() < CHANGING:
         accepted = fit.p_law() > 0.05
         accepted[fit.best] = True
         powers = exponent(fit.laws.take(accepted).halving(first, last))
         factors = float(fit.laws.take(np.array([fit.best])).halving(first, last)[0])
-        power, bounds = float(exponent(np.array(factors))), (float(powers.min()), float(powers.max()))
+        power, power_ci95 = float(exponent(np.array(factors))), (float(powers.min()), float(powers.max()))
     return Limit(
-        value=float(fit.limit[fit.level, fit.best]),
+        value=min(max(float(fit.limit[fit.level, fit.best]), bounds[0]), bounds[1]),
         exponent=power,
-        exponent_ci95=bounds,
+        exponent_ci95=power_ci95,
         shrinks=factors,
         from_step=int(first),
         to_step=int(last),
         evaluations=len(fit.curve.steps),
         skipped=skipped,
         seeds=seeds,
+        bounds=bounds,
         step_noise=float(fit.noise[fit.level]),
         fit=fit,
     )

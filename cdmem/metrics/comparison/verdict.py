@@ -228,7 +228,7 @@ def objection(what: str, side: State, checks: Mapping[str, bool | None], e: Evid
         return "another limit for tolerant copies"
     if checks["where_recognised"] is not True or checks["at_equal_noise"] is False:
         return blurrier
-    if checks["no_damaged_copies"] is False:
+    if checks["no_damaged_copies"] is False and what != "transient":  # which says that they become whole
         return "damaged"
     if side == "below" and checks["at_equal_noise"] is None and checks["as_real_as_teacher"] is False:
         return "may only be damaged"  # noise, a shift of brightness or an inverted image copies nothing either

@@ -1,6 +1,6 @@
 """Which stable recipe should `configs/methods/small.yaml` be? Chosen by rmse to the teacher's endpoints, not by f_mem.
 
-For every seed the quick start is run (its teacher and its student), then the same teacher is distilled by the other
+For every seed configs/digits32.yaml is run (teacher and student), then the same teacher is distilled by the other
 candidates with the same steps. Run again, it skips what is finished::
 
     python benchmarks/student_recipes.py --seeds 0 1 2 --out runs/recipes
@@ -15,8 +15,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-CONFIG = "configs/quickstart.yaml"
-STUDENT = "configs/quickstart/student.yaml"
+CONFIG = "configs/digits32.yaml"
+STUDENT = "configs/digits32/student.yaml"
 CANDIDATES = {
     "l2, log-normal": ["--model.method.distance", "{class_path: cdmem.diffusion.L2}"],
 }

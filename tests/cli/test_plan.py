@@ -199,7 +199,7 @@ def test_shipped_stages(name, capsys):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["quickstart", "debug", "cifar10", "celeba"])
+@pytest.mark.parametrize("name", ["quickstart", "digits32", "debug", "cifar10", "celeba"])
 def test_shipped_studies(name, capsys, tmp_path):
     content = yaml.safe_load((CONFIGS / f"{name}.yaml").read_text())
     common = ["--config", CONFIGS / f"{name}.yaml", "--devices", 2, "--tflops", 100]

@@ -256,9 +256,9 @@ def test_own_photos(beside):
         pixels = np.random.default_rng(k).integers(0, 256, (20, 24, 3), dtype=np.uint8)
         Image.fromarray(pixels).save(beside / "photos" / f"{k}.png")
     small = [f"--{s}.trainer.{setting}" for s in ("teacher", "student") for setting in ("max_steps=2", "callbacks=[]")]
-    study = (ROOT / "configs/quickstart.yaml").read_text().replace("quickstart/", "configs/quickstart/")
+    study = (ROOT / "configs/digits32.yaml").read_text().replace("digits32/", "configs/digits32/")
     (beside / "study.yaml").write_text(study.replace("samples: 2000", "samples: 16\n  metrics: [memorization]"))
-    assert cdmem(*["study.yaml" if a == "configs/quickstart.yaml" else a for a in arguments], *small) == 0
+    assert cdmem(*["study.yaml" if a == "configs/digits32.yaml" else a for a in arguments], *small) == 0
     record = json.loads((beside / "runs/photos/training_set.json").read_text())
     assert (record["shape"], record["source"], len(record["indices"])) == ([3, 16, 16], "folder", 32)
 

@@ -14,6 +14,7 @@ from cdmem.audit import reference_sets as references
 from cdmem.audit.auditor import Auditor
 from cdmem.audit.gate import detectors, judge_gate
 from cdmem.audit.settings import AuditSettings
+from cdmem.audit.verdicts import Verdicts
 from cdmem.metrics.comparison import paired as pairing
 from cdmem.metrics.memorization import authenticity, extraction
 from cdmem.metrics.memorization import data_copying as copying
@@ -355,8 +356,8 @@ def check_copycat():
 
 def check_realism_beside_the_teacher():
     """Less real than the teacher: Frechet distances with the intervals apart, in any extractor."""
-    auditor = SimpleNamespace(fidelity=[SimpleNamespace(frechet_key=key) for key in ("fd_a", "fd_b")])
+    as_real = Verdicts((), None, {}, frechet=("fd_a", "fd_b"))._as_real
     teacher = {"fd_a_low": 4.0, "fd_a_high": 5.0, "fd_b_low": 1.0, "fd_b_high": 2.0}
-    assert Auditor._as_real(auditor, teacher | {"fd_a_low": 4.9, "fd_a_high": 9.0}, teacher) is True
-    assert Auditor._as_real(auditor, teacher | {"fd_b_low": 2.1, "fd_b_high": 3.0}, teacher) is False
-    assert Auditor._as_real(auditor, {}, teacher) is None
+    assert as_real(teacher | {"fd_a_low": 4.9, "fd_a_high": 9.0}, teacher) is True
+    assert as_real(teacher | {"fd_b_low": 2.1, "fd_b_high": 3.0}, teacher) is False
+    assert as_real({}, teacher) is None

@@ -11,6 +11,7 @@ from cdmem import images as pixels
 from cdmem.audit import reference_sets
 from cdmem.audit.auditor import Auditor
 from cdmem.audit.gate import Bound, Detector, detectors, judge_gate
+from cdmem.audit.verdicts import Verdicts
 from cdmem.metrics import base
 from cdmem.metrics.comparison import paired as pairing
 from cdmem.metrics.comparison.paired import PairedWithTeacher
@@ -232,6 +233,6 @@ plant(
 )
 plant(
     support.check_realism_beside_the_teacher,
-    realism_of_the_estimates=slip(Auditor._as_real, 'teacher.get(f"{k}_high")', 'teacher.get(f"{k}_low")'),
-    realism_in_one_extractor_suffices=slip(Auditor._as_real, "all(known)", "any(known)"),
+    realism_of_the_estimates=slip(Verdicts._as_real, 'teacher.get(f"{k}_high")', 'teacher.get(f"{k}_low")'),
+    realism_in_one_extractor_suffices=slip(Verdicts._as_real, "all(known)", "any(known)"),
 )

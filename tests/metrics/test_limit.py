@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from cdmem.metrics.comparison.law_fit import Curve, adequacy, fit_laws, scan
+from cdmem.metrics.comparison.law_fit import OVERCONFIDENCE, Curve, adequacy, fit_laws, scan
 from cdmem.metrics.comparison.laws import Laws
 from cdmem.metrics.comparison.limit import (
     LEAST_EVALUATIONS,
@@ -53,7 +53,7 @@ def test_noise_free_laws_are_recovered(limit, gap, shrinks):
     assert found.exponent_ci95[0] <= found.exponent <= found.exponent_ci95[1]
     # Nothing is unknown but the seeds, and these are the same everywhere: their plain interval.
     for confidence in (0.90, 0.95):
-        half = stats.norm.ppf(0.5 + confidence / 2) * 0.4 / np.sqrt(LEAST_SEEDS - 1)
+        half = stats.norm.ppf(0.5 + confidence / 2) * 0.4 / np.sqrt((LEAST_SEEDS - 1) / OVERCONFIDENCE)
         assert np.allclose(found.interval(confidence), (limit - half, limit + half), atol=3e-4)
     assert np.allclose(found.curve(STEPS), limit - 0.1 * gap, atol=1e-4)
 
@@ -89,7 +89,9 @@ def test_unknown_noise_gives_students_t():
     residual = found.misfit[0, 0] * found.noise[0] ** 2
     for offset in (0.002, 0.006, 0.012):
         t = offset / np.sqrt(unit * residual / 20)
-        assert found.p_limit(np.array([value + offset]))[0] == pytest.approx(2 * stats.t.sf(t, 20), rel=0.02)
+        assert found.p_limit(np.array([value + offset]))[0] == pytest.approx(
+            2 * stats.t.sf(t / OVERCONFIDENCE**0.5, 20), rel=0.02
+        )
 
 
 def test_interval_ends_where_p_says():

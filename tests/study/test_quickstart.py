@@ -34,7 +34,7 @@ def test_the_quick_start_shows_the_phenomenon(tmp_path):
     verdict, paired = student["verdict"], student["paired"]
     assert verdict["claim"] in ("reduced", "transient", "unchanged", "amplified", "undecided")
     assert verdict["claim"] != "undecided" or verdict["reason"]
-    assert verdict["statement"] in done.stdout and "12,000 steps" in verdict["statement"]
+    assert verdict["statement"] in done.stdout and "8,000 steps" in verdict["statement"]
     low, high = verdict["limit"]["ci95"]
     assert low - 0.1 < verdict["limit"]["ceiling"]["value"] < high + 0.1
     assert high <= 1 - teacher["f_mem"]["ci95"][0] + 0.01  # no more than all seeds

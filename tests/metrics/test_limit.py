@@ -18,7 +18,6 @@ from cdmem.metrics.comparison.limit import (
     paired_differences,
     possible,
     spaced,
-    within,
 )
 from support.curves import simulate
 
@@ -146,23 +145,57 @@ def test_a_straight_line_has_no_limit():
         assert isinstance(found, str) and "a straight line fits as well" in found
 
 
-def test_what_differences_cannot_be_is_cut_off():
-    """A curve towards +0.95: its laws reach beyond 1, where no difference lies; a teacher of f_mem 0.9 allows 0.1."""
+def test_a_limit_lies_where_differences_can():
+    """A curve towards +0.95: its laws reach beyond 1, where no difference lies."""
     curve = exact(0.95 - 1.2 * power(0.4), 4_000) + simulate(np.random.default_rng(9), STEPS, 0 * STEPS, seeds=4_000)
-    free = fit_limit(STEPS, curve, bounds=(-9.0, 9.0))
-    found = fit_limit(STEPS, curve)
+    free, found = fit_limit(STEPS, curve, bounds=(-9.0, 9.0)), fit_limit(STEPS, curve)
     assert isinstance(found, Limit) and isinstance(free, Limit) and free.interval()[1] > 1
-    assert found.interval()[0] == free.interval()[0]
-    assert found.interval()[1] == 1.0 == found.value
-    assert np.allclose(found.curve(STEPS), curve.mean(1), atol=0.05)  # the law itself is not cut
-    refused = fit_limit(STEPS, curve, bounds=possible(3_600, 4_000))
-    assert isinstance(refused, str) and "leads to what cannot be" in refused
+    low, high = found.interval()
+    assert low < found.value <= high <= 1 and found.fit.p_bounds() > 0.05
+    assert low < free.interval()[0]  # compared with the best law whose limit can be, not with the best one
+    assert np.allclose(found.curve(STEPS), curve.mean(1), atol=0.05)
+
+
+def test_a_law_that_leads_to_what_cannot_be_is_not_adequate():
+    """Beside a teacher of f_mem 0.9 the limit of 0.35, to which the whole curve leads, cannot be."""
+    curve, bounds = exact(0.35 - 0.9 * power(0.4), 4_000), possible(3_600, 4_000)
+    free, found = fit_limit(STEPS, curve), fit_limit(STEPS, curve, bounds=bounds)
+    assert isinstance(free, Limit) and free.skipped == 0 and free.value == pytest.approx(0.35, abs=1e-3)
+    assert isinstance(found, str) or (found.skipped > 0 and found.interval()[1] <= bounds[1])
+    inside = fit_limit(STEPS, curve - 0.35, bounds=bounds)
+    assert isinstance(inside, Limit) and inside.value == pytest.approx(0, abs=1e-3) and inside.skipped == 0
+
+
+@pytest.mark.parametrize("bounds", [(-0.5, 0.0), (-0.02, 0.3), (-0.5, 0.5)])
+def test_bounds_are_a_constraint_of_the_likelihood(bounds):
+    """p values against brute force, at one noise level: the least Q over all laws at a limit, less the least within."""
+    rng, noise = np.random.default_rng(3), np.array([0.006])
+    curve = Curve(STEPS, 0.02 - 0.1 * power(0.5) + 0.006 * rng.normal(size=23), np.full((23, 23), 1e-5))
+    laws = Laws.join([Laws.row(np.geomspace(2_000, 80_000, 12), c) for c in (0.0, 1.0, 2.0)])
+    found = scan(curve, laws, noise, bounds)
+    inverse, y = np.linalg.inv(curve.covariance + noise[0] ** 2 * np.eye(23)), curve.mean
+
+    def misfit(limit: float) -> float:
+        """The least Q over the laws with the limit given."""
+        rests = []
+        for g in laws.gap(STEPS - STEPS[0]):
+            a = g @ inverse @ (y - limit) / (g @ inverse @ g)
+            rests.append((y - limit - a * g) @ inverse @ (y - limit - a * g))
+        return min(rests)
+
+    grid = np.linspace(*bounds, 2_001)
+    floor = min(map(misfit, grid))
+    values = grid[::200]
+    wanted = [stats.chi2.sf(max(misfit(v) - floor, 0) / OVERCONFIDENCE, 1) for v in values]
+    assert np.allclose(found.p_limit(values), wanted, atol=3e-3)
+    least = min(misfit(v) for v in np.linspace(-0.6, 0.6, 4_001))
+    assert found.p_bounds() == pytest.approx(stats.chi2.sf(max(floor - least, 0) / OVERCONFIDENCE, 1), abs=3e-3)
+    assert found.value == pytest.approx(grid[np.argmin([misfit(v) for v in grid])], abs=1e-3)
 
 
 def test_what_is_possible_beside_a_teacher():
     low, high = stats.binomtest(3_600, 4_000).proportion_ci(method="wilson")
     assert possible(3_600, 4_000) == pytest.approx((-high, 1 - low), abs=1e-12)
-    assert within((-2.0, 0.5), (-0.9, 0.1)) == (-0.9, 0.1) and within((0.2, 0.3), (-0.9, 0.1)) == (0.1, 0.1)
 
 
 def test_the_early_part_may_follow_another_law():

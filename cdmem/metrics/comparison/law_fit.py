@@ -11,7 +11,7 @@ The p value of a limit is that of the likelihood ratio, min over laws Q(limit, l
 :data:`OVERCONFIDENCE`, against chi-squared with one degree of freedom. The interval, all limits with p > 1 -
 confidence, so contains every limit that some law reaches without fitting worse: the choice of the law lies inside.
 A law on the bound of the exponents is compared with two degrees of freedom: no law beyond it can take up what noise
-does there.
+does there. Where bounds say what a limit can be, the best law is the best one whose limit lies there.
 """
 
 from __future__ import annotations
@@ -25,6 +25,8 @@ from scipy import optimize, special, stats
 
 from cdmem.metrics.comparison.laws import LEAST_EXPONENT, RISING, Laws, allowed, law_grid
 
+Bounds = tuple[float, float]
+EVERYWHERE: Bounds = (-np.inf, np.inf)
 NOISE_LEVELS = 16
 PLAUSIBLE = 24.0  # laws whose Q exceeds the least one by more decide no interval up to 99.999 %
 EXTRA = 2.0  # what the Q of two rates must be better by, for their additional number (Akaike)
@@ -94,6 +96,7 @@ class Scan:
         misfit: Q, (T, n), of two rates with :data:`EXTRA`.
         line: Q with a straight line in the steps instead, (T,).
         constant: Q without any change, (T,).
+        bounds: what L can be.
     """
 
     curve: Curve
@@ -106,6 +109,7 @@ class Scan:
     misfit: np.ndarray
     line: np.ndarray
     constant: np.ndarray
+    bounds: Bounds = EVERYWHERE
 
     @property
     def level(self) -> int:
@@ -114,25 +118,41 @@ class Scan:
 
     @property
     def best(self) -> int:
-        """The law that fits best at that level."""
-        return int(np.argmin(self.misfit[self.level]))
+        """The law that fits best at that level with a limit within the bounds."""
+        return int(np.argmin(self.misfit_within[self.level]))
+
+    @property
+    def value(self) -> float:
+        """That law's limit, within the bounds."""
+        return float(np.clip(self.limit[self.level, self.best], *self.bounds))
+
+    @cached_property
+    def misfit_within(self) -> np.ndarray:
+        """Q with the limit held within the bounds, (T, n)."""
+        return self.misfit + (self.limit - np.clip(self.limit, *self.bounds)) ** 2 / self.variance
+
+    def p_bounds(self) -> float:
+        """p value of "the limit lies within the bounds"."""
+        worse = self.misfit_within.min(1) - self.misfit.min(1)
+        return float(self.weights @ special.chdtrc(1, worse / OVERCONFIDENCE))
 
     def p_limit(self, values: np.ndarray) -> np.ndarray:
-        """p value of each limit in ``values``, (v,)."""
+        """p value of each limit in ``values``, (v,), within the bounds: against the best law there."""
         p, on_bound = np.zeros(len(values)), self.laws.curvature >= (1 - 1e-9) / LEAST_EXPONENT
-        for weight, limit, variance, misfit in zip(self.weights, self.limit, self.variance, self.misfit):
+        least = self.misfit_within.min(1)
+        for weight, limit, variance, misfit, floor in zip(self.weights, self.limit, self.variance, self.misfit, least):
             if weight > 1e-5:
-                extra = misfit - misfit.min()
+                extra = misfit - floor
                 near = extra < PLAUSIBLE
                 excess = (values[:, None] - limit[near]) ** 2 / variance[near] + extra[near]
-                excess /= OVERCONFIDENCE
+                excess = np.maximum(excess, 0) / OVERCONFIDENCE
                 inside, bound = (excess[:, on_bound[near] == b].min(1, initial=1e3) for b in (False, True))
                 p += weight * np.maximum(special.chdtrc(1, inside), special.chdtrc(2, bound))
         return p
 
     def p_law(self) -> np.ndarray:
         """p value of each law, (n,), with one degree of freedom: for an interval of one number that a law has."""
-        return self.weights @ special.chdtrc(1, self.misfit - self.misfit.min(1, keepdims=True))
+        return self.weights @ special.chdtrc(1, self.misfit_within - self.misfit_within.min(1, keepdims=True))
 
     def p_constant(self) -> float:
         """p value of "no change at all" against the laws, three degrees of freedom (a, k, tau)."""
@@ -148,10 +168,11 @@ class Scan:
 
     def interval(self, confidence: float) -> tuple[float, float]:
         """Outermost limits with p > 1 - ``confidence``."""
-        centre = float(self.limit[self.level, self.best])
+        centre = self.value
         near = self.misfit[self.level] - self.misfit[self.level].min() < PLAUSIBLE
         reach = 6 * float(np.sqrt(self.variance[:, near].max())) + float(np.abs(self.limit[:, near] - centre).max())
-        return self._outermost(centre, -reach, confidence), self._outermost(centre, reach, confidence)
+        low, high = (float(np.clip(centre + side, *self.bounds)) - centre for side in (-reach, reach))
+        return self._outermost(centre, low, confidence), self._outermost(centre, high, confidence)
 
     def _outermost(self, centre: float, reach: float, confidence: float) -> float:
         """The accepted limit farthest from ``centre`` on the side of ``reach``: 60 values, then ever closer ones."""
@@ -164,7 +185,7 @@ class Scan:
         return centre + reach * (low + high) / 2
 
 
-def scan(curve: Curve, laws: Laws, noise: np.ndarray) -> Scan:
+def scan(curve: Curve, laws: Laws, noise: np.ndarray, bounds: Bounds = EVERYWHERE) -> Scan:
     """Fit all ``laws`` at all levels of ``noise``, (T,), rising and positive."""
     centre, ones = float(curve.mean.mean()), np.ones(len(curve.steps))
     shapes = np.vstack([laws.gap(curve.elapsed), curve.elapsed / curve.elapsed[-1]])
@@ -180,20 +201,21 @@ def scan(curve: Curve, laws: Laws, noise: np.ndarray) -> Scan:
     likelihood = 0.5 * (np.log(inverse).sum(1)[:, None] - np.log(det) - misfit)[:, :-1]
     weights = np.exp(likelihood - likelihood.max()).sum(1) * (np.gradient(noise) if len(noise) > 1 else 1.0)
     fits = (limit[:, :-1] + centre, amplitude[:, :-1], (sgg / det)[:, :-1], misfit[:, :-1])
-    return Scan(curve, laws, noise, weights / weights.sum(), *fits, misfit[:, -1], (syy - s1y**2 / s11)[:, 0])
+    return Scan(curve, laws, noise, weights / weights.sum(), *fits, misfit[:, -1], (syy - s1y**2 / s11)[:, 0], bounds)
 
 
-def fit_laws(curve: Curve, noise: np.ndarray | None = None) -> Scan:
+def fit_laws(curve: Curve, noise: np.ndarray | None = None, bounds: Bounds = EVERYWHERE) -> Scan:
     """All laws of :func:`~cdmem.metrics.comparison.laws.law_grid`, closer where they fit, and the best one exactly.
 
     Args:
         curve: at least five evaluations.
         noise: levels of n; None takes :meth:`Curve.noise_levels`.
+        bounds: what the limit can be.
     """
     noise = curve.noise_levels() if noise is None else noise
     rows = law_grid(curve.steps[0], curve.steps[-1], len(curve.steps))
-    coarse = scan(curve, Laws.join(rows), noise)
-    misfit, begin, finer = coarse.misfit[coarse.level], 0, []
+    coarse = scan(curve, Laws.join(rows), noise, bounds)
+    misfit, begin, finer = coarse.misfit_within[coarse.level], 0, []
     for row in rows:
         good = np.flatnonzero(misfit[begin : begin + len(row)] < misfit.min() + PLAUSIBLE)
         begin += len(row)
@@ -201,7 +223,7 @@ def fit_laws(curve: Curve, noise: np.ndarray | None = None) -> Scan:
             ends = row.tau[[max(good[0] - 1, 0), min(good[-1] + 1, len(row) - 1)]]
             taus = np.geomspace(ends[0], ends[1], 24)
             finer.append(Laws.row(taus, row.curvature[0], row.slow[0], row.quick[0]))
-    return _polished(scan(curve, Laws.join(finer), noise))
+    return _polished(scan(curve, Laws.join(finer), noise, bounds))
 
 
 def _polished(result: Scan) -> Scan:
@@ -218,12 +240,12 @@ def _polished(result: Scan) -> Scan:
         at = place(x)
         if at.curvature[0] < RISING[-1] or not allowed(Laws(at.tau, at.curvature, one, one), *ends)[0]:
             return np.inf
-        return float(scan(curve, at, noise).misfit[0, 0])
+        return float(scan(curve, at, noise, result.bounds).misfit_within[0, 0])
 
     corners = np.vstack([start, start + np.diag([0.05, -0.05])[: len(start), : len(start)]])
     options = {"initial_simplex": corners, "xatol": 1e-6, "fatol": 1e-6, "maxfev": 80}
     found = place(optimize.minimize(misfit, start, method="Nelder-Mead", options=options).x)
-    return scan(curve, Laws.join([result.laws, found]), result.noise)
+    return scan(curve, Laws.join([result.laws, found]), result.noise, result.bounds)
 
 
 def tangents(curve: Curve, law: Laws) -> np.ndarray:

@@ -10,10 +10,11 @@ law is adequate: beside it, three smooth terms explain nothing (p > :data:`ADEQU
 :data:`LEAST_FITTED` evaluations remain.
 
 A student copies at no more than all of its seeds and no fewer than none, so the difference to a teacher of f_mem F lies
-in [-F, 1 - F], whatever the law: what lies outside is cut off (:func:`possible`).
+in [-F, 1 - F] (:func:`possible`), and so does its limit: a law that leads elsewhere (p < :data:`ADEQUATE`) is not
+adequate, and intervals hold the limits there that fit as well as the best one there.
 
-No limit is given where a straight line that rises or falls fits as well as the laws, where the interval lies outside
-what is possible, or where it is wider than :data:`WIDEST`.
+No limit is given where a straight line that rises or falls fits as well as the laws, or where the interval is wider
+than :data:`WIDEST`.
 """
 
 from __future__ import annotations
@@ -52,7 +53,6 @@ class Limit:
         evaluations: number that was fitted.
         skipped: earlier evaluations from which the law does not fit.
         seeds: paired at every evaluation.
-        bounds: what differences can be.
         step_noise: standard deviation of the noise of a training step, median over its distribution.
         fit: all laws, for intervals.
     """
@@ -66,13 +66,12 @@ class Limit:
     evaluations: int
     skipped: int
     seeds: int
-    bounds: tuple[float, float]
     step_noise: float
     fit: Scan = field(repr=False, compare=False)
 
     def interval(self, confidence: float = 0.95) -> tuple[float, float]:
         """Interval of the limit; the choice of the law and the noise of the steps lie inside."""
-        return within(self.fit.interval(confidence), self.bounds)
+        return self.fit.interval(confidence)
 
     @property
     def law(self) -> Laws:
@@ -110,12 +109,6 @@ def possible(copies: int, seeds: int) -> tuple[float, float]:
     farther end of F's 95 % Wilson interval."""
     low, high = wilson_interval(copies, seeds)
     return -high, 1 - low
-
-
-def within(interval: tuple[float, float], bounds: tuple[float, float]) -> tuple[float, float]:
-    """The part of an interval inside bounds; if there is none, the nearer bound."""
-    low, high = (min(max(end, bounds[0]), bounds[1]) for end in interval)
-    return low, high
 
 
 def spaced(steps: np.ndarray, least_spacing: float) -> np.ndarray:
@@ -198,21 +191,18 @@ def fit_limit(
     d = d[kept]
     curve = Curve(steps[kept], d.mean(1), np.cov(d) / count, least_spacing)
     for start in range(len(kept) - LEAST_FITTED + 1):
-        fitted = fit_laws(curve.since(start))
-        if adequacy(fitted) > ADEQUATE:
-            return _limit(fitted, start, count, bounds)
+        fitted = fit_laws(curve.since(start), bounds=bounds)
+        if adequacy(fitted) > ADEQUATE and fitted.p_bounds() > ADEQUATE:
+            return _limit(fitted, start, count)
     return f"no law fits the last {LEAST_FITTED} evaluations"
 
 
-def _limit(fit: Scan, skipped: int, seeds: int, bounds: tuple[float, float]) -> Limit | str:
+def _limit(fit: Scan, skipped: int, seeds: int) -> Limit | str:
     """The fit's limit, or why it gives none."""
     first, last = float(fit.curve.steps[0]), float(fit.curve.steps[-1])
     if fit.p_slope() < CHANGING and fit.p_line() > STRAIGHT:
         return f"from step {first:.0f} on, a straight line fits as well as any law that ends"
     low, high = fit.interval(0.95)
-    if high < bounds[0] or low > bounds[1]:
-        return f"the law leads to what cannot be, {100 * low:+.0f} to {100 * high:+.0f} points"
-    low, high = within((low, high), bounds)
     if high - low > WIDEST:
         return f"the interval is too wide, {100 * low:+.0f} to {100 * high:+.0f} points"
     factors, power, power_ci95 = None, None, None
@@ -223,7 +213,7 @@ def _limit(fit: Scan, skipped: int, seeds: int, bounds: tuple[float, float]) -> 
         factors = float(fit.laws.take(np.array([fit.best])).halving(first, last)[0])
         power, power_ci95 = float(exponent(np.array(factors))), (float(powers.min()), float(powers.max()))
     return Limit(
-        value=min(max(float(fit.limit[fit.level, fit.best]), bounds[0]), bounds[1]),
+        value=fit.value,
         exponent=power,
         exponent_ci95=power_ci95,
         shrinks=factors,
@@ -232,7 +222,6 @@ def _limit(fit: Scan, skipped: int, seeds: int, bounds: tuple[float, float]) -> 
         evaluations=len(fit.curve.steps),
         skipped=skipped,
         seeds=seeds,
-        bounds=bounds,
         step_noise=float(fit.noise[fit.level]),
         fit=fit,
     )

@@ -20,7 +20,7 @@ from scipy import stats
 
 from cdmem.metrics.comparison.claims import LIMIT_MARGIN, MARGIN, claim, state
 from cdmem.metrics.comparison.law_fit import Curve, Scan, fit_laws
-from cdmem.metrics.comparison.limit import Limit, within
+from cdmem.metrics.comparison.limit import Limit
 
 TOTAL = 0.05
 
@@ -67,15 +67,15 @@ def steps_missing(
     """
     if isinstance(limit, str):
         return f"unknown while no limit can be given ({limit})"
-    asked, margins, bounds = confidences(look, total), (margin, limit_margin), limit.bounds
+    asked, margins = confidences(look, total), (margin, limit_margin)
     factors = [f * 2.0**k for k in range(6) for f in (1.25, 1.5, 2.0)]
-    claim_at = {f: _claim(_continued(limit, f), asked, margins, bounds) for f in factors[-1:]}
+    claim_at = {f: _claim(_continued(limit, f), asked, margins) for f in factors[-1:]}
     if claim_at[factors[-1]][0] == "undecided":
         return f"not within {factors[-1]:.0f} times the steps so far ({claim_at[factors[-1]][1]})"
     low, high = -1, len(factors) - 1
     while high - low > 1:
         middle = (low + high) // 2
-        open_yet = _claim(_continued(limit, factors[middle]), asked, margins, bounds)[0] == "undecided"
+        open_yet = _claim(_continued(limit, factors[middle]), asked, margins)[0] == "undecided"
         low, high = (middle, high) if open_yet else (low, middle)
     return round((factors[high] - 1) * limit.to_step)
 
@@ -94,16 +94,13 @@ def _continued(limit: Limit, factor: float) -> Scan:
     covariance[: len(old), : len(old)] = old
     np.fill_diagonal(covariance, np.concatenate([variance, np.full(size - len(old), variance[-1])]))
     levels = limit.fit.noise[[limit.fit.level]]
-    return fit_laws(Curve(steps, limit.curve(steps), covariance, curve.memory), levels)
+    return fit_laws(Curve(steps, limit.curve(steps), covariance, curve.memory), levels, limit.fit.bounds)
 
 
-def _claim(
-    fit: Scan, confidence: tuple[float, float], margins: tuple[float, float], bounds: tuple[float, float]
-) -> tuple[str, str]:
+def _claim(fit: Scan, confidence: tuple[float, float], margins: tuple[float, float]) -> tuple[str, str]:
     """The claim at the end of ``fit`` and the reason why it is none."""
     now, error = float(fit.curve.mean[-1]), float(np.sqrt(fit.curve.covariance[-1, -1]))
     narrow, wide = (error * float(stats.norm.ppf(0.5 + c / 2)) for c in confidence)
     now_state = state((now - narrow, now + narrow), (now - wide, now + wide), margins[0])
-    narrow_limit, wide_limit = (within(fit.interval(c), bounds) for c in confidence)
-    limit_state = state(narrow_limit, wide_limit, margins[1])
+    limit_state = state(fit.interval(confidence[0]), fit.interval(confidence[1]), margins[1])
     return claim(now_state, limit_state)

@@ -261,7 +261,7 @@ def sentence(what: str, reason: str, e: Evidence) -> str:
     elif reason in EXPLAINED:
         said += f" ({EXPLAINED[reason]})"
     parts = [f"{said}. f_mem stands {change} against the teacher on {seeds}{after}"]
-    parts.append(_limit_words(e))
+    parts.append(_limit_words(what, e))
     if e.ceiling is not None:
         parts.append(f"a perfect student of this recipe stands at {points(e.ceiling)}")
     images = pair.get("images") or {}
@@ -279,8 +279,8 @@ def sentence(what: str, reason: str, e: Evidence) -> str:
     return "; ".join(part for part in parts if part) + "."
 
 
-def _limit_words(e: Evidence) -> str:
-    """The limit in words."""
+def _limit_words(what: str, e: Evidence) -> str:
+    """The limit in words, with the interval that the claim rests on."""
     limit = (e.limit or {}).get("strict")
     if e.converged:
         return "convergence was taken as given"
@@ -288,5 +288,9 @@ def _limit_words(e: Evidence) -> str:
         return ""
     if isinstance(limit, str):
         return f"no limit can be given ({limit})"
-    words = f"in the limit of long distillation {points(limit)}"
+    if what in ("transient", "unchanged"):  # equivalent by the 90 % interval
+        low, high = (100 * x for x in limit["ci90"])
+        words = f"in the limit of long distillation {100 * limit['value']:+.1f} points [{low:+.1f}, {high:+.1f}] (90 %)"
+    else:
+        words = f"in the limit of long distillation {points(limit)}"
     return words + (f"; {limit['law']}" if limit.get("law") else "")

@@ -241,6 +241,7 @@ def test_debug_study_runs_to_its_audit(tmp_path, capsys):
     for name, file in files.items():
         assert RunFolder(run_dir / name).ending().step == CONTENT[file]["trainer"]["max_steps"]
     summary = json.loads((run_dir / "audit/summary.json").read_text())
-    assert {m["name"] for m in summary["models"]} == {"teacher", "student", "heldout", "control"}
+    own = {m["name"] for m in summary["models"] if m["role"] != "ceiling"}
+    assert own == {"teacher", "student", "heldout", "control"}
     record = json.loads((run_dir / "training_set.json").read_text())
     assert sorted(record["multiplicities"]) == [1] * 12 + [4] * 4

@@ -117,7 +117,7 @@ def test_theory_settings_are_those_of_a_laboratory(name):
 
 @pytest.mark.parametrize("name", STAGES)
 def test_stage_builds_with_the_data_its_fragment_describes(name, tmp_path):
-    own = name.startswith(("debug", "quickstart", "digits32", "guidance"))  # these need no files
+    own = name.startswith(("debug", "quickstart", "digits32", "long", "guidance"))  # these need no files
     cli = stage(name, tmp_path, *([] if own else DIGITS))
     model, given = cli.model, CONTENT[name]["model"]["init_args"]
     wanted = given["optimization"]["optimizer"]

@@ -91,14 +91,16 @@ class MemorizationCallback(EvaluationCallback):
         self, t: TrainingSet, device: torch.device, seeds: Tensor, images: Tensor
     ) -> tuple[dict[str, float], dict[str, np.ndarray]]:
         """What is logged of uint8 images (b, C, H, W), and the rows to keep."""
-        metric: RatioMetric = MemorizedFraction(self.threshold, self.near_duplicates).to(device).prepare(t)
+        strict = MemorizedFraction(self.threshold, self.near_duplicates)
+        tolerant = TolerantCopies(self.threshold, self.near_duplicates)  # its rows hold the strict ratio's
+        enough = len(t.held_out_images) >= LEAST_HELD_OUT
+        metric: RatioMetric = (tolerant if enough else strict).to(device).prepare(t)
         metric.update(images, seeds)
-        result = metric.compute()
-        values = {name: result[name] for name in ("f_mem", "f_mem_low", "f_mem_high", "unique")}
-        if len(t.held_out_images) >= LEAST_HELD_OUT:
-            metric = TolerantCopies(self.threshold, self.near_duplicates).to(device).prepare(t)
-            metric.update(images, seeds)
-            result = metric.compute()
-            values |= {f"tolerant_copies{end}": result[f"copied{end}"] for end in ("", "_low", "_high")}
         # Gathers over processes, so every rank must ask for the rows, also those that write nothing.
-        return values, disk_rows(metric.rows())
+        rows = metric.rows()
+        result = strict.evaluate(rows)
+        values = {name: result[name] for name in ("f_mem", "f_mem_low", "f_mem_high", "unique")}
+        if enough:
+            result = tolerant.evaluate(rows)
+            values |= {f"tolerant_copies{end}": result[f"copied{end}"] for end in ("", "_low", "_high")}
+        return values, disk_rows(rows)

@@ -80,9 +80,8 @@ class Verdicts:
 
     def _ceiling(self, student: Audited) -> dict[str, Any] | None:
         """The perfect student of this recipe against the teacher, or None if it was not sampled."""
-        name, nfe = f"ceiling of {student.entry['name']}", student.entry["nfe"]
-        perfect = (m for m in self.models if m.entry["role"] == "ceiling" and m.entry["nfe"] == nfe)
-        found = next((m for m in perfect if m.entry["name"].startswith(name)), None)
+        named = ("ceiling", f"ceiling of {student.entry['name']}", student.entry["nfe"])
+        found = next((m for m in self.models if tuple(m.entry[k] for k in ("role", "name", "nfe")) == named), None)
         return None if found is None else difference(self.models[0].copies, found.copies)
 
     def _controls(self, student: Audited) -> list[Control]:

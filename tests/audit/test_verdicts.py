@@ -44,9 +44,9 @@ def verdict(judged: Audited, *others: Audited, distillation: dict | None = None)
 
 
 def test_the_ceiling_stands_beside_the_limit():
-    perfect = model("ceiling of student (heun)", "ceiling", 300)
-    other = model("ceiling of student (heun)", "ceiling", 0, nfe=2)
-    found = verdict(student(), other, perfect, distillation={"student": limit(-0.4)})
+    perfect = model("ceiling of student", "ceiling", 300)
+    others = [model("ceiling of student", "ceiling", 0, nfe=2), model("ceiling of student_2", "ceiling", 0)]
+    found = verdict(student(), *others, perfect, distillation={"student": limit(-0.4)})
     assert found["limit"]["value"] == -0.4 and found["limit"]["ceiling"]["value"] == pytest.approx(-0.15)
     assert "a perfect student of this recipe stands at -15.0 points" in found["statement"]
     assert set(verdict(student(), perfect)["limit"]) == {"ceiling"} and verdict(student())["limit"] is None

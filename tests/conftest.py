@@ -19,6 +19,16 @@ def one_thread():
 
 
 @pytest.fixture(autouse=True)
+def environment_as_before():
+    """Lightning's launcher leaves LOCAL_RANK behind: a later run of two processes would wait for one nobody starts."""
+    before = dict(os.environ)
+    yield
+    for name in os.environ.keys() - before.keys():
+        del os.environ[name]
+    os.environ.update(before)
+
+
+@pytest.fixture(autouse=True)
 def away_from_the_checkout(tmp_path, monkeypatch):
     """Default run folders (runs/...) land in the test's own folder."""
     monkeypatch.chdir(tmp_path)

@@ -58,11 +58,21 @@ def test_too_few_runs_or_no_common_step():
 
 
 def test_the_sentence():
-    said = run_level(BELOW, BELOW, STEPS).sentence("student, 2 NFE")
-    assert said.startswith("over 5 runs: reduced. student, 2 NFE, 30,000 steps: -15.0 points [-17.0, -13.0]")
-    assert "in the limit -15.0 points" in said and said.endswith("].")  # five of them are enough
-    wide = [10 * x for x in (-0.03, 0.01, 0.02, -0.01, 0.0)]
-    assert "runs would tell it to 3 points" in run_level(wide, wide, STEPS).sentence("s")
+    assert run_level(BELOW, BELOW, STEPS).sentence("student, 2 NFE") == (
+        "over 5 runs: reduced by 15 points [13, 17], student, 2 NFE after 30,000 steps; "
+        "in the limit -15.0 points [-17.0, -13.0]."
+    )
+    gone = run_level([-0.05, -0.06, -0.055], SAME[:3], STEPS[:3]).sentence("s")
+    assert gone.startswith("over 3 runs: transient; -5.5 points [")
+    assert (
+        run_level([0.1, 0.11, 0.1], [0.1, 0.12, 0.11], STEPS[:3])
+        .sentence("s")
+        .startswith("over 3 runs: amplified by 10 points [")
+    )
+    for now, more in (([-0.9, 0.1, 0.9], "more than 1,000"), ([-0.05, 0.0, 0.05], "about ")):
+        said = run_level(now, [0.0, 0.0, 0.1], STEPS[:3]).sentence("s")
+        assert said.startswith("over 3 runs: undecided (") and f"; {more}" in said
+        assert said.endswith("runs would tell it to 3 points.")
 
 
 def test_runs_needed_are_the_fewest():

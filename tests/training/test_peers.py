@@ -39,12 +39,11 @@ def child_of(pid: int) -> int:
     return next(c for c in children if b"cdmem" in Path(f"/proc/{c}/cmdline").read_bytes())
 
 
-def wait_for(condition, seconds: float) -> float:
+def wait_for(condition, seconds: float, log: Path) -> None:
     started = time.monotonic()
     while not condition():
-        assert time.monotonic() - started < seconds, f"nothing within {seconds} s"
+        assert time.monotonic() - started < seconds, f"nothing within {seconds} s: {log.read_text()}"
         time.sleep(0.05)
-    return time.monotonic() - started
 
 
 def alive(pid: int) -> bool:
@@ -67,14 +66,17 @@ def alive(pid: int) -> bool:
 def test_both_ranks_end_and_the_same_command_goes_on(rank, how, tmp_path):
     run = tmp_path / "run"
     first = start(run)
-    rows = run / "metrics.jsonl"
-    wait_for(
-        lambda: rows.is_file() and len(rows.read_text().splitlines()) > 30, 300
-    )  # no claim: a loaded machine starts slowly
+    rows, told = run / "metrics.jsonl", tmp_path / "log"
+
+    def under_way() -> bool:
+        assert first.poll() is None, told.read_text()
+        return rows.is_file() and len(rows.read_text().splitlines()) > 30
+
+    wait_for(under_way, 300, told)  # no claim: a loaded machine starts slowly
     ranks = [first.pid, child_of(first.pid)]
     os.kill(ranks[rank], how)
-    wait_for(lambda: first.poll() is not None and not alive(ranks[1]), BOUND)
-    log = (tmp_path / "log").read_text()
+    wait_for(lambda: first.poll() is not None and not alive(ranks[1]), BOUND, told)
+    log = told.read_text()
     if how == signal.SIGKILL:
         assert first.returncode != 0
         assert "lost another process of the run" in log or "terminated with code" in log, log
@@ -85,7 +87,7 @@ def test_both_ranks_end_and_the_same_command_goes_on(rank, how, tmp_path):
         assert stopped == kept and int(kept) % 10 == 0
     ending = RunFolder(run).ending()  # none after a kill without warning
     assert ending is None or ending.ended == "interrupted"
-    assert start(run).wait(120) == 0, (tmp_path / "log").read_text()
+    assert start(run).wait(120) == 0, told.read_text()
     losses = [json.loads(line)["step"] for line in rows.read_text().splitlines()]
     assert losses == list(range(STEPS))  # neither gaps nor doubles
 

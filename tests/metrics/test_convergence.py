@@ -104,6 +104,38 @@ def test_equivalence_takes_the_90_percent_interval():
     assert judged.trend == "undetermined"
 
 
+def test_the_scatter_of_steps_is_that_of_a_regression():
+    """All seeds alike: only the steps scatter, and the interval is scipy's of a slope, times the span."""
+    at, level = np.array([200, 230, 250, 300]), np.array([1.0, 1.2, 0.9, 1.3])
+    judged = rmse_convergence({int(t): (np.arange(5), np.full(5, y)) for t, y in zip(at, level)})
+    line = stats.linregress(at, level)
+    base = line.intercept + line.slope * 200
+    for value, at_bound in ((judged.change, 0.0), (judged.low, -1.0), (judged.high, 1.0)):
+        slope = line.slope + at_bound * stats.t.ppf(0.975, 2) * line.stderr
+        assert value == pytest.approx(np.sqrt(max(1 + slope * 100 / base, 0)) - 1, rel=1e-9)
+
+
+@pytest.mark.parametrize(("evaluations", "seeds", "scatter"), [(9, 400, 0.05), (4, 400, 0.03), (12, 50, 0.0)])
+def test_chance_rises_rarely(evaluations, seeds, scatter):
+    """Errors that stand still but scatter from step to step, alike for all seeds: 2.5 % "rise"; 3.5 standard errors."""
+    rng = np.random.default_rng(evaluations)
+    rises, tries = 0, 600
+    for _ in range(tries):
+        means = 1 + scatter * rng.normal(size=evaluations)
+        by_seed = rng.gamma(4.0, 0.25, size=(seeds, 1)) + 0.2 * rng.normal(size=(seeds, evaluations))
+        curve = {200 + 10 * k: (np.arange(seeds), means[k] * by_seed[:, k]) for k in range(evaluations)}
+        rises += rmse_convergence(curve).low > 0
+    assert rises / tries < 0.025 + 3.5 * np.sqrt(0.025 * 0.975 / tries)
+
+
+def test_a_rise_along_many_evaluations_is_one():
+    rng = np.random.default_rng(2)
+    level = np.linspace(1, 1.3, 9) * (1 + 0.02 * rng.normal(size=9))
+    curve = {200 + 10 * k: (np.arange(50), y * rng.gamma(50.0, 0.02, size=50)) for k, y in enumerate(level)}
+    judged = rmse_convergence(curve)
+    assert judged.trend == "rising" and judged.low < np.sqrt(1.3) - 1 < judged.high
+
+
 def test_no_rmse_trend_without_errors():
     assert rmse_convergence({}) is None and rmse_convergence(spread((1.0,))) is None
     assert rmse_convergence(spread((0.0, 0.0, 0.0))) is None

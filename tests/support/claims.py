@@ -253,6 +253,9 @@ def check_convergence():
     assert convergence.rmse_convergence({200: (seeds, spread), 300: (seeds, 4 * spread)}).trend == "rising"
     # A drop of 2 % that nobody doubts lies within the 5 % of standing still.
     assert convergence.rmse_convergence({200: (seeds, spread), 300: (seeds, 0.96 * spread)}).trend == "stopped"
+    # Up and down from step to step, alike for all seeds: the last lies above the first, and nothing rises.
+    noisy = {200 + 10 * k: (seeds, y * spread) for k, y in enumerate((0.9, 1.1, 1.15, 0.92, 0.95, 1.1))}
+    assert convergence.rmse_convergence(noisy).trend == "undetermined"
 
 
 def change(value, half=0.02, p=1e-6, holm=None):

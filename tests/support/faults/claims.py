@@ -202,16 +202,13 @@ plant(
     last_third_without_its_beginning=slip(rmse_convergence, "step <= 2 / 3 * steps[-1]", "step >= 2 / 3 * steps[-1]"),
     judged_from_the_start=slip(rmse_convergence, "max(early) if early", "min(early) if early"),
     seeds_paired_by_position=slip(
-        rmse_convergence,
-        "dict(zip(*(a.tolist() for a in errors_by_step[step])))",
-        "dict(enumerate(errors_by_step[step][1].tolist()))",
+        convergence._by_seed, "dict(zip(*(a.tolist() for a in pair)))", "dict(enumerate(pair[1].tolist()))"
     ),
-    rmse_trend_with_the_other_sign=patch(
-        convergence, "mean_interval", lambda real: lambda change, confidence: real(-change, confidence)
-    ),
+    rmse_trend_with_the_other_sign=slip(rmse_convergence, "weights[[0, -1]] = -1, 1", "weights[[0, -1]] = 1, -1"),
     change_of_the_square_called_change_of_rmse=slip(
-        rmse_convergence, "float(np.sqrt(max(1 + x / base, 0.0)))", "float(1 + x / base)"
+        rmse_convergence, "math.sqrt(max(1 + change / base, 0.0)) - 1", "change / base"
     ),
+    steps_that_do_not_scatter=slip(rmse_convergence, "seeds_variance + steps_variance)", "seeds_variance)"),
     significance_before_equivalence=patch(convergence, "state", lambda _: lambda *a: significance_first(*a)),
 )
 

@@ -123,7 +123,8 @@ def judge(steps: np.ndarray, differences: np.ndarray, least_spacing: float) -> O
     if isinstance(limit, str):
         return Outcome(None, claim(now, None, limit)[0])
     ci95 = limit.interval(0.95)
-    return Outcome(ci95, claim(now, state(limit.interval(0.9), ci95, LIMIT_MARGIN))[0])
+    where = state(limit.interval(0.9), ci95, LIMIT_MARGIN)
+    return Outcome(ci95, claim(now, where, stays=limit.value / float(last.mean()))[0])
 
 
 def row(job: tuple[str, float, Budget, int, int]) -> dict[str, object]:

@@ -83,7 +83,8 @@ def look(curve: Curve, spacing: float, confidence: tuple[float, float]) -> dict[
         made, reason = claim(now, None, limit)
         return base | {"limit": None, "claim": made, "reason": reason}
     interval = limit.interval(confidence[1])
-    made, reason = claim(now, state(limit.interval(confidence[0]), interval, LIMIT_MARGIN))
+    where = state(limit.interval(confidence[0]), interval, LIMIT_MARGIN)
+    made, reason = claim(now, where, stays=limit.value / (value or np.inf))
     return base | {"limit": list(interval), "claim": made, "reason": reason}
 
 

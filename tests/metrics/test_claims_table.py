@@ -54,3 +54,11 @@ TABLE = {
 @pytest.mark.parametrize("cell", TABLE, ids=str)
 def test_every_cell(cell):
     assert claim(cell[0], cell[1], "too few") == TABLE[cell]
+
+
+def test_what_mostly_stays_is_not_transient():
+    """-4 points now and -3 in the limit: outside the one margin, inside the other, and hardly a matter of patience."""
+    assert claim("below", "equivalent", stays=0.75) == ("undecided", "reduced now, and 75 % of it stays in the limit")
+    assert claim("below", "equivalent", stays=0.5)[0] == "transient"
+    for now, limit in TABLE.keys() - {("below", "equivalent")}:
+        assert claim(now, limit, "too few", 0.75) == TABLE[now, limit]

@@ -89,7 +89,8 @@ def test_what_more_steps_do_not_decide():
 
 
 def test_a_wider_margin_and_an_earlier_look_need_no_more_steps():
-    limit = fit_limit(STEPS, simulate(np.random.default_rng(3), STEPS, -0.06 * (STEPS / 92_000) ** -0.7))
+    gap = -0.1 * (STEPS / 92_000) ** -0.7
+    limit = fit_limit(STEPS, simulate(np.random.default_rng(3), STEPS, gap, seeds=8_000))
     narrow, wide, late = (steps_missing(limit, limit_margin=m, look=k) for m, k in ((0.05, 1), (0.2, 1), (0.05, 6)))
     assert isinstance(wide, int) and wide <= (narrow if isinstance(narrow, int) else np.inf)
     assert not isinstance(narrow, int) or not isinstance(late, int) or late >= narrow

@@ -73,6 +73,11 @@ CASES: dict[str, tuple[dict[str, Any], str, str]] = {
     "less": ({}, "reduced", ""),
     "less in the end too": ({"limit": None, "converged": True, "slow_phase": None}, "reduced", ""),
     "less, not for ever": ({"limit": limits(0.0, 0.0), "slow_phase": None}, "transient", ""),
+    "a little less, and it stays": (
+        {"pair": pair(-0.06, -0.06), "limit": limits(-0.04, -0.04, 0.01)},
+        "undecided",
+        "reduced now, and 67 % of it stays in the limit",
+    ),
     "the same": (SAME, "unchanged", ""),
     "more": (MORE, "amplified", ""),
     "more of fewer": (MORE | {"pair": MORE["pair"] | FEW}, "amplified, of fewer images", ""),

@@ -294,6 +294,11 @@ CASES = {
     "teacher like control": ({"control_ci95": (0.3, 0.57)}, "nothing_to_transfer", "teacher at control level"),
     "no limit": ({"limit": {"strict": "still linear"}}, "undecided", "no limit can be given: still linear"),
     "for a time": ({"limit": limits(0.0)}, "transient", ""),
+    "little, for good": (
+        {"pair": student(-0.06), "limit": limits(-0.04, half=0.005)},
+        "undecided",
+        "reduced now, and 67 % of it stays in the limit",
+    ),
     "limit unclear": ({"limit": limits(-0.03, half=0.05)}, "undecided", "reduced now, limit unclear"),
     "another limit": ({"limit": limits(-0.2, 0.0)}, "undecided", "another limit for tolerant copies"),
     "not tolerant": ({"pair": student(tolerant=0.0)}, "undecided", "not for tolerant copies"),

@@ -9,6 +9,7 @@ from typing import Literal
 
 MARGIN = 0.03  # of the difference now: 2,000 seeds tell 3 points apart
 LIMIT_MARGIN = 0.05  # of its limit, whose interval also holds the choice of the law
+STAYS = 0.5  # of what is seen now; a difference of which more stays in the limit is not transient
 State = Literal["equivalent", "below", "above", "unclear"]
 Claim = Literal["reduced", "transient", "unchanged", "amplified", "undecided"]
 
@@ -50,16 +51,19 @@ def state(ci90: tuple[float, float], ci95: tuple[float, float], margin: float) -
     return "above" if ci95[0] > 0 else "unclear"
 
 
-def claim(now: State, limit: State | None, why: str = "") -> tuple[Claim, str]:
+def claim(now: State, limit: State | None, why: str = "", stays: float = 0.0) -> tuple[Claim, str]:
     """The claim, and the reason where it is ``undecided`` (else empty).
 
     Args:
         now: state of the difference at the last evaluation.
         limit: state of the limit; None where no limit can be given.
         why: why not.
+        stays: limit over the difference now, of the values.
     """
     if limit is None:
         return "undecided", f"no limit can be given: {why}" if why else "no limit can be given"
+    if (now, limit) == ("below", "equivalent") and stays > STAYS:  # the margins differ: -4 points now, -3 in the limit
+        return "undecided", f"reduced now, and {100 * stays:.0f} % of it stays in the limit"
     if (now, limit) in CERTAIN:
         return CERTAIN[now, limit], ""
     if limit == "equivalent" and now == "unclear":

@@ -13,7 +13,7 @@ asked of prefixes of long runs (``benchmarks/prefixes.py``).
 
 from __future__ import annotations
 
-from math import isfinite
+from math import inf, isfinite
 
 import numpy as np
 from scipy import stats
@@ -103,4 +103,4 @@ def _claim(fit: Scan, confidence: tuple[float, float], margins: tuple[float, flo
     narrow, wide = (error * float(stats.norm.ppf(0.5 + c / 2)) for c in confidence)
     now_state = state((now - narrow, now + narrow), (now - wide, now + wide), margins[0])
     limit_state = state(fit.interval(confidence[0]), fit.interval(confidence[1]), margins[1])
-    return claim(now_state, limit_state)
+    return claim(now_state, limit_state, stays=float(fit.limit[fit.level, fit.best]) / (now or inf))

@@ -84,7 +84,8 @@ def run_level(differences: Sequence[float], limits: Sequence[float | None], step
         limit = f"{len(limits) - len(known)} of {len(limits)} runs have none"
     where = state(now["ci90"], now["ci95"], MARGIN)
     of_limit = None if isinstance(limit, str) else state(limit["ci90"], limit["ci95"], LIMIT_MARGIN)
-    what, reason = claim(where, of_limit, limit if isinstance(limit, str) else "")
+    why, stays = (limit, 0.0) if isinstance(limit, str) else ("", limit["value"] / (now["value"] or math.inf))
+    what, reason = claim(where, of_limit, why, stays)
     return RunLevel(len(differences), steps[0], now, limit, what, reason, runs_needed(differences, MARGIN))
 
 

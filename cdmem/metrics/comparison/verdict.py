@@ -16,6 +16,7 @@ The comparison with the teacher at *equal NFE* is another question and is always
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -129,7 +130,8 @@ def now_and_limit(difference: Record, limit: Record | str | None, converged: boo
         return claim(now, now)
     if limit is None or isinstance(limit, str):
         return claim(now, None, limit or "no evaluations along the distillation")
-    return claim(now, state(limit["ci90"], limit["ci95"], LIMIT_MARGIN))
+    where = state(limit["ci90"], limit["ci95"], LIMIT_MARGIN)
+    return claim(now, where, stays=limit["value"] / (difference["value"] or math.inf))
 
 
 def on_side(difference: Record | None, side: State) -> bool | None:

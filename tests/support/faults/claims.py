@@ -237,7 +237,14 @@ for case, bugs in {
     },
     "no limit": {"what_is_seen_now_is_the_limit": slip(verdict.now_and_limit, "if converged:", "if True:")},
     "for a time": {
-        "reduced_whatever_the_limit": patch(verdict, "claim", lambda real: lambda now, limit, why="": real(now, now))
+        "reduced_whatever_the_limit": patch(
+            verdict, "claim", lambda real: lambda now, limit, why="", stays=0: real(now, now)
+        )
+    },
+    "little, for good": {
+        "transient_although_most_of_it_stays": slip(
+            verdict.now_and_limit, 'stays=limit["value"] / (difference["value"] or math.inf)', "stays=0.0"
+        )
     },
     "limit unclear": {
         "limit_without_its_interval": slip(

@@ -9,6 +9,7 @@ and uniform, so of N and M numbers of one stream N M / 2^29 are expected to coin
 from __future__ import annotations
 
 import hashlib
+from functools import lru_cache
 from typing import Literal
 
 from cdmem.errors import InputError
@@ -46,6 +47,7 @@ def hash63(*parts: int | str) -> int:
     return int.from_bytes(digest[:8], "big") >> 1
 
 
+@lru_cache(maxsize=64)
 def start(seed: int, stream: Stream) -> int:
     """Where a run's numbers of a stream begin: uniform below 2^29."""
     return hash63(stream, seed) % COUNTERS

@@ -78,6 +78,7 @@ class BatchStream(IterableDataset[Batch]):
         self.images, self.labels, self.ids, self.row_to_group = images, labels, ids, row_to_group
         self.batch_size, self.seed, self.start, self.flip = batch_size, seed, start, flip
         self.rank, self.world_size = rank, world_size
+        self._generator = torch.Generator()
         self._epochs: dict[int, tuple[Tensor, Tensor]] = {}
 
     def __iter__(self) -> Iterator[Batch]:
@@ -116,13 +117,13 @@ class BatchStream(IterableDataset[Batch]):
         return torch.cat(rows), torch.cat(coins)
 
     def _epoch(self, epoch: int) -> tuple[Tensor, Tensor]:
-        """Permutation int64 (rows,) and coins bool (rows,) of an epoch; the last two are kept."""
+        """Permutation int64 (rows,) and coins bool (rows,), all False without ``flip``, of an epoch; two are kept."""
         if epoch not in self._epochs:
             rows = len(self.row_to_group)
-            generator = torch.Generator().manual_seed(generator_seed(self.seed, "order", epoch))
+            generator = self._generator.manual_seed(generator_seed(self.seed, "order", epoch))
             order = torch.randperm(rows, generator=generator)
-            coins = torch.randint(2, (rows,), generator=generator).bool()
+            coins = torch.randint(2, (rows,), generator=generator) if self.flip else torch.zeros(rows)
             if len(self._epochs) == 2:
                 del self._epochs[next(iter(self._epochs))]
-            self._epochs[epoch] = (order, coins)
+            self._epochs[epoch] = (order, coins.bool())
         return self._epochs[epoch]

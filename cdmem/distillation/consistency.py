@@ -25,6 +25,7 @@ from cdmem.distillation.base import (
     check_method,
 )
 from cdmem.errors import InputError
+from cdmem.networks.parameters import move_towards
 
 # Neighbouring points of a trajectory: x0 + sigma_hi eps, one solver step further down, both levels (B,), labels.
 Pair = tuple[Tensor, Tensor, Tensor, Tensor, Tensor | None]
@@ -113,9 +114,7 @@ class ConsistencyTraining(DistillationMethod):
         mu = self.mu
         if mu == "adaptive":
             mu = adaptive_mu(self.points_at(at.step - 1, at.total_steps), self.start_points, self.mu_start)
-        with torch.no_grad():
-            source = [p.detach() for p in network.parameters()]
-            torch._foreach_lerp_([p.data for p in target.parameters()], source, 1 - mu)
+        move_towards(target, network, 1 - mu)
 
 
 @dataclass(frozen=True)

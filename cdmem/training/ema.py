@@ -14,6 +14,8 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
+from cdmem.networks.parameters import move_towards
+
 
 def ema_beta(half_life: float, step: int, ramp: float) -> float:
     """Decay of one step; the half-life is at most ``ramp * step`` early on (EDM: 5 %), so that short runs do not lag.
@@ -41,6 +43,7 @@ class EMA(nn.Module):
         super().__init__()
         self.half_lives = tuple(int(h) for h in half_lives)
         self.ramp = ramp
+        self.buffered = any(True for _ in network.buffers())
         self.copies = nn.ModuleList(copy.deepcopy(network) for _ in self.half_lives)
         self.requires_grad_(False).eval()
 
@@ -51,12 +54,11 @@ class EMA(nn.Module):
     @torch.no_grad()
     def update(self, network: nn.Module, step: int) -> None:
         """Move every average towards ``network``; call once after optimizer step number ``step`` (from 1)."""
-        source = [p.detach() for p in network.parameters()]
         for half_life, average in zip(self.half_lives, self.copies):
-            weight = 1 - ema_beta(half_life, step, self.ramp)
-            torch._foreach_lerp_([p.data for p in average.parameters()], source, weight)
-            for mine, theirs in zip(average.buffers(), network.buffers()):
-                mine.copy_(theirs)
+            move_towards(average, network, 1 - ema_beta(half_life, step, self.ramp))
+            if self.buffered:
+                for mine, theirs in zip(average.buffers(), network.buffers()):
+                    mine.copy_(theirs)
 
     def names(self) -> list[str]:
         """Weight names as used in settings and records: ``ema_200`` is the average of half-life 200 steps."""

@@ -80,6 +80,7 @@ class BatchStream(IterableDataset[Batch]):
         self.rank, self.world_size = rank, world_size
         self._generator = torch.Generator()
         self._epochs: dict[int, tuple[Tensor, Tensor]] = {}
+        self._last: dict[int, Batch] = {}
 
     def __iter__(self) -> Iterator[Batch]:
         if get_worker_info() is not None:
@@ -89,7 +90,15 @@ class BatchStream(IterableDataset[Batch]):
             yield self.batch(batch)
 
     def batch(self, batch: int) -> Batch:
-        """Batch number ``batch``, this rank's share: (b, C, H, W) with b = batch_size / world_size."""
+        """Batch number ``batch``, this rank's share: (b, C, H, W) with b = batch_size / world_size; the last two are
+        kept, for what is computed ahead asks once more."""
+        if batch not in self._last:
+            if len(self._last) == 2:
+                del self._last[next(iter(self._last))]
+            self._last[batch] = self._make(batch)
+        return self._last[batch]
+
+    def _make(self, batch: int) -> Batch:
         rows, mirrored = self._draw(batch)
         group = self.row_to_group[rows]
         image = self.images[group]

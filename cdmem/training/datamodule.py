@@ -161,7 +161,7 @@ class MemorizationDataModule(LightningDataModule):
         """An endless stream that starts where the checkpoint stopped: no loader state to save or to lose."""
         images, labels, ids, row_to_group = self._shown()
         trainer = self.trainer
-        stream = BatchStream(
+        self.stream = BatchStream(
             images,
             labels,
             ids,
@@ -173,7 +173,7 @@ class MemorizationDataModule(LightningDataModule):
             start=trainer.global_step * trainer.accumulate_grad_batches,
             flip=self.spec.flip,
         )
-        return DataLoader(stream, batch_size=None, num_workers=0)
+        return DataLoader(self.stream, batch_size=None, num_workers=0)
 
     def val_dataloader(self) -> list[DataLoader]:
         """Training images (loader 0) and held-out images (loader 1), each once, at most 512 of each."""

@@ -195,12 +195,13 @@ class DiffusionModule(LightningModule):
         self.phases = self.phases or self.optimization.phases(self.trainer.max_steps)
         return self.optimization.configure(self.raw.network.parameters(), self.phases, self.default_optimizer)
 
-    def step_noise(self, local_batch: int, batch_idx: int) -> StepNoise:
-        """The random numbers of this rank's share of this micro-batch."""
+    def step_noise(self, local_batch: int, batch_idx: int, step: int | None = None) -> StepNoise:
+        """The random numbers of this rank's share of a micro-batch of this step, or of another one."""
         t = self.trainer
         part = (batch_idx % t.accumulate_grad_batches) * t.world_size + t.global_rank
         parts = t.accumulate_grad_batches * t.world_size
-        return StepNoise(self.training_seed, t.global_step, local_batch, part, parts, self.device)
+        step = t.global_step if step is None else step
+        return StepNoise(self.training_seed, step, local_batch, part, parts, self.device)
 
     def labels(self, batch: Batch) -> Tensor | None:
         """Class labels of a batch, or None for an unconditional model."""
@@ -210,8 +211,12 @@ class DiffusionModule(LightningModule):
     def loss(self, batch: Batch, noise: StepNoise) -> Tensor:
         """Per-sample training loss (B,)."""
 
+    def training_loss(self, batch: Batch, batch_idx: int) -> Tensor:
+        """:meth:`loss` of a micro-batch of training."""
+        return self.loss(batch, self.step_noise(len(batch.image), batch_idx))
+
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        loss = self.loss(batch, self.step_noise(len(batch.image), batch_idx)).mean()
+        loss = self.training_loss(batch, batch_idx).mean()
         self._losses.append(loss.detach())
         if (batch_idx + 1) % self.trainer.accumulate_grad_batches == 0:
             self._look_at_loss()

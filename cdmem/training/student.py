@@ -26,6 +26,7 @@ from cdmem.images import to_uint8
 from cdmem.io import own_code
 from cdmem.networks.config import NetworkConfig
 from cdmem.seeds import first_sample
+from cdmem.training.ahead import Ahead
 from cdmem.training.compile import compile_in_place
 from cdmem.training.frozen_teacher import ANALYTIC, FrozenTeacher
 from cdmem.training.module import DiffusionModule
@@ -186,10 +187,19 @@ class Student(DiffusionModule):
 
     def on_fit_start(self) -> None:
         self.move_teacher()
+        here = self.trainer.world_size // self.trainer.num_nodes
+        # torch.compile belongs to one thread; a loss of a subclass is asked whole.
+        apart = type(self).loss is Student.loss and not (self.compiles and self.device.type == "cpu")
+        if self.method.needs_teacher and apart and Ahead.pays(self.device, here):
+            self._outside["ahead"] = Ahead(self.device)
         if self.seen.images == "heldout":
             self.data.train_on_held_out()
         elif self.seen.images == "teacher_samples":
             self.data.train_on_images(*self._teacher_images())
+
+    def on_fit_end(self) -> None:
+        if ahead := self._outside.pop("ahead", None):
+            ahead.close()
 
     def compile_networks(self) -> None:
         super().compile_networks()
@@ -226,9 +236,39 @@ class Student(DiffusionModule):
         return Progress(step, self.trainer.max_steps, self.sigma_min, self.sigma_max, tuple(self.mid_sigmas))
 
     def loss(self, batch: Batch, noise: StepNoise) -> Tensor:
+        return self.student_part(self.teacher_part(batch, noise, self.trainer.global_step), noise)
+
+    def training_loss(self, batch: Batch, batch_idx: int) -> Tensor:
+        ahead, step = self._outside.get("ahead"), self.trainer.global_step
+        if ahead is None:
+            return super().training_loss(batch, batch_idx)
+        begun = ahead.take((step, batch_idx))
+        part, noise = begun or self._teacher_half(batch, self.step_noise(len(batch.image), batch_idx), step)
+        self._begin_next(ahead, len(batch.image), batch_idx + 1)
+        return self.student_part(part, noise)
+
+    def _begin_next(self, ahead: Ahead, local_batch: int, batch_idx: int) -> None:
+        """Start the teacher's half of the next micro-batch, if there is one."""
+        parts = self.trainer.accumulate_grad_batches
+        step = self.trainer.global_step + (batch_idx % parts == 0)
+        if step == self.trainer.max_steps:
+            return
+        noise = self.step_noise(local_batch, batch_idx, step)
+        batch = Batch(*(part.to(self.device) for part in self.data.stream.batch(step * parts + batch_idx % parts)))
+        ahead.begin((step, batch_idx), lambda: self._teacher_half(batch, noise, step))
+
+    def _teacher_half(self, batch: Batch, noise: StepNoise, step: int) -> tuple[Any, StepNoise]:
+        """Also the noise, of which the student's half draws the rest."""
+        return self.teacher_part(batch, noise, step), noise
+
+    def teacher_part(self, batch: Batch, noise: StepNoise, step: int) -> Any:
+        """What of a step does not depend on the student."""
         clean = CleanBatch(self.images(batch), self.labels(batch))
         teacher = self._outside.get("compiled", self.teacher_denoiser)
-        part = self.method.teacher_part(teacher, clean, noise, self.progress(self.trainer.global_step))
+        return self.method.teacher_part(teacher, clean, noise, self.progress(step))
+
+    def student_part(self, part: Any, noise: StepNoise) -> Tensor:
+        """Per-sample loss (B,) on what the teacher's half gave."""
         online = self.raw if self.training else self.function()
         target = online if self.target is None else type(self.raw)(self.target, self.raw.scaling)
         seed = noise.dropout_seed
@@ -246,6 +286,8 @@ class Student(DiffusionModule):
 
     def after_optimizer_step(self, step: int) -> None:
         super().after_optimizer_step(step)
+        if ahead := self._outside.get("ahead"):
+            ahead.settle()  # callbacks may use the teacher
         if self.target is not None:
             self.method.update_target(self.target, self.raw.network, self.progress(step))
 

@@ -151,9 +151,9 @@ def loss(make):
 plant(
     support.check_target_is_a_consistency_function,
     goal_is_the_teachers_denoiser=slip(
-        Student.loss, "self._seeded(target, seed)", "lambda x, s, labels: self.teacher_denoiser(x, s).float()"
+        Student.student_part, "self._seeded(target, seed)", "lambda x, s, labels: self.teacher_denoiser(x, s).float()"
     ),
-    target_in_the_denoisers_form=slip(Student.loss, "type(self.raw)(self.target", "Denoiser(self.target"),
+    target_in_the_denoisers_form=slip(Student.student_part, "type(self.raw)(self.target", "Denoiser(self.target"),
     goal_at_the_upper_level=slip(ConsistencyTraining.loss, "x_hi, x_lo, hi, lo, self", "x_hi, x_lo, hi, hi, self"),
 )
 plant(

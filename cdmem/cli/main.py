@@ -5,7 +5,8 @@ from __future__ import annotations
 import importlib
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from cdmem import __version__
 from cdmem.errors import InputError, RunFailure
@@ -50,6 +51,7 @@ COMMANDS = {
     "wandb-workspace": "cdmem.cli.workspace:run_workspace",
 }
 NO_CODE = ("report", "wandb-workspace")
+HELP_PAGES = Path(__file__).parent / "help"  # by `python -m cdmem.cli.help_pages`
 
 
 def dispatch(args: Sequence[str]) -> int:
@@ -69,13 +71,22 @@ def dispatch(args: Sequence[str]) -> int:
     os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
     if command not in COMMANDS:
         raise InputError("command", command, "no such command", "python -m cdmem --help lists them")
-    module, _, function = COMMANDS[command].partition(":")
+    page = HELP_PAGES / f"{command}.txt"
+    if {"-h", "--help"} & set(rest) and page.is_file():
+        print(page.read_text(encoding="utf-8"), end="")
+        return 0
     without, allowed = split_consent(rest)
     if len(without) < len(rest) and command in NO_CODE:
         problem = f"{command} runs no code that a file names"
         raise InputError("allow_code", str(allowed).lower(), problem, f"leave {FLAG} out")
     with consent(allowed):
-        return getattr(importlib.import_module(module), function)(rest)
+        return command_function(command)(rest)
+
+
+def command_function(command: str) -> Callable[[Sequence[str]], int]:
+    """What carries out a command; importing it is what takes time."""
+    module, _, function = COMMANDS[command].partition(":")
+    return getattr(importlib.import_module(module), function)
 
 
 def main(args: Sequence[str] | None = None) -> None:

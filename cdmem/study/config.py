@@ -29,7 +29,7 @@ STAGE = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]{0,60}")  # a student's name is a 
 
 @dataclass(frozen=True, kw_only=True)
 class StudySettings:
-    """Settings of a study; its file holds all but ``config``, ``sweep`` and ``allow_code``.
+    """Settings of a study; its file holds all but ``config``, ``sweep``, ``jobs`` and ``allow_code``.
 
     Attributes:
         config: the study's file.
@@ -43,6 +43,7 @@ class StudySettings:
         audit: what is measured at the end.
         allow_unfinished: distil and audit stages that merely ran out of time, as they are.
         sweep: KEY=VALUE,VALUE ...; a study of every combination, in one folder.
+        jobs: studies of a sweep, or students of one study, that run at the same time, each in a process of its own.
         allow_code: files may name code to run: configs in run folders, checkpoints, records of data.
     """
 
@@ -57,11 +58,12 @@ class StudySettings:
     audit: AuditSettings = field(default_factory=AuditSettings)
     allow_unfinished: bool = False
     sweep: list[str] | None = None
+    jobs: int = 1
     allow_code: bool = False
 
 
 UNFINISHED = "--allow_unfinished"
-FILE_KEYS = tuple(f.name for f in fields(StudySettings) if f.name not in ("config", "sweep", "allow_code"))
+FILE_KEYS = tuple(f.name for f in fields(StudySettings) if f.name not in ("config", "sweep", "jobs", "allow_code"))
 TAKEN = (*(f.name for f in fields(StudySettings)), "report", "samples")  # files and folders of a study
 
 

@@ -56,6 +56,7 @@ from cdmem.study.start import (
 from cdmem.study.trainer_options import check_trainer_options, give_folder
 from cdmem.tracking.jsonl import JsonlLogger
 from cdmem.tracking.wandb import teacher_link, wandb_logger
+from cdmem.training.ahead import cores
 from cdmem.training.checkpoint import resumable_checkpoint
 from cdmem.training.checkpoint_callback import DurableCheckpointIO, RunCheckpoint
 from cdmem.training.datamodule import MemorizationDataModule
@@ -176,7 +177,7 @@ class Stage(LightningCLI):
         self.record = redact(yaml.safe_load(self._parser(self.command).dump(s, skip_validation=True)))
         s.trainer.default_root_dir = s.run_dir
         give_folder(s.trainer.logger, s.run_dir)
-        torch.set_num_threads(s.threads or max(1, (os.cpu_count() or 1) // processes_here(s.trainer.devices)))
+        torch.set_num_threads(s.threads or max(1, cores() // processes_here(s.trainer.devices)))
         pl.seed_everything(generator_seed(s.seed, "network", 1), verbose=False)
 
     def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:

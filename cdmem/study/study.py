@@ -20,10 +20,11 @@ from cdmem.audit.opening import copies_of
 from cdmem.audit.result import AuditResult
 from cdmem.audit.settings import AuditSettings
 from cdmem.data.counts import report
-from cdmem.errors import InputError
+from cdmem.errors import InputError, RunFailure
 from cdmem.run.folder import CONFIG, RunFolder
 from cdmem.run.settings import deciding
 from cdmem.study.config import UNFINISHED, StudyConfig, stage_arguments
+from cdmem.study.jobs import Done, Job, run_jobs
 from cdmem.study.rounds import Rounds
 from cdmem.study.stage import Stage, build
 from cdmem.study.start import command_line
@@ -48,7 +49,7 @@ def check_parts(stages: Mapping[str, Stage]) -> None:
 
 
 class Study:
-    """Runs the stages of a study one after the other in this process."""
+    """Runs the stages of a study, in this process unless students are to run beside each other."""
 
     def __init__(self, config: StudyConfig) -> None:
         self.config, self.folder = config, RunFolder(config.run_dir)
@@ -80,11 +81,16 @@ class Study:
             place[name]["config"] = os.path.relpath(file, self.folder.path)
         return raw | {"seed": self.config.seed}
 
-    def run(self) -> AuditResult:
-        """All stages, then the audit; finished parts are skipped."""
+    def run(self, at_once: int = 1) -> AuditResult:
+        """All stages, then the audit; finished parts are skipped.
+
+        Args:
+            at_once: students that run at the same time, each in a process of its own if there are several.
+        """
         if not (self.folder / CONFIG).is_file():
             self.stages["teacher"].begun = self._write_settings  # for whoever goes on before this stage has ended
-        for number, (name, stage) in enumerate(list(self.stages.items()), 1):
+        for number, name in enumerate(list(self.stages), 1):
+            stage = self.stages[name]
             print(f"[{number}/{len(self.stages) + 1}] {name}", flush=True)
             if name in self.rounds:
                 stage = self.stages[name] = self.rounds[name].run()
@@ -95,8 +101,29 @@ class Study:
             if number == 1 and stage.trainer.is_global_zero:
                 self._write_settings()
                 self.folder.write_json("training_set.json", stage.datamodule.training_set.record())
+            if number == 1 and at_once > 1:
+                self._distil_beside(at_once)
         print(f"[{len(self.stages) + 1}/{len(self.stages) + 1}] audit", flush=True)
         return self.audit()
+
+    def _distil_beside(self, at_once: int) -> None:
+        """The students that have a length, each by ``fit`` with the settings that it has here.
+
+        Raises:
+            RunFailure: one failed; the others have come to their end.
+        """
+        names = [name for name in self.stages if name != "teacher" and name not in self.rounds]
+        logs, failed = self.folder.path / "logs", dict[str, str]()
+
+        def ended(job: Job, done: Done) -> None:
+            if done.error:
+                failed[job.name] = done.error
+
+        run_jobs([Job(n, ["fit", *stage_arguments(self.config, n)], logs / f"{n}.log") for n in names], at_once, ended)
+        if failed:
+            raise RunFailure("; ".join(f"{name}: {error}" for name, error in failed.items()))
+        for name in names:
+            self.stages[name] = build("fit", stage_arguments(self.config, name), said=self.config.said)
 
     def _write_settings(self) -> None:
         self.folder.write_text(CONFIG, yaml.safe_dump(self.record, sort_keys=False))

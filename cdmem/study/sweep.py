@@ -21,6 +21,7 @@ from typing import Any
 from cdmem.errors import InputError, RunFailure
 from cdmem.io.atomic import NO_SPACE, owned
 from cdmem.run.folder import RunFolder
+from cdmem.study.jobs import Done, Job, run_jobs
 from cdmem.study.parsing import one_value, options, words
 
 RECORD = "sweep.json"
@@ -67,12 +68,14 @@ class Sweep:
     schema: int = SCHEMA
 
 
-def split_arguments(args: Sequence[str]) -> tuple[list[str], list[str] | None]:
-    """Separate ``--sweep K=V,V ...`` from the other arguments; None without it."""
+def split_arguments(args: Sequence[str], *keys: str) -> tuple[list[str], dict[str, list[str]]]:
+    """Separate options such as ``--sweep K=V,V ...`` from the other arguments: key -> values, of those given."""
     given = options(args)
-    items = [item for key, values in given if key == "sweep" for item in values]
-    swept = any(key == "sweep" for key, _ in given)
-    return (words([pair for pair in given if pair[0] != "sweep"]), items) if swept else (list(args), None)
+    taken: dict[str, list[str]] = {}
+    for key, values in given:
+        if key in keys:
+            taken.setdefault(key, []).extend(values)
+    return (words([pair for pair in given if pair[0] not in keys]), taken) if taken else (list(args), {})
 
 
 def _values(text: str) -> list[str]:
@@ -155,7 +158,11 @@ def _merged(folder: RunFolder, sweep: Sweep) -> Sweep:
 
 
 def run_sweep(
-    arguments: Sequence[str], items: Sequence[str], check: Callable[[list[str]], str], run: Callable[[list[str]], Any]
+    arguments: Sequence[str],
+    items: Sequence[str],
+    check: Callable[[list[str]], str],
+    run: Callable[[list[str]], Any],
+    at_once: int = 1,
 ) -> tuple[RunFolder, Sweep]:
     """Run the grid.
 
@@ -165,6 +172,7 @@ def run_sweep(
         check: parses one cell's study, raises :class:`InputError` and returns a digest of its settings; called for
             every cell before the first runs. A finished cell with other settings runs again.
         run: runs one cell's study to its end.
+        at_once: cells that run at the same time, each in a process of its own if there are several.
 
     Raises:
         InputError: before anything trains.
@@ -191,8 +199,29 @@ def run_sweep(
         gc.collect()
     waiting = [cell for cell in sweep.cells if cell.status != "finished"]
     with owned(folder.path):
-        _run_cells(folder, sweep, waiting, lambda cell: run(command(cell)))
+        if at_once == 1:
+            _run_cells(folder, sweep, waiting, lambda cell: run(command(cell)))
+        else:
+            _run_beside(folder, sweep, waiting, command, at_once)
     return folder, sweep
+
+
+def _run_beside(
+    folder: RunFolder, sweep: Sweep, waiting: Sequence[Cell], command: Callable[[Cell], list[str]], at_once: int
+) -> None:
+    cells = {cell.folder: cell for cell in waiting}
+
+    def ended(job: Job, done: Done) -> None:
+        cell = cells[job.name]
+        cell.status, cell.error, cell.seconds = "failed" if done.error else "finished", done.error, done.seconds
+        folder.write_json(RECORD, asdict(sweep))
+
+    folder.write_json(RECORD, asdict(sweep))
+    logs = folder.path / "logs"
+    jobs = [
+        Job(name, ["study", *command(cell)], logs / f"{name.replace('/', ',')}.log") for name, cell in cells.items()
+    ]
+    run_jobs(jobs, at_once, ended)
 
 
 def _run_cells(folder: RunFolder, sweep: Sweep, waiting: Sequence[Cell], run: Callable[[Cell], Any]) -> None:

@@ -34,8 +34,10 @@ def test_the_grid_is_every_combination():
 
 def test_the_arguments_are_taken_apart():
     args = ["--config", "c.yaml", "--sweep", "data.n=8,16", "seed=0,1", "--run_dir", "r"]
-    assert split_arguments(args) == (["--config", "c.yaml", "--run_dir", "r"], ["data.n=8,16", "seed=0,1"])
-    assert split_arguments(args[:2]) == (args[:2], None)
+    rest = ["--config", "c.yaml", "--run_dir", "r"]
+    assert split_arguments(args, "sweep", "jobs") == (rest, {"sweep": ["data.n=8,16", "seed=0,1"]})
+    assert split_arguments(["--jobs", "2", *args], "jobs") == (args, {"jobs": ["2"]})
+    assert split_arguments(args[:2], "sweep") == (args[:2], {})
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from cdmem.errors import InputError
-from cdmem.metrics.quality.feature_space import FeatureMetric, content_groups, nearest
+from cdmem.metrics.neighbors.features import FeatureIndex
+from cdmem.metrics.quality.feature_space import FeatureMetric, content_groups
 from cdmem.metrics.statistics import share
 
 
@@ -30,10 +31,11 @@ def authentic(generated: Tensor, train: Tensor, train_groups: Tensor | None = No
     groups = content_groups(train) if train_groups is None else train_groups
     if len(groups.unique()) < 2:
         raise InputError("data.n", len(groups.unique()), "authenticity needs two different images", "use n >= 2")
-    distance, index = nearest(generated, train)
-    rows, place = torch.unique(index, return_inverse=True)  # only images that are nearest to some sample
-    spacing, _ = nearest(train[rows], train, groups[rows], groups)
-    return spacing[place] < distance
+    index = FeatureIndex(train, groups)
+    found = index.query(generated, 1)
+    rows, place = torch.unique(found.nearest, return_inverse=True)  # only images that are nearest to some sample
+    spacing = index.query(train[rows], 1, exclude=groups[rows]).squared[:, 0]
+    return spacing[place].sqrt() < found.squared[:, 0].sqrt()
 
 
 class Authenticity(FeatureMetric):

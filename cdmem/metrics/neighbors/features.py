@@ -12,6 +12,7 @@ The rounding of one product form is at most e (|a| + |b|)^2 <= 2 e (|a|^2 + |b|^
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -120,6 +121,36 @@ class FeatureIndex:
                 answer.certified[some] = (squared[:, -1] < beyond) & (width < total)
             left = left[~answer.certified[left]] if width < total else left[:0]
         return answer
+
+    def inside(self, queries: Tensor, of_rows: Tensor, of_queries: Tensor) -> Iterator[tuple[slice, Tensor, Tensor]]:
+        """Which rows lie inside balls around queries and the other way round, a block of queries at a time, exactly.
+
+        Args:
+            queries: float features (B, F).
+            of_rows: squared radii around the rows, float64 (n,); a point at the radius is outside.
+            of_queries: squared radii around the queries, float64 (B,).
+
+        Returns:
+            positions among the queries; which queries lie inside balls of rows, and which rows inside balls of queries,
+            bool (b, n) each.
+        """
+        # Twice the bound of a product form (see the module), for sums rounded once more.
+        wrong = 4 * (self.features.shape[1] + 4) * HALF_ULP
+        step = max(TABLE_ENTRIES // len(self.features), 1)
+        for start in range(0, len(queries), step):
+            part = slice(start, min(start + step, len(queries)))
+            centred = (queries[part].double() - self.centre).float()
+            scale = centred.double().square().sum(1)[:, None] + self.squares
+            with full_float32(queries.device):
+                table = torch.addmm(scale.float(), centred, self.centred.T, alpha=-2)
+            in_rows, in_queries = table < of_rows.float(), table < of_queries[part, None].float()
+            near = (table - of_rows.float()).abs_() <= (wrong * scale).float()
+            near |= (table - of_queries[part, None].float()).abs_() <= (wrong * scale).float()
+            near |= scale > LARGEST
+            i, j = torch.nonzero(near, as_tuple=True)
+            squared = direct_squared(queries[part], self.features, i, j)
+            in_rows[i, j], in_queries[i, j] = squared < of_rows[j], squared < of_queries[part][i]
+            yield part, in_rows, in_queries
 
     def _candidates(self, queries: Tensor, width: int, exclude: Tensor | None) -> tuple[Tensor, Tensor]:
         """Rows to rank (b, width), ascending, and a bound from below on the squared distance of all others, (b,)."""

@@ -22,6 +22,10 @@ from cdmem.metrics.statistics import Estimate, squared_distance_interval
 STUDENT_95 = 2.262157162798205  # 9 degrees of freedom, for ten groups
 GROUPS = 10
 BLOCK = 1024
+CONDITION = (
+    1e-5  # least over largest scale of R: squaring it leaves every root with an error below 1e-11 of the largest
+)
+EIGENVALUES = 1e-11  # least over largest: the error of a root is below 1e-10 of the largest
 
 
 @dataclass(frozen=True)
@@ -40,7 +44,8 @@ class Moments:
 def moments(features: Tensor, weights: Tensor | None = None) -> Moments:
     """Mean and root of the unbiased covariance of features (n, F); a weight (n,) is a number of equal rows.
 
-    More rows than features are reduced by QR decompositions, block by block: bounded memory, no squared condition.
+    More rows than features are reduced block by block, in bounded memory: by Cholesky's decomposition of their
+    products, or, where that would lose digits, by QR decompositions, which do not square the condition.
 
     Raises:
         InputError: fewer than two rows.
@@ -53,20 +58,33 @@ def moments(features: Tensor, weights: Tensor | None = None) -> Moments:
     step = 4 * max(count, BLOCK)
     parts = list(zip(features.split(step), w.split(step)))
     mean = sum(part.double().T @ v for part, v in parts) / total
+    blocks = [((part.double() - mean) * (v / (total - 1)).sqrt()[:, None]) for part, v in parts]
+    if len(features) <= count:
+        return Moments(mean, torch.cat(blocks))
+    factor, failed = torch.linalg.cholesky_ex(sum(rows.T @ rows for rows in blocks))
+    scales = factor.diagonal()
+    if not failed and float(scales.min()) > CONDITION * float(scales.max()):
+        return Moments(mean, factor.T.contiguous())
     root = torch.zeros(0, count, dtype=torch.float64)
-    for part, v in parts:
-        rows = (part.double() - mean) * (v / (total - 1)).sqrt()[:, None]
-        root = torch.cat([root, rows])
-        if len(root) > count:
-            root = torch.linalg.qr(root, mode="r")[1]
+    for rows in blocks:
+        root = torch.linalg.qr(torch.cat([root, rows]), mode="r")[1]
     return Moments(mean, root)
 
 
 def moments_distance(a: Moments, b: Moments) -> float:
     """Frechet distance from roots; exact also for singular covariances."""
-    cross = torch.linalg.svdvals(a.root @ b.root.T).sum()
     shift = (a.mean - b.mean).square().sum()
+    cross = sum_of_singular_values(a.root @ b.root.T)
     return float(shift + a.root.square().sum() + b.root.square().sum() - 2 * cross)
+
+
+def sum_of_singular_values(matrix: Tensor) -> Tensor:
+    """tr (M^T M)^(1/2) of (p, q), from the eigenvalues of the smaller product where their roots keep enough digits."""
+    product = matrix @ matrix.T if len(matrix) <= matrix.shape[1] else matrix.T @ matrix
+    squares = torch.linalg.eigvalsh(product)
+    if len(squares) and float(squares[0]) > EIGENVALUES * float(squares[-1]):
+        return squares.sqrt().sum()
+    return torch.linalg.svdvals(matrix).sum()
 
 
 def sampling_floor(reference: Tensor, samples: int, seed: int, repeats: int = 5) -> float:

@@ -10,15 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from cdmem.errors import InputError
-from cdmem.metrics.quality.feature_space import (
-    FeatureMetric,
-    direct_squared,
-    squared_blocks,
-    unique_rows,
-)
+from cdmem.metrics.neighbors.features import FeatureIndex
+from cdmem.metrics.quality.feature_space import FeatureMetric, unique_rows
 
-TIE = 1e-9  # entries this close to a radius, relative to the largest squared norm, are computed from differences
-SPARE = 4  # candidates beyond the k-th, so that rounding cannot choose a wrong one
+SPARE = 4  # candidates beyond the k-th that usually settle which one it is
 SUBSAMPLE_SEED = 0
 
 
@@ -47,44 +42,20 @@ def precision_recall_density_coverage(real: Tensor, fake: Tensor, k: int = 5) ->
             raise InputError(
                 "samples", len(rows), f"balls of {k} neighbours need more than {k} {name} images", "add some"
             )
-    real_radii, fake_radii = _squared_radii(real, k), _squared_radii(fake, k)
+    index, other = FeatureIndex(real, candidates=SPARE), FeatureIndex(fake, candidates=SPARE)
+    radii = [i.query(i.features, k, exclude=torch.arange(len(i.features))).squared[:, k - 1] for i in (index, other)]
     around, covered = torch.zeros(len(fake), dtype=torch.int64), torch.zeros(len(real), dtype=torch.bool)
     recalled = torch.zeros(len(real), dtype=torch.bool)
-    scale = float(sum((x.double() - real.double().mean(0)).square().sum(1).max() for x in (real, fake)))
-    for part, table in squared_blocks(fake, real):
-        _settle_ties(table, (real_radii[None], fake_radii[part, None]), TIE * scale, fake[part], real)
-        inside = table < real_radii
-        around[part] = inside.sum(1)
-        covered |= inside.any(0)
-        recalled |= (table < fake_radii[part, None]).any(0)
+    for part, in_real, in_fake in index.inside(fake, *radii):
+        around[part] = in_real.sum(1)
+        covered |= in_real.any(0)
+        recalled |= in_fake.any(0)
     return {
         "precision": float((around > 0).double().mean()),
         "recall": float(recalled.double().mean()),
         "density": float(around.double().mean()) / k,
         "coverage": float(covered.double().mean()),
     }
-
-
-def _settle_ties(table: Tensor, radii: tuple[Tensor, ...], tolerance: float, a: Tensor, b: Tensor) -> None:
-    """Recompute from differences the squared distances (A, B) of rows a to b that nearly equal a radius."""
-    near = torch.zeros_like(table, dtype=torch.bool)
-    for radius in radii:
-        near |= (table - radius).abs() <= tolerance
-    i, j = torch.nonzero(near, as_tuple=True)
-    table[i, j] = direct_squared(a, b, i, j)
-
-
-def _squared_radii(rows: Tensor, k: int) -> Tensor:
-    """Squared distance of every row (n, F) to its k-th nearest other row, from differences, float64 (n,)."""
-    radii = torch.zeros(len(rows), dtype=torch.float64)
-    count = min(k + SPARE, len(rows) - 1)
-    for part, table in squared_blocks(rows, rows):
-        own = torch.arange(part.start, part.stop)
-        table[torch.arange(len(own)), own] = torch.inf
-        index = table.topk(count, dim=1, largest=False).indices
-        pairs = direct_squared(rows, rows, own.repeat_interleave(count), index.flatten())
-        radii[part] = pairs.reshape(len(own), count).sort(1).values[:, k - 1]
-    return radii
 
 
 class ManifoldQuality(FeatureMetric):

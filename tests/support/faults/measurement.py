@@ -22,6 +22,7 @@ from cdmem.metrics.memorization import fraction as memorization
 from cdmem.metrics.neighbors import features as feature_neighbors
 from cdmem.metrics.neighbors import index as search
 from cdmem.metrics.neighbors import pixels as neighbors
+from cdmem.metrics.neighbors.features import FeatureIndex
 from cdmem.metrics.neighbors.pixels import NeighborIndex
 from cdmem.metrics.quality import feature_space, features, fidelity, frechet, prdc, weights
 from cdmem.models.pipelines import PipelineSampler
@@ -91,16 +92,18 @@ plant(
     support.check_authenticity,
     spacing_indexed_by_the_sample=slip(  # as in the authors' program
         authenticity.authentic,
-        "rows, place = torch.unique(index, return_inverse=True)",
+        "rows, place = torch.unique(found.nearest, return_inverse=True)",
         "rows, place = torch.arange(len(train)), torch.arange(len(generated))",
     ),
-    authentic_also_at_equality=slip(authenticity.authentic, "spacing[place] < distance", "spacing[place] <= distance"),
+    authentic_also_at_equality=slip(authenticity.authentic, "sqrt() < found", "sqrt() <= found"),
 )
 plant(
     support.check_authenticity,
     3,
     spacing_to_a_copy_of_the_same_image=slip(
-        authenticity.authentic, "groups[rows], groups)", "rows, torch.arange(len(train)))"
+        authenticity.authentic,
+        "index.query(train[rows], 1, exclude=groups[rows])",
+        "FeatureIndex(train).query(train[rows], 1, exclude=rows)",
     ),
 )
 plant(
@@ -134,9 +137,15 @@ plant(
 
 plant(
     support.check_manifold,
-    boundary_inside_the_ball=slip(prdc.precision_recall_density_coverage, "table < real_radii", "table <= real_radii"),
-    ball_of_one_neighbour_more=patch(prdc, "_squared_radii", lambda real: lambda rows, k: real(rows, k + 1)),
-    point_is_its_own_neighbour=slip(prdc._squared_radii, "own] = torch.inf", "own] = 0.0"),
+    boundary_inside_the_ball=slip(FeatureIndex.inside, "squared < of_rows[j]", "squared <= of_rows[j]"),
+    ball_of_one_neighbour_more=slip(
+        prdc.precision_recall_density_coverage,
+        "i.query(i.features, k, exclude=torch.arange(len(i.features))).squared[:, k - 1]",
+        "i.query(i.features, k + 1, exclude=torch.arange(len(i.features))).squared[:, k]",
+    ),
+    point_is_its_own_neighbour=slip(
+        prdc.precision_recall_density_coverage, "exclude=torch.arange(len(i.features))", "exclude=None"
+    ),
 )
 plant(
     support.check_manifold,
@@ -146,7 +155,7 @@ plant(
 plant(
     support.check_frechet,
     biased_covariance=slip(frechet.moments, "(total - 1)", "total"),
-    trace_without_root=slip(frechet.moments_distance, "b.root.T).sum()", "b.root.T).square().sum()"),
+    trace_without_root=patch(frechet, "sum_of_singular_values", lambda _: lambda matrix: matrix.square().sum()),
     multiplicities_left_out_of_the_distance=slip(
         fidelity.Fidelity.references, "copies.repeat(", "torch.ones_like(copies).repeat("
     ),

@@ -7,7 +7,7 @@ TWO := -n 2 --dist loadfile
 FAULTS ?= 80
 SEED ?= 0
 
-.PHONY: quickstart test test-slow test-sensitive lint mutants clean
+.PHONY: quickstart test test-slow test-sensitive lint mutants bench clean
 
 $(VENV)/installed: pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "cdmem needs Python 3.11 or newer; set PYTHON=python3.11")'
@@ -17,6 +17,10 @@ $(VENV)/installed: pyproject.toml
 
 $(VENV)/installed-test: $(VENV)/installed
 	$(PY) -m pip install --progress-bar off -e '.[test]'
+	touch $@
+
+$(VENV)/installed-benchmarks: $(VENV)/installed
+	$(PY) -m pip install --progress-bar off -e '.[benchmarks]'
 	touch $@
 
 $(VENV)/installed-mutants: $(VENV)/installed-test
@@ -45,6 +49,10 @@ lint: $(VENV)/installed-test
 # How many of a sample of planted faults the tests of the pure rooms notice; two at once, about half an hour.
 mutants: $(VENV)/installed-mutants
 	$(PY) benchmarks/mutants.py $(FAULTS) $(SEED)
+
+# Ratios of time to what other code takes for the same; minutes, on an idle machine.
+bench: $(VENV)/installed-benchmarks
+	$(PY) benchmarks/speed
 
 clean:
 	rm -rf $(VENV) build *.egg-info

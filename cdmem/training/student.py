@@ -65,7 +65,8 @@ class Student(DiffusionModule):
         teacher_parameterization: ``vp`` (DDPM, linear betas, epsilon) or ``edm``, of a diffusers network without a
             scheduler.
         data: what the distillation sees.
-        mid_sigmas: noise levels of the second, third, ... sampling step.
+        mid_sigmas: noise levels of the second, third, ... sampling step. A distillation on few points trains these
+            points only: take levels among them (``cdmem.diffusion.noise.karras_sigmas``).
         optimization: optimizer, learning-rate schedule and warm-up.
         averaging: averages of the weights, and which are evaluated.
         seeds: of training and of samples; None derives them from ``--seed``.

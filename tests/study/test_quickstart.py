@@ -24,24 +24,26 @@ def test_the_quick_start_shows_the_phenomenon(tmp_path):
     assert done.returncode == 0, done.stderr[-2000:]
     summary = json.loads((run / "audit/summary.json").read_text())
     teacher = summary["models"][0]
-    (student,) = (m for m in summary["models"] if m["role"] == "student")
+    students = [m for m in summary["models"] if m["role"] == "student"]
+    assert [m["nfe"] for m in students] == [1, 2]
     assert teacher["samples"] >= 1000 and teacher["f_mem"]["value"] >= 0.5
     assert summary["control"]["heldout_f_mem"]["value"] <= 0.03
-    # The verdict's 0.9 to 1.1, and what another processor's last bits may change in 10,000 steps.
-    assert 0.87 <= student["variance_ratio"] <= 1.13
     lines = [json.loads(line) for line in (run / "student/metrics.jsonl").read_text().splitlines()]
     rmse = [row["distillation/rmse_to_teacher"] for row in lines if "distillation/rmse_to_teacher" in row]
     assert rmse[-1] < 0.7 * rmse[0]
-    verdict, paired = student["verdict"], student["paired"]
-    assert verdict["checks"]["rmse_not_rising"] is not False
-    assert verdict["claim"] in ("reduced", "transient", "unchanged", "amplified", "undecided", "not_distilled")
-    assert verdict["claim"] != "undecided" or verdict["reason"]
-    assert verdict["statement"] in done.stdout and "10,000 steps" in verdict["statement"]
-    low, high = verdict["limit"]["ci95"]
-    assert low - 0.1 < verdict["limit"]["ceiling"]["value"] < high + 0.1
-    assert high <= 1 - teacher["f_mem"]["ci95"][0] + 0.01  # no more than all seeds
-    assert verdict["lost_seeds"]["nearest_to_same"]["ci95"][0] > verdict["lost_seeds"]["chance"]
-    assert sum(paired["transfer"].values()) == student["samples"]
     page = (run / "report.html").read_text(encoding="utf-8")
-    assert page.count('class="chart"') >= 8 and verdict["claim"] in page
+    for student in students:
+        verdict, paired = student["verdict"], student["paired"]
+        assert 0.9 <= student["variance_ratio"] <= 1.1  # .945 to .963 over seeds 0 to 2
+        assert verdict["checks"]["rmse_not_rising"] is not False
+        assert verdict["statement"] in done.stdout and "8,000 steps" in verdict["statement"]
+        low, high = verdict["limit"]["ci95"]
+        assert low - 0.1 < verdict["limit"]["ceiling"]["value"] < high + 0.1
+        assert high <= 1 - teacher["f_mem"]["ci95"][0] + 0.01  # no more than all seeds
+        assert verdict["lost_seeds"]["nearest_to_same"]["ci95"][0] > verdict["lost_seeds"]["chance"]
+        assert sum(paired["transfer"].values()) == student["samples"]
+        assert verdict["claim"] in page
+    # Two steps stand 1.4 to 1.9 points below the teacher over seeds 0 to 2: far from the margin of 3.
+    assert students[1]["verdict"]["claim"] in ("reduced", "transient", "unchanged", "amplified")
+    assert page.count('class="chart"') >= 8
     assert str(run) in done.stdout

@@ -189,14 +189,24 @@ def _jackknife(rows: Tensor, statistic: Callable[[Tensor], float]) -> Estimate:
     return Estimate.around(value, STUDENT_95 * math.sqrt((GROUPS - 1) / GROUPS * squares))
 
 
+def _distances(parts: Tensor, other: Moments) -> Tensor:
+    """Frechet distances of parts (k, N, F), N above F, each to one reference, float64 (k,)."""
+    means = parts.mean(1)
+    centred = parts - means[:, None]
+    covariances = centred.mT @ centred / (parts.shape[1] - 1)
+    squares = torch.linalg.eigvalsh(other.root @ covariances @ other.root.T)
+    spread = covariances.diagonal(dim1=1, dim2=2).sum(1) + other.root.square().sum()
+    return (means - other.mean).square().sum(1) + spread - 2 * squares.clamp(min=0).sqrt().sum(1)
+
+
 def _intercept(rows: Tensor, other: Moments, least: int, points: int) -> float:
     """a of the least-squares line FD_N = a + b / N over sizes from ``least`` to all rows (n, F)."""
     inverse = torch.linspace(1 / len(rows), 1 / least, points, dtype=torch.float64)
     sizes = (1 / inverse).round().long().clamp(least, len(rows)).unique().tolist()
     values = []
     for size in sizes:
-        parts = rows[: len(rows) // size * size].split(size)
-        values.append(sum(moments_distance(moments(part), other) for part in parts) / len(parts))
+        parts = rows[: len(rows) // size * size].double().unflatten(0, (-1, size))
+        values.append(float(_distances(parts, other).mean()))
     x, y = 1 / torch.tensor(sizes, dtype=torch.float64), torch.tensor(values, dtype=torch.float64)
     slope = ((x - x.mean()) * (y - y.mean())).sum() / (x - x.mean()).square().sum()
     return float(y.mean() - slope * x.mean())

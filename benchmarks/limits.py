@@ -23,7 +23,7 @@ import numpy as np
 from scipy import stats
 
 from cdmem.metrics.comparison.claims import LIMIT_MARGIN, MARGIN, claim, state
-from cdmem.metrics.comparison.limit import Limit, fit_limit
+from cdmem.metrics.comparison.limit import Limit, fit_limit, possible
 
 TEACHER = 0.859
 LIKE_TEACHER = 0.6  # correlation of a seed's own latent value with the teacher's
@@ -114,7 +114,8 @@ class Outcome:
 
 def judge(steps: np.ndarray, differences: np.ndarray, least_spacing: float) -> Outcome:
     """What cdmem would say."""
-    limit = fit_limit(steps, differences, least_spacing)
+    seeds = differences.shape[1]
+    limit = fit_limit(steps, differences, least_spacing, possible(round(TEACHER * seeds), seeds))
     last = differences[-1]
     error = float(last.std(ddof=1)) / np.sqrt(len(last))
     halves = {c: error * float(stats.norm.ppf(0.5 + c / 2)) for c in (0.9, 0.95)}
@@ -124,7 +125,7 @@ def judge(steps: np.ndarray, differences: np.ndarray, least_spacing: float) -> O
         return Outcome(None, claim(now, None, limit)[0])
     ci95 = limit.interval(0.95)
     where = state(limit.interval(0.9), ci95, LIMIT_MARGIN)
-    return Outcome(ci95, claim(now, where, stays=limit.value / float(last.mean()))[0])
+    return Outcome(ci95, claim(now, where, stays=limit.value / (float(last.mean()) or np.inf))[0])
 
 
 def row(job: tuple[str, float, Budget, int, int]) -> dict[str, object]:

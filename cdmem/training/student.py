@@ -255,8 +255,13 @@ class Student(DiffusionModule):
         if step == self.trainer.max_steps:
             return
         noise = self.step_noise(local_batch, batch_idx, step)
-        batch = Batch(*(part.to(self.device) for part in self.data.stream.batch(step * parts + batch_idx % parts)))
-        ahead.begin((step, batch_idx), lambda: self._teacher_half(batch, noise, step))
+        batch = self.data.stream.batch(step * parts + batch_idx % parts)
+
+        def half() -> tuple[Any, StepNoise]:
+            # Moved here: on CUDA memory belongs to the stream that took it.
+            return self._teacher_half(Batch(*(part.to(self.device) for part in batch)), noise, step)
+
+        ahead.begin((step, batch_idx), half)
 
     def _teacher_half(self, batch: Batch, noise: StepNoise, step: int) -> tuple[Any, StepNoise]:
         """Also the noise, of which the student's half draws the rest."""

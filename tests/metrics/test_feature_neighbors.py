@@ -140,3 +140,30 @@ def test_many_neighbours_are_certified_too():
 def test_no_queries_give_empty_columns():
     found = FeatureIndex(draw(5, 4, 0)).query(draw(0, 4, 0), 3)
     assert found.squared.shape == found.groups.shape == (0, 3) and found.nearest.shape == found.certified.shape == (0,)
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e-3, 1e18, 1e19])
+def test_balls_are_decided_exactly(scale):
+    """Against float64 differences: copies, near copies and points at a radius, which are outside."""
+    draw = torch.Generator().manual_seed(5)
+    rows = scale * torch.randn(70, 40, generator=draw)
+    queries = torch.cat([rows[:20], rows[20:40] * (1 + 1e-6), scale * torch.randn(30, 40, generator=draw)])
+    squared = (queries.double()[:, None] - rows.double()).square().sum(2)
+    of_rows, of_queries = squared.sort(0).values[3], squared.sort(1).values[:, 4]  # each is one of the distances
+    parts = list(FeatureIndex(rows).inside(queries, of_rows, of_queries))
+    assert torch.equal(torch.cat([part[1] for part in parts]), squared < of_rows)
+    assert torch.equal(torch.cat([part[2] for part in parts]), squared < of_queries[:, None])
+    assert [len(queries[part[0]]) for part in parts] == [len(part[1]) for part in parts]
+
+
+def test_balls_a_block_at_a_time(monkeypatch):
+
+    draw = torch.Generator().manual_seed(6)
+    rows, queries = torch.randn(9, 3, generator=draw), torch.randn(7, 3, generator=draw)
+    radii = torch.full((9,), 2.0).double(), torch.full((7,), 3.0).double()
+    whole = next(iter(FeatureIndex(rows).inside(queries, *radii)))
+    monkeypatch.setattr(feature_neighbors, "TABLE_ENTRIES", 18)
+    parts = list(FeatureIndex(rows).inside(queries, *radii))
+    assert [p[0] for p in parts] == [slice(0, 2), slice(2, 4), slice(4, 6), slice(6, 7)]
+    for k in (1, 2):
+        assert torch.equal(torch.cat([p[k] for p in parts]), whole[k])

@@ -18,6 +18,7 @@ from cdmem.metrics.quality.features import PixelFeatures
 from cdmem.metrics.quality.fidelity import Fidelity, kernel_interval, reference_of
 from cdmem.metrics.quality.frechet import (
     Moments,
+    _distances,
     delta_variance,
     frechet_infinity,
     frechet_interval,
@@ -332,3 +333,33 @@ def moments_gradient(mean, root, reference):
         u, _, vh = torch.linalg.svd(cross, full_matrices=False)
     shift = (mean - reference.mean).square().sum()
     return shift + root.square().sum() + reference.root.square().sum() - 2 * (cross * (u @ vh)).sum()
+
+
+def ill_conditioned(kind, n=300, f=20, seed=0):
+    """Features whose covariance Cholesky's decomposition takes, loses digits of, or refuses."""
+    x = normal(n, f, seed) + 3
+    if kind == "faint":
+        x[:, 3] *= 1e-9
+    elif kind == "constant":
+        x[:, 5] = 2.0
+    elif kind == "repeated":
+        x[:, 7] = x[:, 2]
+    return x
+
+
+@pytest.mark.parametrize("kind", ["plain", "faint", "constant", "repeated"])
+@pytest.mark.parametrize("other", ["plain", "faint", "constant", "repeated"])
+def test_the_quick_roots_are_those_of_singular_values(kind, other, monkeypatch):
+    """Whichever way the condition chooses: QR and singular values never square it."""
+    x, y = ill_conditioned(kind), 0.8 * ill_conditioned(other, seed=1) + 0.1
+    quick = frechet(x, y)
+    monkeypatch.setattr("cdmem.metrics.quality.frechet.CONDITION", math.inf)
+    monkeypatch.setattr("cdmem.metrics.quality.frechet.EIGENVALUES", math.inf)
+    assert quick == pytest.approx(frechet(x, y), rel=1e-9)
+    assert abs(frechet(x, x)) < 1e-11 * float(x.square().sum()) / len(x)
+
+
+def test_a_distance_of_parts_is_that_of_each():
+    parts, reference = normal(4 * 50, 6, 2).reshape(4, 50, 6) + 0.3, moments(normal(80, 6, 3))
+    one_by_one = torch.tensor([moments_distance(moments(part), reference) for part in parts], dtype=torch.float64)
+    assert torch.allclose(_distances(parts.double(), reference), one_by_one, rtol=1e-9)

@@ -235,6 +235,11 @@ def test_what_the_verdict_carries():
     specific = {"holds": True, "statement": "it lies below every control"}
     verdict = judge(evidence(specific=specific))
     assert verdict.specific == specific and verdict.statement.endswith("it lies below every control.")
+    # A student that failed forgets more than every control; a reduction that is none is specific to nothing.
+    assert judge(evidence(specific=specific, variance_ratio=0.5)).specific is None
+    little = pair(-0.02, -0.02, difference=interval(-0.02, 0.005))
+    small = judge(evidence(specific=specific, pair=little, limit=limits(0.0, 0.0)))
+    assert small.claim == "unchanged" and "control" not in small.statement
 
 
 def test_equal_cost_is_another_sentence():

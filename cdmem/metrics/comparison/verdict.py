@@ -37,6 +37,7 @@ CLAIMS = (
     "amplified" + OF_FEWER,
     "undecided",
 )
+NO_STATEMENT = ("unpaired", "not_distilled", "nothing_to_transfer")
 SIDES: dict[str, State] = {"reduced": "below", "transient": "below", "amplified": "above"}
 Record = Mapping[str, Any]
 
@@ -93,7 +94,7 @@ class Verdict:
         limit: value, interval, exponent and first step of the limit, or why there is none; with ``ceiling``, the
             perfect student of this recipe against the teacher, where it is known.
         lost_seeds: what became of the seeds that the teacher alone copies.
-        specific: whether the controls of the study differ, or None.
+        specific: whether the controls of the study differ, or None; also where nothing can be stated.
     """
 
     claim: str
@@ -162,6 +163,8 @@ def judge(evidence: Evidence) -> Verdict:
     }
 
     def verdict(what: str, reason: str, text: str, checks: dict[str, bool | None] | None = None) -> Verdict:
+        if what in NO_STATEMENT:
+            about["specific"] = None
         return Verdict(what, reason, f"{e.who}: {text}", checks or {}, **about)
 
     if not pair or e.variance_ratio is None or e.teacher_ci95 is None:
@@ -276,7 +279,7 @@ def sentence(what: str, reason: str, e: Evidence) -> str:
             f"{same:.1f} % [{low:.1f}, {high:.1f}] of the {lost['count']} seeds lost are nearest to the very image "
             f"that the teacher copied (chance {100 * lost['chance']:.1f} %)"
         )
-    if pair["difference"]["ci95"][1] < 0:
+    if pair["difference"]["ci95"][1] < 0 and what != "unchanged":
         parts.append((e.specific or {}).get("statement", "").rstrip("."))
     return "; ".join(part for part in parts if part) + "."
 

@@ -194,6 +194,7 @@ def test_published_rates_in_steps():
 # ---- two steps of each -----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_cifar10_stages_train(tmp_path):
     images = np.random.default_rng(0).integers(0, 256, (40, 32, 32, 3), dtype=np.uint8)
     np.savez(tmp_path / "images.npz", images=images)
@@ -209,6 +210,7 @@ def test_cifar10_stages_train(tmp_path):
         check_trained(student, [1, 2], quality=False)
 
 
+@pytest.mark.slow
 def test_celeba_stages_train(tmp_path):
     root = tmp_path / "celeba"
     (root / "img_align_celeba").mkdir(parents=True)

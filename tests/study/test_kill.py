@@ -10,6 +10,8 @@ import pytest
 from cdmem.io.atomic import owned
 from support.scenario import chosen, content
 
+pytestmark = pytest.mark.slow  # each starts processes of its own
+
 
 def test_the_moments_are_those_of_a_run(killed_teacher, killed_study):
     """Otherwise the kills below would miss training, evaluation or writing."""
@@ -94,7 +96,6 @@ def test_a_full_disk_is_one_line_and_nothing_is_lost(killed_teacher):
     assert "Traceback" not in first.output
 
 
-@pytest.mark.slow
 def test_a_study_killed_at_random_moments(killed_study):
     for at in chosen(killed_study, 20, seed=2):
         killed_study.survive(at, "KILL")

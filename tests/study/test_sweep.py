@@ -51,6 +51,7 @@ def test_bad_grids(items):
     assert str(error.value).startswith("sweep") and "\n" not in str(error.value)
 
 
+@pytest.mark.slow
 def test_a_sweep_runs_resumes_grows_and_compares(config, tmp_path, capsys):
     folder = tmp_path / "sweep"
     command = ["study", "--config", config, "--run_dir", folder, "--sweep"]

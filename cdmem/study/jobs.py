@@ -24,6 +24,7 @@ from cdmem.io.own_code import FLAG, allows
 
 STAGE = re.compile(r"\[\d+/\d+\] \S+")  # a study's line at each of its stages
 POLL = 0.5  # s
+LEAST = 2**30  # bytes that a process is taken to need before it has shown how much it holds
 PATIENCE = 120  # s for a process to keep its state after it was told to stop
 
 
@@ -98,7 +99,7 @@ class Running:
 def run_jobs(jobs: Sequence[Job], at_once: int, ended: Callable[[Job, Done], None]) -> None:
     """Run all, ``at_once`` at a time, in their order.
 
-    The next one waits while less memory is free than the largest so far has held.
+    The next one waits while less memory is free than the largest so far has held, at least 1 GiB.
 
     Args:
         jobs: what to run.
@@ -110,7 +111,7 @@ def run_jobs(jobs: Sequence[Job], at_once: int, ended: Callable[[Job, Done], Non
         RunFailure: the same after SIGTERM.
     """
     waiting, running = list(enumerate(jobs, 1)), dict[int, Running]()  # by share of the cores
-    shares, largest = _shares(at_once), 0
+    shares, largest = _shares(at_once), LEAST
     with _told_to_stop():
         try:
             while waiting or running:

@@ -80,8 +80,9 @@ def test_they_share_the_cores(script, tmp_path):
     assert sorted(os.sched_getaffinity(0)) == have
 
 
-def test_the_next_waits_for_memory(script, monkeypatch, capsys):
-    monkeypatch.setattr(room, "_free_memory", lambda: 0.0)
+@pytest.mark.parametrize("free", [0.0, 2.0**29])  # nothing, and less than a process that has only begun will need
+def test_the_next_waits_for_memory(free, script, monkeypatch):
+    monkeypatch.setattr(room, "_free_memory", lambda: free)
     jobs = [script(name, "date +%s.%N; sleep 0.3; date +%s.%N") for name in "ab"]
     run(jobs)
     times = [[float(x) for x in job.log.read_text().split()] for job in jobs]

@@ -10,7 +10,7 @@ to first order in 1 / n its bias is that of :func:`frechet_infinity`'s line.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -22,9 +22,7 @@ from cdmem.metrics.statistics import Estimate, squared_distance_interval
 STUDENT_95 = 2.262157162798205  # 9 degrees of freedom, for ten groups
 GROUPS = 10
 BLOCK = 1024
-CONDITION = (
-    1e-5  # least over largest scale of R: squaring it leaves every root with an error below 1e-11 of the largest
-)
+CONDITION = 1e-5  # least over largest scale of R: squared, it leaves every root an error below 1e-11 of the largest
 EIGENVALUES = 1e-11  # least over largest: the error of a root is below 1e-10 of the largest
 
 
@@ -58,15 +56,18 @@ def moments(features: Tensor, weights: Tensor | None = None) -> Moments:
     step = 4 * max(count, BLOCK)
     parts = list(zip(features.split(step), w.split(step)))
     mean = sum(part.double().T @ v for part, v in parts) / total
-    blocks = [((part.double() - mean) * (v / (total - 1)).sqrt()[:, None]) for part, v in parts]
+
+    def blocks() -> Iterator[Tensor]:
+        return ((part.double() - mean) * (v / (total - 1)).sqrt()[:, None] for part, v in parts)
+
     if len(features) <= count:
-        return Moments(mean, torch.cat(blocks))
-    factor, failed = torch.linalg.cholesky_ex(sum(rows.T @ rows for rows in blocks))
+        return Moments(mean, torch.cat(list(blocks())))
+    factor, failed = torch.linalg.cholesky_ex(sum(rows.T @ rows for rows in blocks()))
     scales = factor.diagonal()
     if not failed and float(scales.min()) > CONDITION * float(scales.max()):
         return Moments(mean, factor.T.contiguous())
     root = torch.zeros(0, count, dtype=torch.float64)
-    for rows in blocks:
+    for rows in blocks():
         root = torch.linalg.qr(torch.cat([root, rows]), mode="r")[1]
     return Moments(mean, root)
 
